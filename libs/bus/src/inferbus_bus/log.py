@@ -1,0 +1,181 @@
+"""The log itself: frames of TOKENS by stream sequence, for whoever keeps the position (meter, audit, recovery)."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError
+from nats.aio.msg import Msg
+
+from inferbus_bus.connection import Bus, send_now
+from inferbus_bus.consumers import create_consumer, delete_consumer, nanoseconds, position
+from inferbus_bus.errors import StreamApiError
+
+log = logging.getLogger(__name__)
+_BATCH = 1000
+_EXPIRES = timedelta(seconds=5)
+_INACTIVE = timedelta(seconds=60)
+_RETRY_SECONDS = 0.2
+
+Stored = tuple[int, int, bytes]
+"""(stream sequence, Unix microseconds when it was stored, data)."""
+
+
+class FrameLog:
+    """Reads by position; nothing is acknowledged, since the reader's own store knows how far it is."""
+
+    def __init__(self, bus: Bus, stream: str = "TOKENS") -> None:
+        self._bus = bus
+        self._stream = stream
+
+    async def bounds(self) -> tuple[int, int]:
+        """(first, last) stream sequence that is stored; last < first if there is none. Raises like :meth:`Bus.api`."""
+        state = (await self._bus.api(f"STREAM.INFO.{self._stream}"))["state"]
+        return int(state["first_seq"]), int(state["last_seq"])
+
+    async def read(
+        self, first: int, last: int | None = None, *, subject: str = "tok.>", since_us: int | None = None
+    ) -> AsyncIterator[list[Stored]]:
+        """Batches in stream order from sequence ``first`` (or from the time ``since_us`` if given).
+
+        With ``last`` it ends once everything up to and including it was given; without, it goes on for ever. A batch is
+        what is there, at least one message. While the caller does not ask, at most 1,000 messages wait here. Survives
+        broker restarts.
+        """
+        cursor = _Cursor(self._bus, self._stream, subject)
+        try:
+            start: dict[str, Any] = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(first, 1)}
+            if since_us is not None:
+                start = {"deliver_policy": "by_start_time", "opt_start_time": _rfc3339(since_us)}
+            await cursor.open(start, first - 1)
+            while True:
+                batch = await cursor.take(last)
+                if last is not None:
+                    batch = [stored for stored in batch if stored[0] <= last]
+                if batch:
+                    yield batch
+                if last is not None and cursor.reached(last):
+                    return
+        finally:
+            await cursor.close()
+
+
+class _Cursor:
+    """One ephemeral ack-none pull consumer, made again at the next sequence when it is lost."""
+
+    def __init__(self, bus: Bus, stream: str, subject: str) -> None:
+        self._bus = bus
+        self._stream = stream
+        self._subject = subject
+        self._ready: list[Stored] = []
+        self._asked = 0
+        self._wake = asyncio.Event()
+        self._position = 0
+        self._pending = 1
+        self._start: dict[str, Any] = {}
+        self._name = ""
+        self._stop: Any = None
+        self._lost = False
+
+    async def open(self, start: dict[str, Any], position_before: int) -> None:
+        self._start, self._position = start, position_before
+        while True:
+            try:
+                await self._create()
+                return
+            except (StreamApiError, InferBusError) as error:
+                log.warning("log reader waits", extra={"error": str(error)})
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _create(self) -> None:
+        await self.close()
+        self._lost, self._asked = False, 0
+        inbox = self._bus.inbox("log")
+        self._name = f"{inbox.replace('.', '-')}-{clock.now_us()}"
+        self._inbox = inbox
+        self._stop = await self._bus.listen(inbox, self._received)
+        info = await create_consumer(
+            self._bus, self._stream, self._name,
+            {
+                "filter_subject": self._subject, "ack_policy": "none", "mem_storage": True, "num_replicas": 1,
+                "inactive_threshold": nanoseconds(_INACTIVE), **self._start,
+            },
+        )  # fmt: skip
+        self._pending = int(info.get("num_pending", 0))
+
+    def reached(self, last: int) -> bool:
+        return self._position >= last or (self._pending == 0 and not self._ready)
+
+    async def take(self, last: int | None) -> list[Stored]:
+        """What is there; waits for at least one message, unless ``last`` is known to be behind us."""
+        while not self._ready:
+            if last is not None and self.reached(last):
+                return []
+            if self._lost or not self._bus.connected:
+                await self._again()
+                continue
+            self._pull()
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(_EXPIRES.total_seconds() + 2):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._lost = True
+        batch, self._ready = self._ready, []
+        self._position = batch[-1][0]
+        if self._asked <= _BATCH // 2 and not self._lost:
+            self._pull()
+        return batch
+
+    async def _again(self) -> None:
+        if self._ready:
+            self._position = self._ready[-1][0]
+        if self._position > 0:
+            self._start = {"deliver_policy": "by_start_sequence", "opt_start_seq": self._position + 1}
+        await asyncio.sleep(_RETRY_SECONDS)
+        if self._bus.connected:
+            await self.open(self._start, self._position)
+
+    def _pull(self) -> None:
+        want = _BATCH - self._asked - len(self._ready)
+        if want <= 0 or not self._bus.connected:
+            return
+        self._asked += want
+        request = json.dumps({"batch": want, "expires": nanoseconds(_EXPIRES)}).encode()
+        send_now(self._bus.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", request, self._inbox))
+
+    async def _received(self, msg: Msg) -> None:
+        if msg.headers and "Status" in msg.headers and not msg.data:
+            status = msg.headers["Status"]
+            if status in ("404", "408"):  # this pull has ended; how much of it was left, it says
+                self._asked = max(0, self._asked - int(msg.headers.get("Nats-Pending-Messages", self._asked)))
+            elif status != "100":
+                self._lost = True
+            self._wake.set()
+            return
+        at = position(msg.reply)
+        self._asked -= 1
+        self._pending = at.pending
+        self._ready.append((at.stream_sequence, at.time_us, msg.data))
+        self._wake.set()
+
+    async def close(self) -> None:
+        if self._stop is None:
+            return
+        stop, self._stop = self._stop, None
+        await stop()
+        if self._bus.connected:
+            try:
+                await delete_consumer(self._bus, self._stream, self._name)
+            except (StreamApiError, InferBusError) as error:
+                log.debug("consumer gone already", extra={"error": str(error)})
+
+
+def _rfc3339(unix_us: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(unix_us / 1e6, UTC).isoformat().replace("+00:00", "Z")

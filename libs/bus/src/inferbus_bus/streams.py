@@ -1,0 +1,49 @@
+"""Make the streams and buckets of the table of subjects: once at deploy, by an administrator. Safe to run again."""
+
+from datetime import timedelta
+from typing import Any
+
+from inferbus_contracts.subjects import BUCKETS, STREAMS, BucketSpec, StreamSpec
+
+from inferbus_bus.connection import Bus
+from inferbus_bus.consumers import nanoseconds
+from inferbus_bus.errors import STREAM_NOT_FOUND, StreamApiError
+
+_MARKER_TTL = timedelta(minutes=5)
+_BUCKET_BYTES = 64 << 20
+
+
+def stream_config(spec: StreamSpec, replicas: int) -> dict[str, Any]:
+    """A stream as JetStream's API wants it; durations in nanoseconds."""
+    return {
+        "name": spec.name, "subjects": list(spec.subjects), "retention": spec.retention, "storage": "file",
+        "max_age": nanoseconds(spec.max_age), "max_bytes": spec.max_bytes, "max_msgs": -1, "max_consumers": -1,
+        "discard": "new" if spec.discard_new else "old", "num_replicas": replicas, "allow_direct": True,
+        "duplicate_window": nanoseconds(min(spec.duplicate_window, spec.max_age)),
+        "description": spec.description, "compression": "none",
+    }  # fmt: skip
+
+
+def bucket_config(spec: BucketSpec, replicas: int) -> dict[str, Any]:
+    """A KV bucket as a stream (ADR-8). A leased entry's end leaves a marker, so that watchers see it."""
+    config: dict[str, Any] = {
+        "name": f"KV_{spec.name}", "subjects": [f"$KV.{spec.name}.>"], "retention": "limits", "storage": "file",
+        "max_msgs_per_subject": 1, "max_bytes": _BUCKET_BYTES, "discard": "new", "num_replicas": replicas,
+        "allow_rollup_hdrs": True, "deny_delete": True, "allow_direct": True,
+        "duplicate_window": nanoseconds(timedelta(minutes=2)), "description": spec.description, "max_consumers": -1,
+    }  # fmt: skip
+    if spec.leases:
+        config |= {"allow_msg_ttl": True, "subject_delete_marker_ttl": nanoseconds(_MARKER_TTL)}
+    return config
+
+
+async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
+    """Create what is missing, bring the rest to its present settings. Raises StreamApiError if the server refuses."""
+    configs = [stream_config(spec, replicas) for spec in STREAMS] + [bucket_config(spec, replicas) for spec in BUCKETS]
+    for config in configs:
+        try:
+            await bus.api(f"STREAM.UPDATE.{config['name']}", config, timeout=10)
+        except StreamApiError as error:
+            if error.err_code != STREAM_NOT_FOUND:
+                raise
+            await bus.api(f"STREAM.CREATE.{config['name']}", config, timeout=10)

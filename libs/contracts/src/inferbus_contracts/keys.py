@@ -1,0 +1,31 @@
+"""The form of an API key: made here, recognised here, hashed by :func:`inferbus_contracts.ids.key_hash`.
+
+``ib-`` and 43 characters of URL-safe base64: 256 random bits. No I/O here: randomness is an argument.
+"""
+
+import base64
+import re
+
+ENTROPY_BYTES = 32
+SCOPES = ("inference", "admin")
+_MARK = "ib-"
+_FORM = re.compile(r"ib-[A-Za-z0-9_-]{43}")
+# Enough to tell keys apart in a list, far too little to guess the rest from.
+_SHOWN = len(_MARK) + 6
+
+
+def mint(entropy: bytes) -> str:
+    """The secret made of exactly 32 random bytes. Raises ValueError for any other length."""
+    if len(entropy) != ENTROPY_BYTES:
+        raise ValueError(f"a key needs {ENTROPY_BYTES} bytes of entropy")
+    return _MARK + base64.urlsafe_b64encode(entropy).rstrip(b"=").decode()
+
+
+def is_key(secret: str) -> bool:
+    """Whether ``secret`` has the form of a key; says nothing about whether it is valid."""
+    return _FORM.fullmatch(secret) is not None
+
+
+def prefix_of(secret: str) -> str:
+    """The part that may be shown and stored, to recognise a key by."""
+    return secret[:_SHOWN]

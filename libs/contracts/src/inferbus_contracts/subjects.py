@@ -1,0 +1,138 @@
+"""The one table of addresses: message type → subject → stream → retention.
+
+Callers hand over a message; nobody else writes a subject. Names that become part of a subject (models, workers,
+edges) pass through :func:`subject_token`, which is injective, so two names never share a subject.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from inferbus.bus.v1.audit_pb2 import AuditEvent
+from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord, PriceRecord, WorkerRecord
+from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus.common.v1.usage_pb2 import PriorityClass
+
+Retention = Literal["workqueue", "limits"]
+CLASS_TOKENS = {
+    PriorityClass.PRIORITY_CLASS_UNSPECIFIED: "interactive",
+    PriorityClass.PRIORITY_CLASS_INTERACTIVE: "interactive",
+    PriorityClass.PRIORITY_CLASS_BACKGROUND: "background",
+    PriorityClass.PRIORITY_CLASS_BATCH: "batch",
+}
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """One JetStream stream. ``discard_new``: refuse what is above the bound instead of dropping the oldest."""
+
+    name: str
+    subjects: tuple[str, ...]
+    retention: Retention
+    max_age: timedelta
+    max_bytes: int
+    duplicate_window: timedelta
+    discard_new: bool
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSpec:
+    """One KV bucket. ``leases``: entries carry a time to live of their own, and their end is seen by watchers."""
+
+    name: str
+    record: type[Any]
+    description: str
+    leases: bool = False
+
+
+# A frame published again after an outage must still be recognised: the window is longer than any retry.
+_WINDOW = timedelta(minutes=10)
+_GIB = 1 << 30
+
+STREAMS = (
+    StreamSpec(
+        "REQUESTS", ("req.>",), "workqueue", timedelta(hours=1), 1 * _GIB, _WINDOW, True, "accepted, not yet placed"
+    ),
+    StreamSpec(
+        "WORK", ("work.>",), "workqueue", timedelta(hours=24), 1 * _GIB, _WINDOW, True, "what each worker is running"
+    ),
+    StreamSpec(
+        "TOKENS", ("tok.>",), "limits", timedelta(hours=72), 8 * _GIB, _WINDOW, False,
+        "frames: delivery, resume, billing, replay",
+    ),
+    StreamSpec(
+        "AUDIT", ("audit.>",), "limits", timedelta(days=400), 1 * _GIB, _WINDOW, False, "who changed what"
+    ),
+)  # fmt: skip
+
+BUCKETS = (
+    BucketSpec("keys", KeyRecord, "API keys by hash"),
+    BucketSpec("models", ModelRecord, "public model names"),
+    BucketSpec("prices", PriceRecord, "price book by model"),
+    BucketSpec("fleet", WorkerRecord, "live workers and their leases", leases=True),
+    BucketSpec("leases", WorkerRecord, "who may act alone", leases=True),
+)
+
+CANCEL_SUBJECT = "ctl.cancel"
+HEARTBEAT_SUBJECTS = "ctl.heartbeat.*"
+
+
+def subject_token(name: str) -> str:
+    """``name`` as one token of a subject or one KV key: what NATS cannot carry becomes ``=XX`` of its UTF-8."""
+    if not name:
+        raise ValueError("an empty name has no subject")
+    return "".join(char if char in _PLAIN else "".join(f"={byte:02X}" for byte in char.encode()) for char in name)
+
+
+def name_of_token(token: str) -> str:
+    """The inverse of :func:`subject_token`."""
+    head, *rest = token.split("=")
+    return (head.encode() + b"".join(bytes.fromhex(part[:2]) + part[2:].encode() for part in rest)).decode()
+
+
+def request_subject(message: GenerateRequest) -> str:
+    return f"req.{CLASS_TOKENS[message.priority_class]}.{subject_token(message.context.model)}"
+
+
+def work_subject(worker: str) -> str:
+    return f"work.{subject_token(worker)}"
+
+
+def token_subject(edge: str, worker: str) -> str:
+    return f"tok.{subject_token(edge)}.{subject_token(worker)}"
+
+
+def edge_tokens(edge: str) -> str:
+    """All that is published for one edge."""
+    return f"tok.{subject_token(edge)}.*"
+
+
+_SUBJECTS: dict[type[Any], Callable[[Any], str]] = {
+    GenerateRequest: request_subject,
+    Work: lambda message: work_subject(message.worker),
+    Frame: lambda message: token_subject(message.edge, message.worker),
+    Cancel: lambda _: CANCEL_SUBJECT,
+    Heartbeat: lambda message: f"ctl.heartbeat.{subject_token(message.worker)}",
+    AuditEvent: lambda message: f"audit.{message.action}",
+}
+
+
+def subject_of(message: Any) -> str:
+    """Where ``message`` is published. KeyError for a type that does not travel on the bus."""
+    return _SUBJECTS[type(message)](message)
+
+
+def message_id(message: GenerateRequest | Work | Frame | AuditEvent) -> str:
+    """The deterministic id by which JetStream recognises a retry."""
+    if isinstance(message, Frame):
+        return f"{message.worker}-{message.boot}-{message.sequence}"
+    if isinstance(message, Work):
+        return message.request.request_id.hex()
+    if isinstance(message, AuditEvent):
+        return message.event_id
+    return message.request_id.hex()

@@ -1,0 +1,93 @@
+"""Every metric of the platform, defined once; OpenTelemetry GenAI names where it has one, in Prometheus spelling.
+
+``labels()`` costs more than the count itself: on a hot path keep the child. Labels hold names from the registries and
+closed sets only, never a tenant, a key or a request, so that the number of series stays bounded. Seconds and tokens are
+the only units.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram, Info, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+# Bucket bounds that OpenTelemetry's GenAI conventions recommend for each of these metrics.
+TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+TPOT_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+DURATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+TOKEN_BUCKETS = tuple(4**n for n in range(14))
+# Inside the platform a step takes from tens of microseconds to a few seconds.
+STEP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+GEN_AI_LABELS = ("gen_ai_request_model", "error_type")
+
+# --- what a customer feels (edge) ---------------------------------------------------------------------------------
+TIME_TO_FIRST_TOKEN = Histogram(
+    "gen_ai_server_time_to_first_token_seconds",
+    "Request accepted at the edge to first token out, queueing included; error_type is empty on success",
+    GEN_AI_LABELS,
+    buckets=TTFT_BUCKETS,
+)
+TIME_PER_OUTPUT_TOKEN = Histogram(
+    "gen_ai_server_time_per_output_token_seconds",
+    "(E2E - TTFT) / (output tokens - 1); error_type is empty on success",
+    GEN_AI_LABELS,
+    buckets=TPOT_BUCKETS,
+)
+REQUEST_DURATION = Histogram(
+    "gen_ai_server_request_duration_seconds",
+    "Request accepted at the edge to its last token; error_type is empty on success",
+    GEN_AI_LABELS,
+    buckets=DURATION_BUCKETS,
+)
+TOKEN_USAGE = Histogram(
+    "gen_ai_client_token_usage",
+    "Tokens of a request; gen_ai_token_type is input or output",
+    ("gen_ai_request_model", "gen_ai_token_type"),
+    buckets=TOKEN_BUCKETS,
+)
+HTTP_REQUESTS = Counter("inferbus_http_requests_total", "HTTP answers by route template", ("route", "status"))
+STREAMS_ACTIVE = Gauge("inferbus_streams_active", "Requests that an edge is answering now")
+STREAM_STALLS = Counter("inferbus_stream_stalls_total", "Streams ended because their client did not read")
+CLIENT_CANCELS = Counter("inferbus_client_cancels_total", "Requests whose client left before the end")
+
+# --- scheduler ----------------------------------------------------------------------------------------------------
+QUEUE_DEPTH = Gauge("inferbus_queue_depth", "Requests accepted and not yet placed", ("model", "priority_class"))
+QUEUE_TIME = Histogram("inferbus_queue_time_seconds", "Accepted to placed", ("model",), buckets=STEP_BUCKETS)
+PLACEMENTS = Counter("inferbus_placements_total", "Requests handed to a worker", ("model",))
+PLACEMENT_SECONDS = Histogram(
+    "inferbus_placement_seconds", "Time that one placement decision took", buckets=(1e-5, 2.5e-5, 5e-5, *STEP_BUCKETS)
+)
+REJECTIONS = Counter("inferbus_rejections_total", "Requests ended without being placed", ("reason",))
+FLEET_WORKERS = Gauge("inferbus_fleet_workers", "Workers with a live lease", ("model", "state"))
+
+# --- worker -------------------------------------------------------------------------------------------------------
+WORKER_ACTIVE = Gauge("inferbus_worker_active", "Generations running in the engine")
+WORKER_WAITING = Gauge("inferbus_worker_waiting", "Generations submitted and waiting for the engine")
+WORKER_CAPACITY = Gauge("inferbus_worker_capacity", "Generations that the engine runs at once")
+GENERATIONS = Counter("inferbus_generations_total", "Generations ended", ("model", "finish_reason"))
+INPUT_TOKENS = Counter("inferbus_input_tokens_total", "Input tokens of ended generations", ("model",))
+OUTPUT_TOKENS = Counter("inferbus_output_tokens_total", "Token events put on the log", ("model",))
+ENGINE_RESTARTS = Counter("inferbus_engine_restarts_total", "Engines started again after they died", ("engine",))
+
+# --- bus ----------------------------------------------------------------------------------------------------------
+BUS_CONNECTED = Gauge("inferbus_bus_connected", "1 while the broker is reachable")
+BUS_RECONNECTS = Counter("inferbus_bus_reconnects_total", "Connections to the broker made again")
+BUS_PUBLISH_SECONDS = Histogram(
+    "inferbus_bus_publish_seconds", "Publish to stored, acknowledged", ("stream",), buckets=STEP_BUCKETS
+)
+BUS_PUBLISH_FAILURES = Counter("inferbus_bus_publish_failures_total", "Publishes refused or lost", ("reason",))
+REDELIVERIES = Counter("inferbus_redeliveries_total", "Deliveries that were not the first", ("stream",))
+FRAMES_PUBLISHED = Counter("inferbus_frames_published_total", "Frames sent to the log, repeats not counted")
+FRAMES_REPUBLISHED = Counter("inferbus_frames_republished_total", "Frames sent again after a broken connection")
+FRAMES_UNACKED = Gauge("inferbus_frames_unacked", "Frames sent and not yet known to be stored")
+
+# --- meter --------------------------------------------------------------------------------------------------------
+INGEST_ROWS = Counter("inferbus_ingest_rows_total", "Rows inserted", ("table",))
+INGEST_INSERT_SECONDS = Histogram(
+    "inferbus_ingest_insert_seconds", "Time that one insert took", ("table",), buckets=STEP_BUCKETS
+)
+INGEST_RETRIES = Counter("inferbus_ingest_retries_total", "Inserts tried again", ("reason",))
+INGEST_LAG_FRAMES = Gauge("inferbus_ingest_lag_frames", "Frames on the log that are not in the table yet")
+
+# --- any process --------------------------------------------------------------------------------------------------
+PROCESS = Info("inferbus_process", "Which service and instance this is")
+RPC_REQUESTS = Counter("inferbus_rpc_requests_total", "gRPC calls answered", ("method", "code"))

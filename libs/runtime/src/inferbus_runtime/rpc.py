@@ -1,0 +1,211 @@
+"""gRPC between services: one way to serve and one way to call.
+
+Both sides carry the operator's token and the trace, and turn InferBusError into a status and back. Health and
+reflection are open, so that probes and grpcurl work; all else needs the token, if there is one.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from inferbus.common.v1.error_pb2 import ErrorClass
+from opentelemetry.trace import SpanKind
+
+from inferbus_runtime import metrics
+from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.health import Health
+from inferbus_runtime.rpc_errors import error_of, status_of
+from inferbus_runtime.traces import current_headers, span
+
+__all__ = ["RpcServer", "channel", "error_of", "serve"]
+
+log = logging.getLogger(__name__)
+
+OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
+HEALTH_SERVICE = "grpc.health.v1.Health"
+# Calls run at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself.
+MAX_CALLS = 4096
+# What has not ended by the drain is cut off after this long.
+STOP_GRACE_SECONDS = 0.5
+# A unary call whose caller named no deadline still has one.
+UNARY_TIMEOUT_SECONDS = 10.0
+CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.enable_http_proxy", 0),
+)
+RPC_ATTRIBUTES = {"rpc.system": "grpc"}
+SERVER_OPTIONS = (
+    # two servers on one port would share its calls between them
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class RpcServer:
+    """A listening server. ``address``: "host:port" really bound. It is NOT_SERVING until told otherwise."""
+
+    def __init__(self, address: str, health: Health) -> None:
+        self.address = address
+        self._health = health
+
+    def set_serving(self, serving: bool) -> None:
+        """What the health service answers from now on."""
+        self._health.set_serving(serving)
+
+
+@asynccontextmanager
+async def serve(
+    address: str, add: Callable[[Any], None], service_names: Sequence[str], token: str | None
+) -> AsyncIterator[RpcServer]:
+    """Serve the servicers that ``add`` puts on the server, named in ``service_names``, until the context ends.
+
+    With ``token``, calls must carry ``authorization: Bearer <token>``. Raises OSError if ``address`` is taken.
+    """
+    health = Health(service_names)
+    server = grpc.aio.server(
+        interceptors=[_ServerCalls(token)], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS
+    )
+    add(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address} for gRPC: {error}") from error
+    await server.start()
+    try:
+        yield RpcServer(f"{address.rpartition(':')[0]}:{port}", health)
+    finally:
+        health.close()
+        await server.stop(STOP_GRACE_SECONDS)
+
+
+def channel(address: str, token: str | None) -> grpc.aio.Channel:
+    """A channel to ``address`` that adds the token and the trace to each call. Use it as an async context manager.
+
+    Unary calls without a timeout get 10 s. A call while the server is away fails at once with UNAVAILABLE.
+    """
+    calls = [kind(token) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS, interceptors=calls)
+
+
+class _ServerCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Token, span and errors around every call of our own services."""
+
+    def __init__(self, token: str | None) -> None:
+        self._expected = None if token is None else f"Bearer {token}".encode()
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        if details.method.startswith(OPEN_SERVICES):
+            return await continuation(details)
+        metadata = dict(details.invocation_metadata or ())
+        if self._expected is not None:
+            given = metadata.get("authorization", "")
+            if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected):
+                return grpc.stream_stream_rpc_method_handler(_refuse)
+        handler = await continuation(details)
+        return None if handler is None else _guarded(handler, details.method, metadata)
+
+
+async def _refuse(_requests: Any, context: Any) -> None:
+    message = 'This call needs the operator\'s token: metadata "authorization: Bearer <token>".'
+    error = InferBusError(ErrorClass.ERROR_CLASS_UNAUTHENTICATED, "invalid_rpc_token", message)
+    await context.abort(*status_of(error))
+
+
+def _guarded(handler: Any, method: str, metadata: dict[str, Any]) -> Any:
+    """``handler`` inside a span, with what it raises turned into a status."""
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+    async def call(request: Any, context: Any) -> Any:
+        code = "OK"
+        with span(method[1:], metadata, kind=SpanKind.SERVER, **RPC_ATTRIBUTES) as current:
+            try:
+                answer = behaviour(request, context)
+                if not hasattr(answer, "__aiter__"):
+                    return await answer
+                async for message in answer:
+                    await context.write(message)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except grpc.aio.AbortError:
+                code = "ABORTED_BY_SERVICER"
+                raise
+            except Exception as error:  # noqa: BLE001 - logged and turned into a status
+                current.end(error)
+                status = status_of(_public(error, method))
+                code = status[0].name
+                await context.abort(*status)
+            finally:
+                metrics.RPC_REQUESTS.labels(method, code).inc()
+        return None
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[(handler.request_streaming, handler.response_streaming)]
+    return make(call, handler.request_deserializer, handler.response_serializer)
+
+
+def _public(error: Exception, method: str) -> InferBusError:
+    """What the caller is told of ``error``; the log is told the rest."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        error = error_of(error)
+    if not isinstance(error, InferBusError):
+        log.error("a gRPC call failed", exc_info=error, extra={"rpc_method": method})
+        return InferBusError(ErrorClass.ERROR_CLASS_INTERNAL, "internal_error", "Internal error.")
+    level = logging.ERROR if error.error_class == ErrorClass.ERROR_CLASS_INTERNAL else logging.INFO
+    fields = {"rpc_method": method, "reason": error.reason, "diagnostic": error.diagnostic}
+    log.log(level, "a gRPC call was refused", extra=fields)
+    return error
+
+
+class _ClientCalls:
+    """Adds token and trace to the details of a call."""
+
+    def __init__(self, token: str | None) -> None:
+        self._authorization = () if token is None else (("authorization", f"Bearer {token}"),)
+
+    def _details(self, details: Any, timeout: float | None) -> Any:
+        metadata = (*(details.metadata or ()), *self._authorization, *current_headers().items())
+        return grpc.aio.ClientCallDetails(
+            details.method,
+            timeout if details.timeout is None else details.timeout,
+            grpc.aio.Metadata(*metadata),
+            details.credentials,
+            details.wait_for_ready,
+        )
+
+
+class _UnaryUnary(_ClientCalls, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return await continuation(self._details(details, UNARY_TIMEOUT_SECONDS), request)
+
+
+class _UnaryStream(_ClientCalls, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+    async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return await continuation(self._details(details, None), request)
+
+
+class _StreamUnary(_ClientCalls, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]
+    async def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return await continuation(self._details(details, None), requests)
+
+
+class _StreamStream(_ClientCalls, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
+    async def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return await continuation(self._details(details, None), requests)
