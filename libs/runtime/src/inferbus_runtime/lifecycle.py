@@ -8,8 +8,8 @@ two seconds; a third kills. Closing that takes longer (without a second signal: 
 """
 
 import asyncio
-import ctypes
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -21,9 +21,10 @@ from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import uvloop
 
-from inferbus_runtime import logs, metrics, traces
+from inferbus_runtime import logs, metrics
 from inferbus_runtime.config import ConfigError, ServiceConfig, load
 from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.parent import die_with_parent
 from inferbus_runtime.ready_file import ready_file
 from inferbus_runtime.telemetry import serve_metrics
 
@@ -40,7 +41,6 @@ FORCED_CLOSE_SECONDS = 2.0
 # Objects made after the start live as long as a request; the collector need not look at them often. Reference counts
 # free almost all of them at once.
 GC_THRESHOLD = (50_000, 20, 50)
-PR_SET_PDEATHSIG = 1
 
 
 @runtime_checkable
@@ -61,7 +61,9 @@ class Process:
         self._last: object = None
         self._servers: list[_Serving] = []
         self._drains: list[Callable[[], Awaitable[None]]] = []
-        self._open: dict[object, Callable[[], Awaitable[object]]] = {}
+        # what is open, by its place in the order: the thing itself, and how it is closed
+        self._open: dict[int, tuple[object, Callable[[], Awaitable[object]]]] = {}
+        self._places = itertools.count()
 
     async def enter(self, cm: AbstractAsyncContextManager[T]) -> T:
         """Enter ``cm`` now and leave it at the end, after all that was started later.
@@ -69,7 +71,7 @@ class Process:
         If it gives something with ``set_serving(bool)``, such as an RpcServer, that follows the process' readiness.
         """
         value = await cm.__aenter__()
-        self._open[cm] = lambda: cm.__aexit__(None, None, None)
+        self._open[next(self._places)] = cm, lambda: cm.__aexit__(None, None, None)
         if isinstance(value, _Serving):
             self._servers.append(value)
         return value
@@ -80,8 +82,9 @@ class Process:
         At the end it is cancelled, before the contexts close that were entered before it.
         """
         task = asyncio.create_task(coro, name=name)
-        self._open[task] = lambda: _cancel(task)
-        task.add_done_callback(self._task_done)
+        place = next(self._places)
+        self._open[place] = task, lambda: _cancel(task)
+        task.add_done_callback(lambda _: self._task_done(place, task))
         return task
 
     def on_drain(self, callback: Callable[[], Awaitable[None]]) -> None:
@@ -171,13 +174,13 @@ class Process:
         try:
             async with asyncio.timeout(seconds) as self._closing:
                 while self._open:
-                    self._last, close = self._open.popitem()
+                    _, (self._last, close) = self._open.popitem()
                     try:
                         await close()
                     except Exception as error:  # noqa: BLE001 - fail() logs it
                         self.fail(error)
         except TimeoutError:
-            log.error("closing did not end in time", extra={"stuck": repr(self._last), "left_open": len(self._open)})
+            log.error("closing did not end in time", extra={"stuck": _name(self._last), "left_open": len(self._open)})
             return False
         finally:
             self._closing = None
@@ -200,8 +203,8 @@ class Process:
         if self._wiring is not None:
             self._wiring.cancel()
 
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._open.pop(task, None)
+    def _task_done(self, place: int, task: asyncio.Task[Any]) -> None:
+        self._open.pop(place, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background task died", extra={"task": task.get_name()})
             self.fail(error)
@@ -226,11 +229,14 @@ def main(
     service = prefix.removeprefix("INFERBUS_").strip("_").lower()
     logs.configure(service, config.name, config.log_level)
     if config.die_with_parent:
-        _die_with_parent()
+        die_with_parent()
     metrics.PROCESS.info({"service": service, "instance": config.name})
     with ExitStack() as stack:
         if config.otlp_endpoint:
-            stack.enter_context(traces.exporting(config.otlp_endpoint, service, config.name))
+            # the SDK costs a quarter of a second and 20 MB to import
+            from inferbus_runtime.otlp import exporting
+
+            stack.enter_context(exporting(config.otlp_endpoint, service, config.name))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_run(config, wire))
             if code == EXIT_STUCK:
@@ -255,18 +261,13 @@ async def _cancel(task: asyncio.Task[Any]) -> None:
     await asyncio.wait((task,))
 
 
+def _name(opened: object) -> str:
+    """Of a task or a context, for the log."""
+    return repr(getattr(opened, "gen", opened))
+
+
 def _settle_gc() -> None:
     """Take what the start made out of the collector's sight: walking it costs milliseconds in the middle of streams."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLD)
-
-
-def _die_with_parent() -> None:
-    """Linux only. The signal comes when the *thread* that started us ends: a supervisor does it from its main one."""
-    if not sys.platform.startswith("linux"):
-        log.warning("die_with_parent works on Linux only")
-        return
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"prctl(PR_SET_PDEATHSIG): {os.strerror(code)}")

@@ -7,8 +7,8 @@ reflection are open, so that probes and grpcurl work; all else needs the token, 
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -38,11 +38,19 @@ UNARY_TIMEOUT_SECONDS = 10.0
 CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),  # a stream may be quiet for long
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.enable_http_proxy", 0),
 )
+# (request is a stream, answer is a stream): how gRPC makes the handler, and where it keeps what it calls
+KINDS = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
+    (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
+    (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
+    (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
+}
 RPC_ATTRIBUTES = {"rpc.system": "grpc"}
 SERVER_OPTIONS = (
     # two servers on one port would share its calls between them
@@ -70,12 +78,12 @@ async def serve(
 ) -> AsyncIterator[RpcServer]:
     """Serve the servicers that ``add`` puts on the server, named in ``service_names``, until the context ends.
 
-    With ``token``, calls must carry ``authorization: Bearer <token>``. Raises OSError if ``address`` is taken.
+    With ``token``, calls must carry ``authorization: Bearer <token>``. At the end calls have half a second before they
+    are cancelled; none runs once the context is left. Raises OSError if ``address`` is taken.
     """
     health = Health(service_names)
-    server = grpc.aio.server(
-        interceptors=[_ServerCalls(token)], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS
-    )
+    calls = _ServerCalls(token)
+    server = grpc.aio.server(interceptors=[calls], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
     add(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
@@ -89,6 +97,7 @@ async def serve(
     finally:
         health.close()
         await server.stop(STOP_GRACE_SECONDS)
+        await calls.ended()
 
 
 def channel(address: str, token: str | None) -> grpc.aio.Channel:
@@ -105,6 +114,7 @@ class _ServerCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, token: str | None) -> None:
         self._expected = None if token is None else f"Bearer {token}".encode()
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         if details.method.startswith(OPEN_SERVICES):
@@ -115,50 +125,61 @@ class _ServerCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected):
                 return grpc.stream_stream_rpc_method_handler(_refuse)
         handler = await continuation(details)
-        return None if handler is None else _guarded(handler, details.method, metadata)
+        if handler is None:
+            return None  # gRPC answers UNIMPLEMENTED
+        kind, behaviour = KINDS[handler.request_streaming, handler.response_streaming]
+        call = self._guarded(getattr(handler, behaviour), details.method, metadata)
+        return kind(call, handler.request_deserializer, handler.response_serializer)
+
+    async def ended(self) -> None:
+        """gRPC's stop does not wait until the calls that it cancels have ended; what they use closes after us."""
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=STOP_GRACE_SECONDS)
+
+    def _guarded(self, behaviour: Callable[[Any, Any], Any], method: str, metadata: Mapping[str, Any]) -> Any:
+        """``behaviour`` inside a span, with what it raises turned into a status."""
+
+        async def call(request: Any, context: Any) -> Any:
+            task, code = asyncio.current_task(), "OK"
+            assert task is not None, "gRPC runs each call in a task"  # noqa: S101
+            self._running.add(task)
+            with span(method[1:], metadata, kind=SpanKind.SERVER, **RPC_ATTRIBUTES) as current:
+                try:
+                    return await _answer(behaviour(request, context), context)
+                except asyncio.CancelledError:
+                    code = "CANCELLED"
+                    raise
+                except grpc.aio.AbortError:
+                    code = "ABORTED_BY_SERVICER"
+                    raise
+                except Exception as error:  # noqa: BLE001 - logged and turned into a status
+                    current.end(error)
+                    status = status_of(_public(error, method))
+                    code = status[0].name
+                    await context.abort(*status)
+                finally:
+                    self._running.discard(task)
+                    metrics.RPC_REQUESTS.labels(method, code).inc()
+
+        return call
+
+
+async def _answer(answer: Any, context: Any) -> Any:
+    """The one answer of a coroutine; the answers of a generator are written here, and it is closed in time."""
+    if not hasattr(answer, "__aiter__"):
+        return await answer
+    async with aclosing(answer):
+        async for message in answer:
+            await context.write(message)
+    return None
 
 
 async def _refuse(_requests: Any, context: Any) -> None:
     message = 'This call needs the operator\'s token: metadata "authorization: Bearer <token>".'
     error = InferBusError(ErrorClass.ERROR_CLASS_UNAUTHENTICATED, "invalid_rpc_token", message)
     await context.abort(*status_of(error))
-
-
-def _guarded(handler: Any, method: str, metadata: dict[str, Any]) -> Any:
-    """``handler`` inside a span, with what it raises turned into a status."""
-    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-
-    async def call(request: Any, context: Any) -> Any:
-        code = "OK"
-        with span(method[1:], metadata, kind=SpanKind.SERVER, **RPC_ATTRIBUTES) as current:
-            try:
-                answer = behaviour(request, context)
-                if not hasattr(answer, "__aiter__"):
-                    return await answer
-                async for message in answer:
-                    await context.write(message)
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            except grpc.aio.AbortError:
-                code = "ABORTED_BY_SERVICER"
-                raise
-            except Exception as error:  # noqa: BLE001 - logged and turned into a status
-                current.end(error)
-                status = status_of(_public(error, method))
-                code = status[0].name
-                await context.abort(*status)
-            finally:
-                metrics.RPC_REQUESTS.labels(method, code).inc()
-        return None
-
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[(handler.request_streaming, handler.response_streaming)]
-    return make(call, handler.request_deserializer, handler.response_serializer)
 
 
 def _public(error: Exception, method: str) -> InferBusError:

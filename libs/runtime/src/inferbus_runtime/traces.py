@@ -5,18 +5,14 @@ Attributes are the callers' business: OpenTelemetry GenAI names, never prompt or
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Self
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from inferbus_runtime.errors import InferBusError
@@ -25,8 +21,6 @@ Value = str | bool | int | float
 
 # Also what keeps a client's header from travelling on as anything but a trace id.
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-QUEUE_SPANS = 8192
-EXPORT_TIMEOUT_SECONDS = 5
 NO_HEADERS: dict[str, str] = {}
 
 _propagator = TraceContextTextMapPropagator()
@@ -121,25 +115,10 @@ def current_trace_id() -> str:
     return current_headers().get("traceparent", "")[3:35]
 
 
-@contextmanager
-def exporting(endpoint: str, service: str, instance: str) -> Iterator[None]:
-    """Record spans and send them to the OTLP collector at ``endpoint``; on exit what is left is sent, within seconds.
-
-    Sending has its own thread. Past 8192 waiting spans new ones are dropped; serving never waits for a collector.
-    """
+def record_with(tracer: trace.Tracer | None) -> None:
+    """Record spans with ``tracer`` from now on; None: record nothing. For the one module that owns the exporter."""
     global _tracer
-    resource = Resource.create(
-        {"service.namespace": "inferbus", "service.name": f"inferbus-{service}", "service.instance.id": instance}
-    )
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT_SECONDS)
-    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=QUEUE_SPANS, schedule_delay_millis=1000))
-    _tracer = provider.get_tracer("inferbus")
-    try:
-        yield
-    finally:
-        _tracer = None
-        provider.shutdown()
+    _tracer = tracer
 
 
 def _incoming(parent: Mapping[str, str] | None) -> dict[str, str]:

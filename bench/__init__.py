@@ -1,0 +1,1 @@
+"""One command per claim: ``make bench``. Each prints ratios taken in one run on one machine."""

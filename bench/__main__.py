@@ -1,0 +1,40 @@
+"""``python -m bench [overhead] [cost] [throughput] [ingest] [--quick]``: print tables, keep them under results/."""
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from bench import cost, ingest, overhead, throughput
+from bench.measure import keep, machine
+
+BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, float]]] = {
+    "overhead": (overhead.run, {"seconds": 2.0}),
+    "cost": (cost.run, {"seconds": 2.0}),
+    "throughput": (throughput.run, {"seconds": 2.0}),
+    "ingest": (ingest.run, {"tokens": 200_000}),
+}
+
+
+async def main(names: list[str], quick: bool) -> None:
+    print(machine())
+    parts = []
+    for name in names:
+        run, short = BENCHES[name]
+        text = await run(**(short if quick else {}))
+        print(text, flush=True)
+        parts.append(text)
+    if not quick:
+        print("kept in", keep("spine" if len(names) == len(BENCHES) else "-".join(names), "\n".join(parts)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="bench", help=", ".join(BENCHES))
+    parser.add_argument("--quick", action="store_true", help="short windows, nothing kept: does it still run?")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(BENCHES):
+        parser.error(f"no such bench: {', '.join(sorted(unknown))}")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(options.names or list(BENCHES), options.quick))

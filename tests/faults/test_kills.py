@@ -1,0 +1,186 @@
+"""Who dies, and what the customer sees: real kills, then the audit."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.harness.local import Stack, running, until
+
+BODY = {"model": "synthetic", "messages": [{"role": "user", "content": "go"}]}
+ITL = {"INFERBUS_WORKER_SYNTHETIC__ITL": "10ms"}
+
+
+async def expected_text(client: openai.AsyncOpenAI, tokens: int) -> str:
+    answer = await client.chat.completions.create(**BODY, max_tokens=tokens)
+    return answer.choices[0].message.content
+
+
+async def stream_text(client: openai.AsyncOpenAI, tokens: int, leave_after: int | None = None) -> str | None:
+    """The whole streamed text; None if the client left half-way."""
+    text = ""
+    count = 0
+    stream = await client.chat.completions.create(**BODY, max_tokens=tokens, stream=True)
+    async for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            text += chunk.choices[0].delta.content
+            count += 1
+            if leave_after is not None and count >= leave_after:
+                await stream.close()
+                return None
+    return text
+
+
+async def mixed_load(
+    client: openai.AsyncOpenAI, requests: int, concurrency: int, refused: tuple[type[Exception], ...] = ()
+) -> Counter[str]:
+    """Unary and streamed requests, every fifth one left half-way. Every answer must be whole and right."""
+    source = random.Random(11)
+    lengths = (8, 33, 60)
+    expected = {tokens: await expected_text(client, tokens) for tokens in lengths}
+    outcome: Counter[str] = Counter()
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(number: int) -> None:
+        tokens = lengths[number % 3]
+        async with gate:
+            try:
+                if number % 5 == 0:
+                    await stream_text(client, tokens, leave_after=source.randint(1, tokens - 1))
+                    outcome["left"] += 1
+                elif number % 5 == 1:
+                    assert await expected_text(client, tokens) == expected[tokens]
+                    outcome["unary"] += 1
+                else:
+                    assert await stream_text(client, tokens) == expected[tokens]
+                    outcome["streamed"] += 1
+            except refused as error:
+                outcome[type(error).__name__] += 1
+                await asyncio.sleep(0.05)
+
+    await asyncio.gather(*(one(number) for number in range(requests)))
+    return outcome
+
+
+async def audited(stack: Stack) -> dict:
+    code, out = await stack.cli("--json", "audit")
+    assert code == 0, out
+    return json.loads(out)
+
+
+def open_client(stack: Stack) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=stack.base_url, api_key=stack.api_key, max_retries=0, timeout=90)
+
+
+@pytest.mark.parametrize(
+    ("requests", "clickhouse_away"),
+    [pytest.param(500, 5, id="short"), pytest.param(2000, 30, id="soak", marks=pytest.mark.soak)],
+)
+@pytest.mark.timeout(600)
+async def test_meter_and_clickhouse_die_and_every_token_is_billed_once(
+    tmp_path: Path, requests: int, clickhouse_away: float
+) -> None:
+    async with running(tmp_path / "home", "synthetic", variables=ITL) as stack, open_client(stack) as client:
+        loading = asyncio.create_task(mixed_load(client, requests, 16))
+
+        async def chaos() -> None:
+            for round_number in range(3):
+                await asyncio.sleep(1)
+                await stack.restarted("meter", stack.kill("meter"))
+                if round_number < 2:
+                    old = stack.kill("clickhouse")
+                    await stack.restarted("clickhouse", old)
+
+        await asyncio.gather(loading, chaos())
+        assert sum(loading.result().values()) == requests
+        summary = await audited(stack)
+        assert int(summary["requests"]) >= requests
+
+
+@pytest.mark.timeout(300)
+async def test_clickhouse_is_away_and_serving_goes_on(tmp_path: Path) -> None:
+    import os
+    import signal
+
+    async with running(tmp_path / "home", "synthetic", variables=ITL) as stack, open_client(stack) as client:
+        os.kill(stack.pids["clickhouse"], signal.SIGSTOP)
+        try:
+            outcome = await mixed_load(client, 60, 16)
+            assert outcome["streamed"] + outcome["unary"] + outcome["left"] == 60
+        finally:
+            os.kill(stack.pids["clickhouse"], signal.SIGCONT)
+        await audited(stack)
+
+
+@pytest.mark.timeout(300)
+async def test_the_broker_dies_under_load_and_no_stream_loses_or_repeats_a_token(tmp_path: Path) -> None:
+    variables = {"INFERBUS_WORKER_SYNTHETIC__ITL": "20ms"}
+    async with running(tmp_path / "home", "synthetic", variables=variables) as stack, open_client(stack) as client:
+        tokens = 300
+        expected = await expected_text(client, tokens)
+        streams = [asyncio.create_task(stream_text(client, tokens)) for _ in range(16)]
+        await asyncio.sleep(1.5)
+        old = stack.kill("nats")
+        refused = None
+        async with httpx.AsyncClient() as http:
+            for _ in range(40):
+                answer = await http.post(
+                    stack.chat_url, json={**BODY, "max_tokens": 1},
+                    headers={"Authorization": f"Bearer {stack.api_key}"}, timeout=30,
+                )  # fmt: skip
+                if answer.status_code == 503:
+                    refused = answer
+                    break
+                await asyncio.sleep(0.02)
+        await stack.restarted("nats", old)
+        assert refused is not None, "the broker came back before a request was tried"
+        assert refused.headers["Retry-After"]
+        assert refused.json()["error"]["code"] == "bus_unavailable"
+        assert [await stream for stream in streams] == [expected] * 16
+        await until_serving(stack)
+        await audited(stack)
+
+
+async def until_serving(stack: Stack) -> None:
+    async with httpx.AsyncClient() as http:
+        for _ in range(100):
+            answer = await http.post(
+                stack.chat_url, json={**BODY, "max_tokens": 1},
+                headers={"Authorization": f"Bearer {stack.api_key}"}, timeout=30,
+            )  # fmt: skip
+            if answer.status_code == 200:
+                return
+            await asyncio.sleep(0.1)
+    raise AssertionError(answer.text)
+
+
+@pytest.mark.timeout(300)
+async def test_scheduler_and_worker_die_and_streams_go_on_where_they_were(tmp_path: Path) -> None:
+    async with running(tmp_path / "home", "synthetic", variables=ITL) as stack, open_client(stack) as client:
+        tokens = 300
+        expected = await expected_text(client, tokens)
+        streams = [asyncio.create_task(stream_text(client, tokens)) for _ in range(8)]
+        await asyncio.sleep(1)
+        await stack.restarted("scheduler", stack.kill("scheduler"))
+        await stack.restarted("worker-0", stack.kill("worker-0"))
+        assert [await stream for stream in streams] == [expected] * 8
+        await until_serving(stack)
+        await audited(stack)
+
+
+@pytest.mark.timeout(120)
+async def test_a_second_start_on_the_same_folder_goes_on_with_keys_and_data(tmp_path: Path) -> None:
+    async with running(tmp_path / "home", "synthetic", variables=ITL) as stack, open_client(stack) as client:
+        key = stack.api_key
+        await client.chat.completions.create(**BODY, max_tokens=5)
+        before = int((await audited(stack))["stream_tokens"])
+    async with running(tmp_path / "home", "synthetic", variables=ITL) as stack, open_client(stack) as client:
+        assert stack.api_key == key
+        await client.chat.completions.create(**BODY, max_tokens=7)
+        await until(lambda: True)
+        assert int((await audited(stack))["stream_tokens"]) == before + 7

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: a stack started by the command that users type."""
