@@ -4,7 +4,7 @@ import asyncio
 import json
 from urllib.request import urlopen
 
-import httpx
+import httpx2 as httpx
 import openai
 import pytest
 
@@ -179,7 +179,7 @@ async def test_a_client_that_leaves_ends_its_generation(stack: Stack, client: op
 
 
 async def test_keys_usage_top_and_audit_on_the_command_line(stack: Stack, client: openai.AsyncOpenAI) -> None:
-    code, out = await stack.cli("--json", "keys", "create", "--tenant", "acme", "--project", "web", "--name", "ci")
+    code, out = await stack.cli("keys", "create", "--json", "--tenant", "acme", "--project", "web", "--name", "ci")
     assert code == 0, out
     made = json.loads(out)
     secret = made["secret"]
@@ -191,7 +191,7 @@ async def test_keys_usage_top_and_audit_on_the_command_line(stack: Stack, client
         except openai.AuthenticationError:
             await asyncio.sleep(0.1)
     for _ in range(50):
-        code, out = await stack.cli("--json", "usage")
+        code, out = await stack.cli("usage", "--json")
         assert code == 0, out
         if "acme" in out:
             break

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import openai
 import pytest
 
@@ -68,9 +68,9 @@ async def mixed_load(
 
 
 async def audited(stack: Stack) -> dict:
-    code, out = await stack.cli("--json", "audit")
+    code, out = await stack.cli("audit", "--json")
     assert code == 0, out
-    return json.loads(out)
+    return json.loads(out.splitlines()[-1])["summary"]
 
 
 def open_client(stack: Stack) -> openai.AsyncOpenAI:

@@ -55,7 +55,7 @@ class Stack:
     async def cli(self, *arguments: str) -> tuple[int, str]:
         """One call of the command line tool: (exit code, output)."""
         process = await asyncio.create_subprocess_exec(
-            INFERBUS, "--home", str(self.home), *arguments,
+            INFERBUS, *arguments, env={**os.environ, "INFERBUS_HOME": str(self.home)},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         out, _ = await process.communicate()
