@@ -74,6 +74,17 @@ async def synthetic_alone(streams: int, seconds: float = 3.0) -> float:
     return float(out)
 
 
+async def listening(*ports: int) -> None:
+    for port in ports:
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                break
+            except OSError:
+                await asyncio.sleep(0.05)
+
+
 async def measure_proxy(rows_stream: list, rows_unary: list, seconds: float, levels: list[int]) -> None:
     upstream_port, proxy_port = free_port(), free_port()
     upstream = await asyncio.create_subprocess_exec(
@@ -82,7 +93,7 @@ async def measure_proxy(rows_stream: list, rows_unary: list, seconds: float, lev
     target = f"http://127.0.0.1:{upstream_port}/v1/chat/completions"
     proxy = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.proxy", "proxy", str(proxy_port), target)
     try:
-        await asyncio.sleep(1.5)
+        await listening(upstream_port, proxy_port)
         pin([upstream.pid], LOAD_CORE)
         pin([proxy.pid], MEASURED_CORE)
         url = f"http://127.0.0.1:{proxy_port}/v1/chat/completions"

@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
+from google.protobuf.message import DecodeError
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus_contracts.subjects import edge_tokens, message_id, subject_of
 from inferbus_runtime import clock, metrics
@@ -185,4 +186,10 @@ class FrameReader:
         await self._reader.stop()
 
     def _received(self, msg: Msg, at: Position) -> None:
-        self._on_frame(Frame.FromString(msg.data), at.stream_sequence)
+        try:
+            frame = Frame.FromString(msg.data)
+        except DecodeError:
+            # It was stored, so it is not lost to an investigation; the streams behind it must go on.
+            log.error("a frame cannot be read", extra={"sequence": at.stream_sequence, "bytes": len(msg.data)})
+            return
+        self._on_frame(frame, at.stream_sequence)

@@ -1,0 +1,56 @@
+"""A frame's columns, decoded to be walked once: the inside of the hot path, so no object per token is kept."""
+
+from collections.abc import Iterator
+from itertools import accumulate, repeat
+
+from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_contracts.ids import REQUEST_ID_BYTES
+from inferbus_runtime.errors import InferBusError
+
+from inferbus_edge.core.sse import escape, needs_escape
+
+# request id, index into the frame's contexts, attempt, first index, token count, text escaped for JSON
+Delta = tuple[bytes, int, int, int, int, bytes]
+
+
+def deltas(frame: Frame) -> Iterator[Delta]:
+    """The deltas of ``frame``, in order. Raises InferBusError INTERNAL ``broken_frame`` if the columns do not agree."""
+    first_index = list(frame.first_index)
+    total = len(first_index)
+    sizes = list(frame.text_size)
+    ids, text = frame.request_ids, frame.text
+    contexts = _column(list(frame.context_index), total, 0)
+    attempts = _column(list(frame.attempt), total, 1)
+    counts = _column(list(frame.token_count), total, 1)
+    if (
+        len(ids) != total * REQUEST_ID_BYTES
+        or len(sizes) != total
+        or sum(sizes) != len(text)
+        or not len(contexts) == len(attempts) == len(counts) == total
+        or 0 in attempts  # an attempt counts from 1; only an end may have none
+        or max(contexts, default=-1) >= len(frame.contexts)
+        or any(close.context_index >= len(frame.contexts) for close in frame.closes)
+    ):
+        raise _broken(frame)
+    ends = list(accumulate(sizes))
+    texts = [text[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    if needs_escape(text):
+        texts = [escape(one) for one in texts]
+    names = [ids[at : at + REQUEST_ID_BYTES] for at in range(0, len(ids), REQUEST_ID_BYTES)]
+    return zip(names, contexts, attempts, first_index, counts, texts, strict=True)
+
+
+def _broken(frame: Frame) -> InferBusError:
+    name = f"{frame.worker}-{frame.boot}-{frame.sequence}"
+    return InferBusError(
+        ErrorClass.ERROR_CLASS_INTERNAL,
+        "broken_frame",
+        "The server had an error; retry.",
+        diagnostic=f"the columns of frame {name} do not agree",
+    )
+
+
+def _column(values: list[int], total: int, default: int) -> list[int]:
+    """A column that may be left out when all its values are the default."""
+    return values or list(repeat(default, total))

@@ -1,0 +1,233 @@
+"""The HTTP server around the routes: finding one, and giving every failure OpenAI's error body.
+
+aiohttp's low-level server, since its own application answers errors in text and its parser's errors pass by any
+middleware: here all of them end in :func:`error_response`.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from aiohttp import web
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_contracts.ids import uuid7, uuid_text
+from inferbus_runtime import clock, metrics
+from inferbus_runtime.errors import InferBusError
+
+from inferbus_edge.core.errors import error_body, http_status, internal, of_status, retry_after_seconds
+
+log = logging.getLogger(__name__)
+
+_IDLE_CONNECTION_SECONDS = 75.0
+_CLOSE_SECONDS = 1.0
+_BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request on its way through a route. ``tail``: the path after a prefix route's path."""
+
+    http: web.BaseRequest
+    request_id: bytes
+    accepted_us: int
+    tail: str
+
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+class WrittenResponse(web.StreamResponse):
+    """Says to aiohttp that the answer is on its way already, written to the transport by ourselves."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._reuse = keep_alive
+
+    @property
+    def keep_alive(self) -> bool:
+        return self._reuse
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing: the head is out."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing: the end is out."""
+
+
+class Routes:
+    """Which handler answers: exact paths, and prefixes that end in a slash."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[str, Handler]] = {}
+        self._prefixes: dict[str, dict[str, Handler]] = {}
+
+    def add(self, method: str, path: str, handler: Handler) -> None:
+        table = self._prefixes if path.endswith("/") else self._exact
+        table.setdefault(path, {})[method] = handler
+
+    def find(self, method: str, path: str) -> tuple[str, Handler, str]:
+        """(route for the metrics, handler, tail). Raises InferBusError ``unknown_url`` or ``method_not_allowed``."""
+        route, methods, tail = path, self._exact.get(path), ""
+        if methods is None:
+            route = next((one for one in self._prefixes if path.startswith(one) and path != one), "")
+            methods, tail = self._prefixes.get(route), path[len(route) :]
+        if methods is None:
+            raise of_status(404)
+        handler = methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            raise of_status(405)
+        return route, handler, tail
+
+
+async def read_body(call: Call, timeout: timedelta) -> bytes:
+    """The request's body. Raises InferBusError ``request_timeout``, ``body_too_large`` or ``bad_request``."""
+    try:
+        if call.http.content.is_eof():  # a small body comes along with its head
+            return await call.http.read()
+        async with asyncio.timeout(timeout.total_seconds()):
+            return await call.http.read()
+    except TimeoutError:
+        raise of_status(408) from None
+    except web.HTTPException as error:
+        raise of_status(error.status) from None
+    except web.RequestPayloadError:
+        raise of_status(400) from None
+
+
+def error_response(error: InferBusError, request_id: bytes) -> web.Response:
+    """What a client is told of ``error``."""
+    response = json_response(error_body(error), request_id, http_status(error))
+    seconds = retry_after_seconds(error)
+    if seconds is not None:
+        response.headers["Retry-After"] = str(seconds)
+    return response
+
+
+def json_response(body: bytes, request_id: bytes, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=body, content_type="application/json", headers=own_headers(request_id))
+
+
+def own_headers(request_id: bytes) -> dict[str, str]:
+    """What every answer carries; without a Server of our own aiohttp would tell its version."""
+    return {"x-request-id": uuid_text(request_id), "Server": "inferbus"}
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, with our body for what its parser refuses."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:
+            log.error("a request failed outside of its route", exc_info=exc)
+        else:
+            log.debug("bad HTTP", extra={"error": repr(exc)})
+        if request.writer is not None and request.writer.output_size > 0:
+            raise ConnectionError("a part of the answer is out: no other can be sent")
+        response = error_response(of_status(status), new_request_id())
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    """web.Server that makes our kind of connection."""
+
+    def __init__(self, handler: Any, **settings: Any) -> None:
+        super().__init__(handler, **settings)
+        settings.pop("handler_cancellation")
+        settings.pop("request_factory")
+        self._settings = settings
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
+
+
+def new_request_id() -> bytes:
+    return uuid7(clock.now_us() // 1000, secrets.token_bytes(10))
+
+
+class Front:
+    """Takes every request: finds its route, answers its failure, counts it."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+
+    async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
+        accepted_us = clock.now_us()
+        request_id = uuid7(accepted_us // 1000, secrets.token_bytes(10))
+        route, status = "unknown", 499
+        try:
+            if http.headers.get("Expect") is not None:
+                _expected(http)
+            route, handler, tail = self._routes.find(http.method, http.path)
+            response = await handler(Call(http, request_id, accepted_us, tail))
+            status = response.status
+        except InferBusError as error:
+            _log(error, route, request_id)
+            response = error_response(error, request_id)
+            status = response.status
+        except ConnectionError:
+            response = WrittenResponse(keep_alive=False)
+        except Exception:
+            log.exception("a route failed", extra={"route": route, "request_id": uuid_text(request_id)})
+            response = error_response(internal(), request_id)
+            status = response.status
+        finally:
+            metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
+        return response
+
+
+def _expected(http: web.BaseRequest) -> None:
+    """``Expect: 100-continue``, which curl sends before a large body. Raises InferBusError ``expectation_failed``."""
+    if http.headers["Expect"].lower() != "100-continue":
+        raise of_status(417)
+    if http.transport is not None:
+        http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _log(error: InferBusError, route: str, request_id: bytes) -> None:
+    """One line for an operator; the client's own mistakes only at debug level."""
+    ours = error.error_class in (ErrorClass.ERROR_CLASS_INTERNAL, ErrorClass.ERROR_CLASS_UNAVAILABLE)
+    log.log(
+        logging.WARNING if ours else logging.DEBUG,
+        "a request was refused",
+        extra={
+            "route": route,
+            "request_id": uuid_text(request_id),
+            "reason": error.reason,
+            "diagnostic": error.diagnostic,
+        },
+    )
+
+
+@asynccontextmanager
+async def listen(host: str, port: int, routes: Routes, *, max_body_bytes: int) -> AsyncIterator[str]:
+    """Serve ``routes`` until the context ends; gives "host:port" really bound. Raises OSError if it is taken."""
+    loop = asyncio.get_running_loop()
+
+    def request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes)
+
+    server = _Server(
+        Front(routes).handle,
+        request_factory=request,
+        handler_cancellation=True,  # a client that leaves cancels its handler, and so its generation
+        keepalive_timeout=_IDLE_CONNECTION_SECONDS,
+        access_log=None,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=_CLOSE_SECONDS)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        yield f"{host}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

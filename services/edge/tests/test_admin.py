@@ -1,0 +1,205 @@
+"""Administration: keys by HTTP and gRPC, each change on AUDIT; the rest relayed to the services that own it."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from inferbus.bus.v1.audit_pb2 import AuditEvent
+from inferbus.bus.v1.registry_pb2 import WorkerRecord
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus.edge.v1 import edge_pb2
+from inferbus.edge.v1.edge_pb2_grpc import EdgeServiceStub
+from inferbus.meter.v1 import meter_pb2
+from inferbus.meter.v1.meter_pb2_grpc import MeterServiceServicer, add_MeterServiceServicer_to_server
+from inferbus.scheduler.v1 import scheduler_pb2
+from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceServicer, add_SchedulerServiceServicer_to_server
+from inferbus_bus.log import FrameLog
+from inferbus_contracts.keys import is_key
+from inferbus_runtime import rpc
+from inferbus_runtime.errors import InferBusError
+
+KEYS = "/inferbus/v1/keys"
+TOKEN = "operators-token-of-tests"
+
+
+@pytest.fixture
+async def admin(edge: Any, rig: Any) -> Any:
+    async with rig.session(edge, rig.ADMIN_KEY) as one:
+        yield one
+
+
+async def audited(worker: Any, target: str) -> list[AuditEvent]:
+    """What AUDIT says about ``target``."""
+    log = FrameLog(worker.bus, "AUDIT")
+    first, last = await log.bounds()
+    events = [
+        AuditEvent.FromString(data) async for batch in log.read(first, last, subject="audit.>") for _, _, data in batch
+    ]
+    return [event for event in events if event.target == target]
+
+
+async def test_a_key_lives_and_dies(admin: Any, edge: Any, worker: Any, rig: Any) -> None:
+    made = await admin.post(KEYS, json={"tenant_id": "acme", "project_id": "lab", "name": "ci"})
+    assert made.status == 201
+    body = await made.json()
+    key, secret = body["key"], body["secret"]
+    assert is_key(secret)
+    assert secret.startswith(key["prefix"])
+    assert (key["tenant_id"], key["project_id"], key["name"], key["scopes"]) == ("acme", "lab", "ci", ["inference"])
+    assert "revoke_time" not in key
+
+    async with rig.session(edge, secret) as http:
+        assert (await http.get("/v1/models")).status == 200  # at once, at the edge that made it
+        refused = await http.get(KEYS)
+        assert (refused.status, (await refused.json())["error"]["code"]) == (403, "insufficient_scope")
+        listed = (await (await admin.get(KEYS)).json())["keys"]
+        assert key["key_id"] in [one["key_id"] for one in listed]
+        assert secret not in json.dumps(listed)
+
+        for _ in range(2):  # twice is the same as once
+            gone = await admin.delete(f"{KEYS}/{key['key_id']}")
+            assert gone.status == 200
+            assert "revoke_time" in (await gone.json())["key"]
+        refused = await http.get("/v1/models")
+        assert (refused.status, (await refused.json())["error"]["code"]) == (401, "invalid_api_key")
+
+    events = await audited(worker, key["key_id"])
+    assert [(one.action, one.actor_key_id, one.tenant_id) for one in events] == [
+        ("key.created", "key_admin", "acme"), ("key.revoked", "key_admin", "acme"),
+    ]  # fmt: skip
+
+
+async def test_keys_are_listed_by_tenant(admin: Any) -> None:
+    await admin.post(KEYS, json={"tenant_id": "other"})
+    listed = (await (await admin.get(KEYS, params={"tenant": "other"})).json())["keys"]
+    assert {one["tenant_id"] for one in listed} == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({}, "missing_required_parameter"), ({"tenant_id": "a", "scopes": ["root"]}, "invalid_value"),
+        ({"tenant_id": 5}, "invalid_value"), ({"tenant_id": "a", "color": "red"}, "invalid_value"),
+        ([], "invalid_type"), ({"tenant_id": "a" * 300}, "invalid_value"),
+    ],
+)  # fmt: skip
+async def test_a_bad_key_request(admin: Any, body: Any, code: str) -> None:
+    response = await admin.post(KEYS, json=body)
+    assert (response.status, (await response.json())["error"]["code"]) == (400, code)
+
+
+async def test_an_unknown_key_cannot_be_revoked(admin: Any) -> None:
+    response = await admin.delete(f"{KEYS}/key_nothing")
+    assert (response.status, (await response.json())["error"]["code"]) == (404, "key_not_found")
+
+
+async def test_an_inference_key_is_no_admin(http: Any) -> None:
+    for method, path in (
+        ("GET", KEYS), ("POST", KEYS), ("DELETE", f"{KEYS}/x"), ("GET", "/inferbus/v1/usage"),
+        ("GET", "/inferbus/v1/live"), ("GET", "/inferbus/v1/fleet"), ("POST", "/inferbus/v1/audit"),
+    ):  # fmt: skip
+        assert (await http.request(method, path)).status == 403
+
+
+async def test_keys_over_grpc(edge: Any, rig: Any) -> None:
+    async with rpc.channel(edge.grpc, rig.ADMIN_KEY) as channel:
+        stub = EdgeServiceStub(channel)
+        made = await stub.CreateKey(edge_pb2.CreateKeyRequest(tenant_id="acme", scopes=["inference", "admin"]))
+        async with rig.session(edge, made.secret) as http:
+            assert (await http.get(KEYS)).status == 200
+        listed = await stub.ListKeys(edge_pb2.ListKeysRequest(tenant_id="acme"))
+        assert made.key in listed.keys
+        revoked = await stub.RevokeKey(edge_pb2.RevokeKeyRequest(key_id=made.key.key_id))
+        assert revoked.key.HasField("revoke_time")
+    for key, code in ((rig.API_KEY, grpc.StatusCode.PERMISSION_DENIED), ("wrong", grpc.StatusCode.UNAUTHENTICATED)):
+        async with rpc.channel(edge.grpc, key) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await EdgeServiceStub(channel).ListKeys(edge_pb2.ListKeysRequest())
+            assert caught.value.code() == code
+
+
+class Meter(MeterServiceServicer):
+    """Answers with what it was asked."""
+
+    async def GetUsage(self, request: Any, context: Any) -> Any:  # noqa: N802
+        row = meter_pb2.UsageRow(tenant_id=request.tenant_id, cost="0.5", output_tokens=request.start_time.seconds)
+        return meter_pb2.GetUsageResponse(rows=[row])
+
+    async def GetLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return meter_pb2.GetLiveResponse(window=request.window)
+
+    async def Audit(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.start_time.seconds == 1:
+            raise InferBusError(ErrorClass.ERROR_CLASS_UNAVAILABLE, "store_unavailable", "Later.")
+        yield meter_pb2.AuditResponse(progress=meter_pb2.AuditProgress(frames_total=request.timeout.seconds))
+        if request.start_time.seconds == 2:
+            raise InferBusError(ErrorClass.ERROR_CLASS_UNAVAILABLE, "store_unavailable", "Later.")
+        yield meter_pb2.AuditResponse(summary=meter_pb2.AuditSummary(requests=3))
+
+
+class Scheduler(SchedulerServiceServicer):
+    async def WatchFleet(self, request: Any, context: Any) -> Any:  # noqa: N802
+        worker = scheduler_pb2.FleetWorker(record=WorkerRecord(worker="worker-0"), active=2)
+        yield scheduler_pb2.WatchFleetResponse(workers=[worker])
+        await asyncio.sleep(60)
+
+
+@asynccontextmanager
+async def neighbours() -> Any:
+    """A meter and a scheduler that speak their protocol for real, on one gRPC server."""
+
+    def add(server: Any) -> None:
+        add_MeterServiceServicer_to_server(Meter(), server)
+        add_SchedulerServiceServicer_to_server(Scheduler(), server)
+
+    async with rpc.serve("127.0.0.1:0", add, ("inferbus.meter.v1.MeterService",), TOKEN) as server:
+        yield server.address
+
+
+async def test_relays(nats_server: Any, rig: Any, tmp_path: Any) -> None:
+    async with (
+        neighbours() as address,
+        rig.run_edge(nats_server, tmp_path, METER_ADDRESS=address, SCHEDULER_ADDRESS=address, RPC_TOKEN=TOKEN) as edge,
+        rig.session(edge, rig.ADMIN_KEY) as admin,
+    ):
+        usage = await admin.get("/inferbus/v1/usage", params={"start": "1970-01-01T00:00:09Z", "tenant": "acme"})
+        assert (await usage.json())["rows"] == [{"tenant_id": "acme", "cost": "0.5", "output_tokens": "9"}]
+        for params in ({"start": "yesterday"}, {"color": "red"}):
+            assert (await admin.get("/inferbus/v1/usage", params=params)).status == 400
+        live = await admin.get("/inferbus/v1/live", params={"window": "60"})
+        assert await live.json() == {"window": "60s"}
+        assert (await admin.get("/inferbus/v1/live", params={"window": "soon"})).status == 400
+        fleet = await (await admin.get("/inferbus/v1/fleet")).json()
+        assert fleet["workers"] == [{"record": {"worker": "worker-0"}, "active": 2}]
+
+        audit = await admin.post("/inferbus/v1/audit", json={"timeout": 7})
+        assert audit.headers["Content-Type"].startswith("application/x-ndjson")
+        lines = [json.loads(line) for line in (await audit.text()).splitlines()]
+        assert lines == [{"progress": {"frames_total": "7"}}, {"summary": {"requests": "3"}}]
+        refused = await admin.post("/inferbus/v1/audit", json={"start": "1970-01-01T00:00:01Z"})
+        assert (refused.status, (await refused.json())["error"]["code"]) == (503, "store_unavailable")
+        broken = await admin.post("/inferbus/v1/audit", json={"start": "1970-01-01T00:00:02Z", "end": None})
+        lines = [json.loads(line) for line in (await broken.text()).splitlines()]
+        assert [next(iter(line)) for line in lines] == ["progress", "error"]
+        assert (await admin.post("/inferbus/v1/audit", json={"x": 1})).status == 400
+
+
+async def test_a_neighbour_that_is_away_is_a_503(nats_server: Any, rig: Any, tmp_path: Any, edge: Any) -> None:
+    async with rig.session(edge, rig.ADMIN_KEY) as admin:
+        for path in ("/inferbus/v1/usage", "/inferbus/v1/fleet"):  # none is configured
+            assert (await admin.get(path)).status == 503
+    nobody = "127.0.0.1:9"
+    async with (
+        rig.run_edge(nats_server, tmp_path, METER_ADDRESS=nobody, SCHEDULER_ADDRESS=nobody) as alone,
+        rig.session(alone, rig.ADMIN_KEY) as admin,
+    ):
+        for method, path in (
+            ("GET", "/inferbus/v1/usage"), ("GET", "/inferbus/v1/fleet"), ("POST", "/inferbus/v1/audit"),
+        ):  # fmt: skip
+            response = await admin.request(method, path)
+            assert response.status == 503
+            assert "Retry-After" in response.headers
+            assert (await response.json())["error"]["type"] == "server_error"
