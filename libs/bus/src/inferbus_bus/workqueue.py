@@ -8,7 +8,7 @@ process dies, the server delivers again after ``ack_wait``.
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from inferbus_runtime import clock
@@ -63,7 +63,7 @@ class WorkQueue:
 
     At most ``in_flight`` deliveries are asked for or held. ``on_delivery`` is called from the connection's own task: it
     must not block and must not raise. What was held when the broker went away is delivered again as a new
-    :class:`Delivery` with the same sequence: acks of the old one may be lost, so the holder settles the newest.
+    :class:`Delivery` with the same sequence; from then on only the newest settles it, and the old one does nothing.
     """
 
     def __init__(
@@ -88,7 +88,8 @@ class WorkQueue:
         self._next_pull = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._pulls: dict[str, tuple[int, float]] = {}
         self._pull_count = 0
-        self._held: dict[str, Delivery] = {}
+        self._held: dict[int, Delivery] = {}  # by stream sequence: a redelivery takes the place of the old handle
+        self._unsubscribe: Callable[[], Awaitable[None]] | None = None
         self._open = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -99,7 +100,7 @@ class WorkQueue:
     async def start(self) -> None:
         """Make or bind the durable consumer and begin to pull. Raises like :meth:`Bus.api`."""
         await self._bind()
-        await self._bus.listen(self._inbox + "*", self._received)
+        self._unsubscribe = await self._bus.listen(self._inbox + "*", self._received)
         self._bus.on_disconnect(self._disconnected)
         self._open = True
         self._refill()
@@ -109,6 +110,10 @@ class WorkQueue:
         """Take no more; what is held stays held until it is settled. What was on its way is given back."""
         self._open = False
         self._pulls.clear()
+        if self._unsubscribe is not None:
+            # Without the inbox the server ends our open pull; else it would give a nak straight back to us.
+            unsubscribe, self._unsubscribe = self._unsubscribe, None
+            await unsubscribe()
 
     async def close(self) -> None:
         """After :meth:`stop`: keep nothing alive any more."""
@@ -153,7 +158,10 @@ class WorkQueue:
         if not self._open:
             delivery.nak()
             return
-        self._held[msg.reply] = delivery
+        old = self._held.pop(delivery.sequence, None)
+        if old is not None:
+            old._queue = None
+        self._held[delivery.sequence] = delivery
         self._on_delivery(delivery)
         self._refill()
 
@@ -167,7 +175,7 @@ class WorkQueue:
             return
 
     def _settled(self, delivery: Delivery, word: bytes) -> None:
-        self._held.pop(delivery._reply, None)
+        self._held.pop(delivery.sequence, None)
         self._say(delivery._reply, word)
         self._refill()
 
@@ -202,5 +210,5 @@ class WorkQueue:
         if now - self._alive_at < self._ack_wait.total_seconds() / 3:
             return
         self._alive_at = now
-        for reply in list(self._held):
-            self._say(reply, b"+WPI")
+        for delivery in list(self._held.values()):
+            delivery.in_progress()

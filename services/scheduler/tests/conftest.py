@@ -1,0 +1,286 @@
+"""Real parts: a nats-server of this room's own, the scheduler as a process, and tests that play worker and edge on the
+bus as those would."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from inferbus.bus.v1.control_pb2 import Heartbeat
+from inferbus.bus.v1.frame_pb2 import Close, Frame
+from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord, WorkerState
+from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus.common.v1.context_pb2 import RequestContext
+from inferbus.common.v1.usage_pb2 import PriorityClass
+from inferbus_bus.connection import Bus, BusConfig, connect
+from inferbus_bus.frames import FrameReader
+from inferbus_bus.publish import Publisher
+from inferbus_bus.registry import Registry
+from inferbus_bus.streams import ensure_streams
+from inferbus_bus.workqueue import Delivery, WorkQueue
+from inferbus_contracts.ids import uuid7
+from inferbus_contracts.subjects import work_subject
+from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError
+from inferbus_stack.nats import NatsServer
+
+_names = itertools.count(1)
+
+
+async def until(condition: Callable[[], object], timeout: float = 20.0) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class SchedulerProcess:
+    """``python -m inferbus_scheduler`` on ``url``."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self._folder = folder
+        self._url = url
+        self._process: asyncio.subprocess.Process | None = None
+        self._starts = 0
+        self.ready: dict[str, str] = {}
+
+    async def start(self, **settings: str) -> None:
+        self._starts += 1
+        ready = self._folder / f"ready-{self._starts}.json"
+        variables = {
+            "NAME": "scheduler-under-test", "NATS_URL": self._url, "READY_FILE": str(ready), "ACK_WAIT": "1s",
+            "METRICS_ADDRESS": "127.0.0.1:0", "DIE_WITH_PARENT": "true", **settings,
+        }  # fmt: skip
+        environ = {**os.environ, **{f"INFERBUS_SCHEDULER_{name}": value for name, value in variables.items()}}
+        with self.log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "inferbus_scheduler", env=environ, stdout=log, stderr=log
+            )
+        await until(lambda: ready.exists() or self._process.returncode is not None)
+        assert ready.exists(), self.log_file.read_text()
+        self.ready = json.loads(ready.read_text())
+
+    @property
+    def log_file(self) -> Path:
+        return self._folder / "scheduler.log"
+
+    async def end(self, how: signal.Signals) -> int | None:
+        """Returns the exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        with suppress(ProcessLookupError):
+            process.send_signal(how)
+        return await process.wait()
+
+
+class Worker:
+    """Plays a worker: a lease, heartbeats, WORK. It 'generates' until told to finish."""
+
+    def __init__(self, bus: Bus, name: str, model: str, capacity: int) -> None:
+        self.bus, self.name, self.capacity = bus, name, capacity
+        self.record = WorkerRecord(
+            worker=name, boot=clock.now_us(), model=model, revision="r1", engine="synthetic", capacity=capacity,
+            state=WorkerState.WORKER_STATE_ACTIVE,
+        )  # fmt: skip
+        self.running: dict[bytes, Delivery] = {}
+        self.headers: dict[bytes, dict[str, str]] = {}
+        self.taken: list[bytes] = []
+        self.placed: list[Work] = []
+        self._sequences: set[int] = set()
+        self.most = 0
+        self.work_sequence = 0
+        self.silent = False
+        self._fleet = Registry(bus, "fleet", WorkerRecord)
+        self._models = Registry(bus, "models", ModelRecord)
+        self._queue = WorkQueue(
+            bus, stream="WORK", durable=name, subject=work_subject(name), on_delivery=self._take,
+            in_flight=capacity + 100, ack_wait=timedelta(seconds=2),
+        )  # fmt: skip
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        await self._fleet.start()
+        await self._models.start()
+        await self._queue.start()
+        await self._models.put(self.record.model, ModelRecord(name=self.record.model))
+        await self.register()
+        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._renew())]
+
+    async def register(self, **fields: object) -> None:
+        for name, value in fields.items():
+            setattr(self.record, name, value)
+        await self._fleet.put(self.name, self.record, ttl=timedelta(seconds=2))
+
+    async def leave(self) -> None:
+        """As if killed: no heartbeat, no renewal; the lease is taken away at once."""
+        await self.stop()
+        await self._fleet.delete(self.name)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._queue.stop()
+        await self._queue.close()
+        await self._fleet.stop()
+        await self._models.stop()
+
+    def finish(self, request_id: bytes) -> None:
+        self.running.pop(request_id).ack()
+        self.beat()
+
+    def beat(self) -> None:
+        if not self.silent:
+            self.bus.send(
+                Heartbeat(
+                    worker=self.name, boot=self.record.boot, active=len(self.running), work_sequence=self.work_sequence
+                )
+            )
+
+    def _take(self, delivery: Delivery) -> None:
+        work = Work.FromString(delivery.data)
+        request_id = work.request.request_id
+        if delivery.sequence in self._sequences:
+            # The same placement again: a killed broker forgets deliveries (they count from 1 anew) and acks.
+            if request_id in self.running:
+                self.running[request_id] = delivery
+            else:
+                delivery.ack()
+            return
+        self.running[request_id] = delivery
+        self.headers[request_id] = dict(delivery.headers)
+        self.taken.append(request_id)
+        self._sequences.add(delivery.sequence)
+        self.placed.append(work)
+        self.most = max(self.most, len(self.running))
+        self.work_sequence = max(self.work_sequence, delivery.sequence)
+        self.beat()
+
+    async def _beat(self) -> None:
+        while True:
+            self.beat()
+            await asyncio.sleep(0.1)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            with suppress(InferBusError):
+                await self.register()
+
+
+class Edge:
+    """Plays an edge: publishes requests, reads the frames that are for it."""
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self.bus, self.name = bus, name
+        self.closes: dict[bytes, Close] = {}
+        self.closed: list[bytes] = []
+        self.frames: list[Frame] = []
+        self._publisher = Publisher(bus)
+        self._reader = FrameReader(bus, edge=name, on_frame=self._received)
+
+    async def start(self) -> None:
+        await self._publisher.start()
+        await self._reader.start()
+
+    async def stop(self) -> None:
+        await self._reader.stop()
+
+    def request(
+        self, model: str, *, tenant: str = "t", expires_in: float = 600.0, priority: int = 1
+    ) -> GenerateRequest:
+        now_us = clock.now_us()
+        return GenerateRequest(
+            request_id=uuid7(now_us // 1000, os.urandom(10)),
+            context=RequestContext(tenant_id="t", project_id="p", key_id="k", model=model),
+            edge=self.name,
+            priority_class=PriorityClass.ValueType(priority),
+            accepted_time=clock.timestamp(now_us),
+            expire_time=clock.timestamp(now_us + int(expires_in * 1e6)),
+        )
+
+    async def submit(self, model: str, headers: dict[str, str] | None = None, **fields: object) -> bytes:
+        message = self.request(model, **fields)  # type: ignore[arg-type]
+        await self.publish(message, headers)
+        return message.request_id
+
+    async def publish(self, message: GenerateRequest, headers: dict[str, str] | None = None) -> None:
+        await self._publisher.publish(message, headers)
+
+    def _received(self, frame: Frame, sequence: int) -> None:
+        self.frames.append(frame)
+        for close in frame.closes:
+            self.closes[close.request_id] = close
+            self.closed.append(close.request_id)
+
+
+class Stage:
+    """One nats-server, one scheduler, and players that are stopped at the end."""
+
+    def __init__(self, server: NatsServer, bus: Bus, scheduler: SchedulerProcess, stack: AsyncExitStack) -> None:
+        self.server, self.bus, self.scheduler = server, bus, scheduler
+        self._stack = stack
+
+    def model(self) -> str:
+        return f"model-{next(_names)}"
+
+    async def worker(self, model: str, capacity: int = 4, name: str = "") -> Worker:
+        worker = Worker(self.bus, name or f"worker-{next(_names)}", model, capacity)
+        await worker.start()
+        self._stack.push_async_callback(worker.stop)
+        return worker
+
+    async def edge(self) -> Edge:
+        edge = Edge(self.bus, f"edge-{next(_names)}")
+        await edge.start()
+        self._stack.push_async_callback(edge.stop)
+        return edge
+
+    async def known(self, model: str) -> None:
+        """A model in the registry that nobody serves."""
+        models = Registry(self.bus, "models", ModelRecord)
+        await models.start()
+        await models.put(model, ModelRecord(name=model))
+        await models.stop()
+
+    async def requests_left(self) -> int:
+        """What is on REQUESTS, acknowledged by nobody."""
+        info = await self.bus.api("STREAM.INFO.REQUESTS")
+        return int(info["state"]["messages"])
+
+    async def nothing_left(self, timeout: float = 20.0) -> None:
+        async with asyncio.timeout(timeout):
+            while await self.requests_left():
+                await asyncio.sleep(0.05)
+
+
+NewStage = Callable[..., Awaitable[Stage]]
+
+
+@pytest_asyncio.fixture
+async def new_stage(tmp_path: Path) -> AsyncIterator[NewStage]:
+    """Builds a stage; settings are the scheduler's variables without their prefix."""
+    async with AsyncExitStack() as stack:
+
+        async def build(**settings: str) -> Stage:
+            server = await stack.enter_async_context(NatsServer(tmp_path / "nats"))
+            bus = await stack.enter_async_context(connect(BusConfig(server.url, "players")))
+            await ensure_streams(bus)
+            scheduler = SchedulerProcess(tmp_path, server.url)
+            stack.push_async_callback(scheduler.end, signal.SIGKILL)
+            await scheduler.start(**settings)
+            return Stage(server, bus, scheduler, stack)
+
+        yield build
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Awaitable[None]]:
+    return until

@@ -1,0 +1,104 @@
+"""Who dies, and what must hold: nothing lost, nothing placed twice, nobody given up who is alive."""
+
+import asyncio
+import signal
+from collections import Counter
+
+from inferbus_runtime.errors import InferBusError
+
+
+async def finish_all(workers, stop: asyncio.Event) -> None:
+    """Each generation takes a few milliseconds."""
+    while not stop.is_set():
+        for worker in workers:
+            for request_id in list(worker.running):
+                if worker.bus.connected:
+                    worker.finish(request_id)
+        await asyncio.sleep(0.005)
+
+
+async def load(edge, model: str, count: int) -> list[bytes]:
+    """Requests that are certainly stored; while the broker is away a client is refused and comes again."""
+    sent = []
+    for _ in range(count):
+        message = edge.request(model)
+        while True:
+            try:
+                await edge.publish(message)
+                break
+            except InferBusError:
+                await asyncio.sleep(0.05)
+        sent.append(message.request_id)
+        await asyncio.sleep(0.002)
+    return sent
+
+
+async def test_a_scheduler_killed_under_load_loses_nothing_and_places_nothing_twice(new_stage, wait_until) -> None:
+    stage = await new_stage()
+    model = stage.model()
+    workers = [await stage.worker(model, capacity=2) for _ in range(2)]
+    edge, stop = await stage.edge(), asyncio.Event()
+    finishing = asyncio.create_task(finish_all(workers, stop))
+    loading = asyncio.create_task(load(edge, model, 400))
+    for _ in range(2):
+        await asyncio.sleep(0.3)
+        await stage.scheduler.end(signal.SIGKILL)
+        await stage.scheduler.start()
+    sent = await loading
+    await wait_until(lambda: len({each for worker in workers for each in worker.taken}) == len(sent))
+    await stage.nothing_left()
+    stop.set()
+    await finishing
+    taken = Counter(each for worker in workers for each in worker.taken)
+    assert set(taken) == set(sent)
+    assert max(taken.values()) == 1
+    assert not edge.closed
+
+
+async def test_a_broker_killed_under_load_loses_nothing_and_kills_no_worker(new_stage, wait_until) -> None:
+    stage = await new_stage(HEARTBEAT_TIMEOUT="1s")
+    model = stage.model()
+    workers = [await stage.worker(model, capacity=2) for _ in range(2)]
+    edge, stop = await stage.edge(), asyncio.Event()
+    finishing = asyncio.create_task(finish_all(workers, stop))
+    loading = asyncio.create_task(load(edge, model, 400))
+    await asyncio.sleep(0.4)
+    await stage.server.kill()
+    # Longer than a lease lives and than a worker may be silent.
+    await asyncio.sleep(3)
+    await stage.server.start()
+    sent = await loading
+    await wait_until(lambda: set(sent) <= {each for worker in workers for each in worker.taken}, timeout=40)
+    await stage.nothing_left(timeout=30)
+    stop.set()
+    await finishing
+    taken = Counter(each for worker in workers for each in worker.taken)
+    assert set(taken) == set(sent)
+    assert max(taken.values()) == 1
+    assert not edge.closed
+    assert "worker left" not in stage.scheduler.log_file.read_text()
+
+
+async def test_what_waits_survives_a_broker_outage_in_order(new_stage, wait_until) -> None:
+    stage = await new_stage(HEARTBEAT_TIMEOUT="1s", QUEUE_TIMEOUT="10s")
+    model = stage.model()
+    worker, edge = await stage.worker(model, capacity=1), await stage.edge()
+    sent = [await edge.submit(model) for _ in range(5)]
+    await wait_until(lambda: sent[0] in worker.running)
+    await stage.server.kill()
+    await asyncio.sleep(1.5)
+    await stage.server.start()
+    await wait_until(lambda: stage.bus.connected)
+    late = await _submit(edge, model)
+    for _ in range(6):
+        await wait_until(lambda: worker.running)
+        worker.finish(next(iter(worker.running)))
+    assert worker.taken == [*sent, late]
+    assert worker.most == 1
+    assert not edge.closed
+    await stage.nothing_left()
+
+
+async def _submit(edge, model: str) -> bytes:
+    [request_id] = await load(edge, model, 1)
+    return request_id
