@@ -1,0 +1,46 @@
+"""The ``inferbus`` command. A subcommand's module is imported when it is asked for, so the quick ones stay quick."""
+
+import importlib
+
+import click
+
+# Name -> module and attribute, in the order in which help shows them.
+_COMMANDS = {
+    "up": "inferbus_cli.commands.up:up",
+    "chat": "inferbus_cli.commands.chat:chat",
+    "models": "inferbus_cli.commands.models:models",
+    "keys": "inferbus_cli.commands.keys:keys",
+    "usage": "inferbus_cli.commands.usage:usage",
+    "top": "inferbus_cli.commands.top:top",
+    "sql": "inferbus_cli.commands.sql:sql",
+    "audit": "inferbus_cli.commands.audit:audit",
+}
+
+
+class Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """InferBus: run it, talk to it, and see what it did.
+
+    The commands find the stack of this machine by --home (or INFERBUS_HOME, default .inferbus), and a remote one by
+    --url and --key (or INFERBUS_URL and INFERBUS_KEY).
+    """
+
+
+def main() -> None:
+    cli()
+
+
+if __name__ == "__main__":
+    main()

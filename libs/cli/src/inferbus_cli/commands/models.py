@@ -1,0 +1,25 @@
+"""``inferbus models``: what the stack serves."""
+
+import json
+
+import click
+
+from inferbus_cli.edge import Edge
+from inferbus_cli.tables import table_of, terminal
+from inferbus_cli.target import Target, json_option, with_target
+
+
+@click.command()
+@json_option
+@with_target
+def models(target: Target, as_json: bool) -> None:
+    """List the models that can be asked for."""
+    with Edge(target) as edge:
+        entries = edge.models()
+    if as_json:
+        click.echo(json.dumps(entries))
+        return
+    table = table_of(("model", "owned by"))
+    for entry in entries:
+        table.add_row(entry["id"], entry.get("owned_by", ""))
+    terminal().print(table if entries else "No model is served: no worker has registered yet.")

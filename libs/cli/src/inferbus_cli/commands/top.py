@@ -1,0 +1,137 @@
+"""``inferbus top``: what the stack does now."""
+
+import json
+import time
+from dataclasses import dataclass
+
+import click
+from google.protobuf.json_format import MessageToDict
+from inferbus.bus.v1.registry_pb2 import WorkerState
+from inferbus.meter.v1.meter_pb2 import GetLiveResponse, Percentiles
+from inferbus.scheduler.v1.scheduler_pb2 import FleetWorker, WatchFleetResponse
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from inferbus_cli.edge import PATIENCE, Edge, Refused, Unreachable
+from inferbus_cli.tables import table_of, terminal
+from inferbus_cli.target import Target, json_option, with_target
+from inferbus_cli.text import count, duration, rate
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One look at the stack. A part that did not answer is None, and ``problems`` says why."""
+
+    live: GetLiveResponse | None
+    fleet: WatchFleetResponse | None
+    problems: tuple[str, ...]
+
+
+@click.command()
+@click.option("--window", type=click.IntRange(1, 86_400), default=60, show_default=True, help="Seconds to look back.")
+@click.option("--interval", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="Seconds per refresh.")
+@click.option("--once", is_flag=True, help="Print once and end, for scripts.")
+@json_option
+@with_target
+def top(target: Target, window: int, interval: float, once: bool, as_json: bool) -> None:
+    """Show requests, tokens per second, TTFT and ITL percentiles, queues and workers, live (needs an admin key)."""
+    with Edge(target) as edge:
+        view = _look(edge, window, PATIENCE if once or as_json else 0.0)
+        if as_json:
+            click.echo(_json(view))
+        elif once:
+            terminal().print(render(view, target.url))
+        if as_json or once:
+            if view.live is None or view.fleet is None:
+                raise Refused("; ".join(view.problems))
+            return
+        with Live(render(view, target.url), console=terminal(), screen=True, auto_refresh=False) as display:
+            while True:
+                try:
+                    time.sleep(interval)
+                    display.update(render(_look(edge, window), target.url), refresh=True)
+                except KeyboardInterrupt:
+                    return
+
+
+def _look(edge: Edge, window: int, patience: float = 0.0) -> View:
+    problems: list[str] = []
+    live: GetLiveResponse | None = None
+    fleet: WatchFleetResponse | None = None
+    try:
+        live = edge.ask("GET", "/live", GetLiveResponse(), params={"window": window}, patience=patience)
+    except (Refused, Unreachable) as error:
+        problems.append(f"figures: {error.message}")
+    try:
+        fleet = edge.ask("GET", "/fleet", WatchFleetResponse(), patience=patience)
+    except (Refused, Unreachable) as error:
+        problems.append(f"fleet: {error.message}")
+    return View(live, fleet, tuple(problems))
+
+
+def render(view: View, url: str) -> RenderableType:
+    parts: list[RenderableType] = [Text(f"InferBus at {url}", style="bold")]
+    if view.live is not None:
+        parts += [_rates(view.live), _latencies(view.live)]
+    if view.fleet is not None:
+        parts += [_queues(view.fleet), _workers(view.fleet)]
+    return Group(*parts, *(Text(problem, style="red") for problem in view.problems))
+
+
+def _rates(live: GetLiveResponse) -> RenderableType:
+    window = live.window.ToTimedelta().total_seconds() or 60.0
+    return Text(
+        f"last {window:.0f} s: {count(live.requests)} requests ({rate(live.requests / window)}/s), "
+        f"{count(live.errors)} errors, {count(live.output_tokens)} tokens ({rate(live.output_tokens / window)}/s); "
+        f"{count(live.ingest_lag)} frames not yet in ClickHouse"
+    )
+
+
+def _latencies(live: GetLiveResponse) -> RenderableType:
+    table = table_of(("",), ("P50", "P95", "P99"))
+    named: tuple[tuple[str, Percentiles], ...] = (("TTFT", live.ttft), ("ITL", live.itl), ("E2E", live.e2e))
+    for name, values in named:
+        table.add_row(name, *(duration(value) for value in (values.p50, values.p95, values.p99)))
+    return table
+
+
+def _queues(fleet: WatchFleetResponse) -> RenderableType:
+    waiting = [queue for queue in fleet.queues if queue.queued]
+    if not waiting:
+        return Text("nothing is queued")
+    return Text(
+        "queued: "
+        + ", ".join(f"{queue.model} {count(queue.queued)} (oldest {duration(queue.oldest_age)})" for queue in waiting)
+    )
+
+
+def _workers(fleet: WatchFleetResponse) -> RenderableType:
+    if not fleet.workers:
+        return Text("no worker has registered", style="red")
+    table = table_of(
+        ("worker", "model", "engine", "state"), ("active", "on the way", "capacity", "tokens", "heartbeat")
+    )
+    for worker in sorted(fleet.workers, key=lambda worker: worker.record.worker):
+        table.add_row(*_worker(worker))
+    return table
+
+
+def _worker(worker: FleetWorker) -> tuple[str, ...]:
+    record = worker.record
+    state = WorkerState.Name(record.state).removeprefix("WORKER_STATE_").lower()
+    return (
+        *(record.worker, record.model, record.engine, state),
+        *(count(worker.active), count(worker.on_the_way), count(record.capacity), count(worker.output_tokens_total)),
+        f"{duration(worker.heartbeat_age)} ago",
+    )
+
+
+def _json(view: View) -> str:
+    parts = {"live": view.live, "fleet": view.fleet}
+    shown = {
+        name: MessageToDict(part, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        for name, part in parts.items()
+        if part is not None
+    }
+    return json.dumps({**shown, "problems": list(view.problems)})

@@ -1,0 +1,76 @@
+"""``inferbus up``: the whole platform on this machine, in the foreground."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+from inferbus_runtime import clock
+from inferbus_stack.home import Home, StackError
+from inferbus_stack.services import StackOptions
+from inferbus_stack.up import run_stack
+from rich.console import Console
+from rich.status import Status
+
+from inferbus_cli.target import home_option
+from inferbus_cli.text import seconds
+
+_DEFAULT_PORT = 8080
+MODELS = {"llama_cpp": "smollm2-135m-instruct", "synthetic": "synthetic"}
+
+
+@click.command()
+@home_option
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=_DEFAULT_PORT, show_default=True, help="Of the API; 0: any free."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API; 0.0.0.0: all of them.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--edges", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(sorted(MODELS)),
+    default="llama_cpp",
+    show_default=True,
+    help="llama_cpp: a real small model on the CPU. synthetic: a timing model of a GPU, for load tests.",
+)
+def up(home: Path, port: int, host: str, workers: int, edges: int, engine: str) -> None:
+    """Start everything on this machine; Ctrl-C stops it in order, a second one at once.
+
+    All data is under --home: starting again on it continues with the same keys and data.
+    """
+    options = StackOptions(home=Home(home.resolve()), engine=engine, host=host, port=port, workers=workers, edges=edges)
+    console = Console(highlight=False, soft_wrap=True)
+    began = clock.monotonic()
+    with console.status("starting") as status:
+
+        def say(text: str) -> None:
+            console.print(f"[dim]{seconds(clock.monotonic() - began):>8}[/]  ", end="")
+            console.print(text, markup=False)
+
+        def on_ready(stack: dict[str, Any]) -> None:
+            _ready(console, status, stack, MODELS[engine], clock.monotonic() - began)
+
+        try:
+            asyncio.run(run_stack(options, say, on_ready))
+        except StackError as error:
+            raise click.ClickException(str(error)) from None
+    console.print("stopped; nothing is left running")
+
+
+def _ready(console: Console, status: Status, stack: dict[str, Any], model: str, took: float) -> None:
+    status.stop()
+    others = [entry["url"] for name, entry in stack["services"].items() if name.startswith("edge-")]
+    console.print(f"\n[bold green]Ready[/] after {took:.1f} s")
+    console.print(f"  base URL   {stack['base_url']}")
+    for url in others:
+        console.print(f"  and        {url}/v1")
+    console.print(f"  API key    {stack['api_key']}")
+    console.print(f"  admin key  {stack['admin_key']}")
+    console.print("\nTry:")
+    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+    console.print(
+        f"  curl -N {stack['base_url']}/chat/completions -H 'Authorization: Bearer {stack['api_key']}' "
+        f"-H 'Content-Type: application/json' -d '{body}'\n",
+        markup=False,
+    )

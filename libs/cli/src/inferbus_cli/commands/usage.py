@@ -1,0 +1,42 @@
+"""``inferbus usage``: what was used and what it cost."""
+
+from datetime import datetime
+
+import click
+from google.protobuf.json_format import MessageToJson
+from inferbus.meter.v1.meter_pb2 import GetUsageResponse
+from rich.table import Table
+
+from inferbus_cli.edge import PATIENCE, Edge
+from inferbus_cli.tables import table_of, terminal
+from inferbus_cli.target import Target, json_option, with_target
+from inferbus_cli.text import count, rfc3339
+from inferbus_cli.timerange import time_range
+
+
+@click.command()
+@time_range
+@click.option("--tenant", help="Only this tenant's.")
+@json_option
+@with_target
+def usage(target: Target, since: datetime | None, until: datetime | None, tenant: str | None, as_json: bool) -> None:
+    """Show tokens and cost by tenant, project and model."""
+    asked = {"start": since and rfc3339(since), "end": until and rfc3339(until), "tenant": tenant}
+    with Edge(target) as edge:
+        given = {name: value for name, value in asked.items() if value}
+        answer = edge.ask("GET", "/usage", GetUsageResponse(), params=given, patience=PATIENCE)
+    if as_json:
+        click.echo(MessageToJson(answer, preserving_proto_field_name=True, indent=None))
+        return
+    terminal().print(_table(answer) if answer.rows else "Nothing was used in that time.")
+
+
+def _table(answer: GetUsageResponse) -> Table:
+    table = table_of(("tenant", "project", "model"), ("requests", "input", "cached input", "output", "cost"))
+    for row in answer.rows:
+        table.add_row(
+            *(row.tenant_id, row.project_id, row.model, count(row.requests)),
+            *(count(row.input_tokens), count(row.cached_input_tokens), count(row.output_tokens)),
+            f"{row.cost} {row.currency}",
+        )
+    return table

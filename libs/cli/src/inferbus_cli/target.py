@@ -1,0 +1,79 @@
+"""Which stack a command talks to: the one of this machine, found by its folder, or a remote one by URL and key.
+
+click reads the variables (``envvar``), so nothing here touches the environment.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+from inferbus_stack.home import Home, StackError, read_stack
+
+DEFAULT_HOME = ".inferbus"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+home_option = click.option(
+    "--home",
+    envvar="INFERBUS_HOME",
+    show_envvar=True,
+    default=DEFAULT_HOME,
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the stack on this machine.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+_url_option = click.option("--url", envvar="INFERBUS_URL", show_envvar=True, help="Base URL of a remote stack's edge.")
+_key_option = click.option(
+    "--key", envvar="INFERBUS_KEY", show_envvar=True, help="API key (default: the local stack's)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An edge. ``url`` has no path; ``home`` is what an error names if nobody answers there."""
+
+    url: str
+    api_key: str
+    admin_key: str
+    home: Path | None
+
+
+class NotRunning(click.ClickException):
+    """There is no stack to ask."""
+
+    exit_code = 2
+
+
+def stack_at(home: Path) -> dict[str, Any]:
+    """What stack.json says. Raises NotRunning with the command that starts a stack."""
+    try:
+        return read_stack(Home(home))
+    except StackError as error:
+        raise NotRunning(str(error)) from None
+
+
+def _resolve(home: Path, url: str | None, key: str | None) -> Target:
+    if url is not None:
+        if not key:
+            raise click.UsageError("--url needs --key (or INFERBUS_KEY)")
+        return Target(url.rstrip("/").removesuffix("/v1"), key, key, None)
+    stack = stack_at(home)
+    base = str(stack["base_url"]).removesuffix("/v1")
+    return Target(base, key or stack["api_key"], key or stack["admin_key"], home)
+
+
+def with_target(command: Callable[P, R]) -> Callable[..., R]:
+    """Gives ``command`` the options --home, --url and --key, and their meaning as its argument ``target``."""
+
+    @home_option
+    @_url_option
+    @_key_option
+    @functools.wraps(command)
+    def wrapped(home: Path, url: str | None, key: str | None, *args: Any, **options: Any) -> R:
+        return command(*args, target=_resolve(home, url, key), **options)  # type: ignore[arg-type]
+
+    return wrapped

@@ -1,0 +1,164 @@
+"""Least privilege on the bus: what a service of each role may publish and subscribe. ONE table, pure functions.
+
+A broker takes these lists as its users' permissions; what is not listed is refused. Two things to know when reading:
+
+- JetStream is asked through subjects (``$JS.API.…``) that name stream, consumer and filter, so that a list can hold a
+  service to its own consumers. ``CONSUMER.CREATE.TOKENS.*.tok.edge-0.*`` reads: a consumer of any name that sees only
+  what is for edge-0.
+- Answers come to the service's own inbox prefix, so no service reads another's.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from inferbus_bus.connection import inbox_prefix
+from inferbus_contracts.subjects import CANCEL_SUBJECT, HEARTBEAT_SUBJECTS, edge_tokens, subject_token, work_subject
+
+
+class Role(Enum):
+    EDGE = "edge"
+    SCHEDULER = "scheduler"
+    WORKER = "worker"
+    BATCH = "batch"
+    METER = "meter"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """Allow lists of subjects with NATS wildcards. All else is refused."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+def permissions(role: Role, name: str) -> Permissions:
+    """What the instance ``name`` of ``role`` may do; ``name`` is also its name on the bus (inbox, consumers)."""
+    lists = _TABLE[role](name)
+    return Permissions(publish=lists.publish, subscribe=(f"{inbox_prefix(name)}.>", *lists.subscribe))
+
+
+def _edge(name: str) -> Permissions:
+    """Takes requests in, reads its own frames, owns the keys."""
+    return Permissions(
+        publish=(
+            "req.>",
+            "audit.>",
+            CANCEL_SUBJECT,
+            *_frames(name),
+            *_watches("keys"),
+            "$KV.keys.*",
+            *_watches("models"),
+        ),
+        subscribe=(),
+    )
+
+
+def _scheduler(name: str) -> Permissions:
+    """Moves requests to workers; ends, in a frame of its own, those that it never places."""
+    return Permissions(
+        publish=(
+            *_works("REQUESTS", "scheduler", "req.>"),
+            "work.*",
+            f"tok.*.{subject_token(name)}",
+            *_watches("fleet"),
+            *_watches("models"),
+            *_holds("scheduler"),
+        ),
+        subscribe=(CANCEL_SUBJECT, HEARTBEAT_SUBJECTS),
+    )
+
+
+def _worker(name: str) -> Permissions:
+    """Takes its own work, publishes frames in its own name only, renews its own lease."""
+    token = subject_token(name)
+    return Permissions(
+        publish=(
+            *_works("WORK", token, work_subject(name)),
+            f"tok.*.{token}",
+            f"ctl.heartbeat.{token}",
+            *_watches("fleet"),
+            f"$KV.fleet.{token}",
+            *_watches("models"),
+            "$KV.models.*",
+        ),
+        subscribe=(CANCEL_SUBJECT,),
+    )
+
+
+def _batch(name: str) -> Permissions:
+    """Submits lines as an edge submits requests, and reads the frames that are for it."""
+    return Permissions(
+        publish=(
+            "req.>",
+            "audit.>",
+            CANCEL_SUBJECT,
+            *_frames(name),
+            *_watches("models"),
+        ),
+        subscribe=(),
+    )
+
+
+def _meter(_: str) -> Permissions:
+    """Reads every frame and the price book; writes nothing but its lease."""
+    return Permissions(publish=(*_log(), *_watches("prices"), *_holds("meter")), subscribe=())
+
+
+def _admin(_: str) -> Permissions:
+    """The operator: makes streams, fills registries, looks into everything."""
+    return Permissions(publish=(">",), subscribe=(">",))
+
+
+_TABLE: Mapping[Role, Callable[[str], Permissions]] = {
+    Role.EDGE: _edge,
+    Role.SCHEDULER: _scheduler,
+    Role.WORKER: _worker,
+    Role.BATCH: _batch,
+    Role.METER: _meter,
+    Role.ADMIN: _admin,
+}
+
+
+def _reads(stream: str, subject: str) -> tuple[str, ...]:
+    """An ordered reader of what matches ``subject`` in ``stream``, and of no other message in it."""
+    return (
+        f"$JS.API.CONSUMER.CREATE.{stream}.*.{subject}",
+        f"$JS.API.CONSUMER.DELETE.{stream}.*",
+        f"$JS.FC.{stream}.>",
+    )
+
+
+def _watches(bucket: str) -> tuple[str, ...]:
+    """All of one registry, to read."""
+    return _reads(f"KV_{bucket}", f"$KV.{bucket}.>")
+
+
+def _holds(lease: str) -> tuple[str, ...]:
+    """The lease of that name, to take, renew and give back."""
+    return (*_watches("leases"), f"$KV.leases.{lease}")
+
+
+def _works(stream: str, durable: str, subject: str) -> tuple[str, ...]:
+    """A work queue: its one durable consumer, made once, pulled from and acknowledged."""
+    return (
+        f"$JS.API.CONSUMER.CREATE.{stream}.{durable}.{subject}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}",
+        f"$JS.ACK.{stream}.{durable}.>",
+    )
+
+
+def _frames(name: str) -> tuple[str, ...]:
+    """The frames that are for ``name``, from the end of the log on."""
+    return ("$JS.API.STREAM.INFO.TOKENS", *_reads("TOKENS", edge_tokens(name)))
+
+
+def _log() -> tuple[str, ...]:
+    """Every frame, by position."""
+    return (
+        "$JS.API.STREAM.INFO.TOKENS",
+        "$JS.API.CONSUMER.CREATE.TOKENS.*.tok.>",
+        "$JS.API.CONSUMER.MSG.NEXT.TOKENS.*",
+        "$JS.API.CONSUMER.DELETE.TOKENS.*",
+    )

@@ -1,0 +1,95 @@
+"""What a new stack needs on its bus before a service starts: streams, the first two keys, a first price book."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from inferbus.bus.v1.registry_pb2 import KeyRecord, PriceRecord
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_bus.connection import BusConfig, connect
+from inferbus_bus.registry import Registry, T
+from inferbus_bus.streams import ensure_streams
+from inferbus_contracts.ids import key_hash
+from inferbus_contracts.keys import prefix_of
+from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError
+
+# The rates hold for whatever was ever served by this stack, so nothing in it is unpriced.
+_EFFECTIVE = datetime(2020, 1, 1, tzinfo=UTC)
+# USD per million tokens: input, cached input, output. Examples to be replaced by whoever sells.
+_PRICES = {
+    "smollm2-135m-instruct": ("0.02", "0.01", "0.06"),
+    "synthetic": ("0.10", "0.05", "0.40"),
+    "default": ("0.50", "0.25", "1.50"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FirstKey:
+    """A key that the stack brings along; ``secret`` is stored as its hash only."""
+
+    key_id: str
+    name: str
+    secret: str
+    tenant_id: str
+    scopes: tuple[str, ...]
+
+
+def first_keys(api_key: str, admin_key: str) -> tuple[FirstKey, ...]:
+    return (
+        FirstKey("key_first", "first API key", api_key, "default", ("inference",)),
+        FirstKey("key_admin", "first admin key", admin_key, "operator", ("inference", "admin")),
+    )
+
+
+async def seed(bus: BusConfig, keys: tuple[FirstKey, ...]) -> None:
+    """Make the streams; put keys and prices that are not there. What an operator has changed or revoked stays as it is.
+
+    Safe to run again. Raises InferBusError or StreamApiError if the bus refuses.
+    """
+    async with connect(bus) as admin:
+        await ensure_streams(admin)
+        now = clock.timestamp(clock.now_us())
+        known_keys = Registry(admin, "keys", KeyRecord)
+        await _add(known_keys, {key_hash(key.secret): _key_record(key, now) for key in keys})
+        prices = Registry(admin, "prices", PriceRecord)
+        await _add(prices, {model: _price_record(model) for model in _PRICES})
+
+
+async def _add(registry: Registry[T], records: dict[str, T]) -> None:
+    await registry.start()
+    try:
+        for name, record in records.items():
+            try:
+                await registry.create(name, record)
+            except InferBusError as error:
+                if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
+                    raise
+    finally:
+        await registry.stop()
+
+
+def _key_record(key: FirstKey, now: Timestamp) -> KeyRecord:
+    return KeyRecord(
+        key_id=key.key_id,
+        tenant_id=key.tenant_id,
+        project_id="default",
+        name=key.name,
+        prefix=prefix_of(key.secret),
+        scopes=key.scopes,
+        create_time=now,
+    )
+
+
+def _price_record(model: str) -> PriceRecord:
+    given, cached, output = _PRICES[model]
+    record = PriceRecord(
+        model=model,
+        rate_version=f"{model}-1",
+        currency="USD",
+        input_per_million=given,
+        cached_input_per_million=cached,
+        output_per_million=output,
+    )
+    record.effective_time.FromDatetime(_EFFECTIVE)
+    return record

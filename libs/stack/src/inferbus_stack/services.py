@@ -1,0 +1,187 @@
+"""What each process of a stack needs: the table from roles to commands, variables, ports and identities. No I/O."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from inferbus_stack.child import ChildSpec
+from inferbus_stack.home import Home
+from inferbus_stack.permissions import Role
+from inferbus_stack.secrets import SecretFolder
+
+LOOPBACK = "127.0.0.1"
+DATABASE = "inferbus"
+ADMIN_USER, WRITER_USER, ANALYST_USER = "admin", "writer", "analyst"
+BUS_ADMIN = "admin"
+_DRAIN_SECONDS = 10
+# Above the drain: what closing connections and flushing may take on a busy machine.
+STOP_SECONDS = _DRAIN_SECONDS + 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What the operator asked for. ``port`` 0: any free one, the same again at the next start if it is free."""
+
+    home: Home
+    engine: str
+    host: str = LOOPBACK
+    port: int = 0
+    workers: int = 1
+    edges: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One process of ours. ``service``: its key in stack.json."""
+
+    role: Role
+    name: str
+    service: str
+
+
+def instances(options: StackOptions) -> tuple[Instance, ...]:
+    """The processes of ours, by role in the order in which a stop takes them down."""
+    edges = (Instance(Role.EDGE, f"edge-{n}", f"edge-{n}" if n else "edge") for n in range(options.edges))
+    workers = (Instance(Role.WORKER, f"worker-{n}", f"worker-{n}") for n in range(options.workers))
+    return (
+        *edges,
+        Instance(Role.SCHEDULER, "scheduler", "scheduler"),
+        *workers,
+        Instance(Role.METER, "meter", "meter"),
+    )
+
+
+def port_names(options: StackOptions) -> tuple[str, ...]:
+    """Every port of the stack has a name, under which it is kept from start to start."""
+    ours = instances(options)
+    return (
+        *(f"{one.name}-http" for one in ours if one.role is Role.EDGE),
+        *(f"{one.name}-grpc" for one in ours),
+        *(f"{one.name}-metrics" for one in ours if one.role is not Role.EDGE),
+        "nats",
+        "clickhouse",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Options, ports and secrets together: all that decides how the processes are started."""
+
+    options: StackOptions
+    ports: Mapping[str, int]
+    secrets: SecretFolder
+    environ: Mapping[str, str] = field(repr=False)
+
+    @property
+    def nats_url(self) -> str:
+        return f"nats://{self._address('nats')}"
+
+    @property
+    def clickhouse_url(self) -> str:
+        return f"http://{self._address('clickhouse')}"
+
+    def url(self, edge: str) -> str:
+        """Where clients on this machine reach the edge."""
+        return f"http://{LOOPBACK}:{self.ports[f'{edge}-http']}"
+
+    def grpc(self, name: str) -> str:
+        return self._address(f"{name}-grpc")
+
+    def clickhouse_password(self, user: str) -> str:
+        return self.secrets.password(f"clickhouse-{user}")
+
+    def service(self, instance: Instance) -> ChildSpec:
+        """How the process of ``instance`` is started."""
+        prefix = f"INFERBUS_{instance.role.name}_"
+        settings = self._shared(instance) | self._own(instance)
+        home = self.options.home
+        return ChildSpec(
+            name=instance.name,
+            command=(sys.executable, "-m", f"inferbus_{instance.role.value}"),
+            environ={**self.environ, **{prefix + name: value for name, value in settings.items()}},
+            log_file=home.log_file(instance.name),
+            ready_file=home.ready_file(instance.name),
+            stop_seconds=STOP_SECONDS,
+        )
+
+    def migration(self) -> ChildSpec:
+        """The one-shot process that brings the tables to the present schema, as ClickHouse's admin."""
+        home = self.options.home
+        settings = self._clickhouse(ADMIN_USER) | {"NAME": "migrate"}
+        return ChildSpec(
+            name="migrate",
+            command=(sys.executable, "-m", "inferbus_meter.migrate"),
+            environ={**self.environ, **{f"INFERBUS_METER_{name}": value for name, value in settings.items()}},
+            log_file=home.log_file("migrate"),
+            stop_seconds=STOP_SECONDS,
+        )
+
+    def _shared(self, instance: Instance) -> dict[str, str]:
+        settings = {
+            "NAME": instance.name,
+            "NATS_URL": self.nats_url,
+            "NATS_SEED": self.secrets.nkey(instance.name).seed,
+            "GRPC_ADDRESS": self.grpc(instance.name),
+            "RPC_TOKEN": self.secrets.password("rpc-token"),
+            "READY_FILE": str(self.options.home.ready_file(instance.name)),
+            "DRAIN_TIMEOUT": f"{_DRAIN_SECONDS}s",
+        }
+        if instance.role is not Role.EDGE:  # an edge has /metrics on its HTTP port
+            settings["METRICS_ADDRESS"] = self._address(f"{instance.name}-metrics")
+        return settings
+
+    def _own(self, instance: Instance) -> dict[str, str]:
+        if instance.role is Role.EDGE:
+            return {
+                "HTTP_HOST": self.options.host,
+                "HTTP_PORT": str(self.ports[f"{instance.name}-http"]),
+                "SCHEDULER_ADDRESS": self.grpc("scheduler"),
+                "METER_ADDRESS": self.grpc("meter"),
+            }
+        if instance.role is Role.WORKER:
+            return {"ENGINE": self.options.engine, "MODEL_CACHE": str(self.options.home.models)}
+        if instance.role is Role.METER:
+            return self._clickhouse(WRITER_USER)
+        return {}
+
+    def _clickhouse(self, user: str) -> dict[str, str]:
+        return {
+            "CLICKHOUSE_URL": self.clickhouse_url,
+            "CLICKHOUSE_USER": user,
+            "CLICKHOUSE_PASSWORD": self.clickhouse_password(user),
+            "CLICKHOUSE_DATABASE": DATABASE,
+        }
+
+    def _address(self, port: str) -> str:
+        return f"{LOOPBACK}:{self.ports[port]}"
+
+
+def stack_content(plan: Plan, pids: Mapping[str, int]) -> dict[str, Any]:
+    """What ``stack.json`` says once everything is ready. ``pids`` by process name."""
+    services: dict[str, Any] = {}
+    for one in instances(plan.options):
+        entry: dict[str, Any] = {"pid": pids[one.name], "grpc": plan.grpc(one.name)}
+        if one.role is Role.EDGE:
+            entry["url"] = plan.url(one.name)
+            entry["metrics"] = f"{plan.url(one.name)}/metrics"
+        else:
+            entry["metrics"] = f"http://{LOOPBACK}:{plan.ports[f'{one.name}-metrics']}/metrics"
+        services[one.service] = entry
+    services["nats"] = {"pid": pids["nats"]}
+    services["clickhouse"] = {"pid": pids["clickhouse"]}
+    return {
+        "base_url": f"{plan.url('edge-0')}/v1",
+        "api_key": plan.secrets.api_key("api-key"),
+        "admin_key": plan.secrets.api_key("admin-key"),
+        "nats_url": plan.nats_url,
+        "nats_seed": plan.secrets.nkey(BUS_ADMIN).seed,
+        "clickhouse": {
+            "url": plan.clickhouse_url,
+            "user": ADMIN_USER,
+            "password": plan.clickhouse_password(ADMIN_USER),
+            "database": DATABASE,
+        },
+        "analyst": {"user": ANALYST_USER, "password": plan.clickhouse_password(ANALYST_USER)},
+        "services": services,
+    }

@@ -1,0 +1,329 @@
+"""Every role on a real nats-server under its own permissions: what it needs works, what it must not do is refused."""
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import nats
+import nats.errors
+import pytest
+import pytest_asyncio
+from inferbus.bus.v1.audit_pb2 import AuditEvent
+from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord, PriceRecord, WorkerRecord
+from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus_bus.connection import Bus, BusConfig, connect, inbox_prefix
+from inferbus_bus.frames import FramePublisher, FrameReader
+from inferbus_bus.lease import hold
+from inferbus_bus.log import FrameLog
+from inferbus_bus.publish import Publisher
+from inferbus_bus.registry import Registry
+from inferbus_bus.streams import ensure_streams
+from inferbus_bus.workqueue import Delivery, WorkQueue
+from inferbus_stack.nats import NatsServer, free_port
+from inferbus_stack.nats_config import BusUser, NatsLimits, render
+from inferbus_stack.permissions import Role, permissions
+from inferbus_stack.secrets import SecretFolder
+
+USERS = {
+    "admin": Role.ADMIN,
+    "edge-0": Role.EDGE,
+    "edge-1": Role.EDGE,
+    "scheduler": Role.SCHEDULER,
+    "worker-0": Role.WORKER,
+    "worker-1": Role.WORKER,
+    "batch": Role.BATCH,
+    "meter": Role.METER,
+}
+_ids = itertools.count(1)
+
+
+class Broker:
+    """A nats-server that knows the users above, and their seeds."""
+
+    def __init__(self, server: NatsServer, secrets: SecretFolder) -> None:
+        self.server = server
+        self.secrets = secrets
+
+    def config(self, name: str) -> BusConfig:
+        return BusConfig(self.server.url, name, self.secrets.nkey(name).seed)
+
+    @asynccontextmanager
+    async def raw(self, name: str) -> AsyncIterator[tuple[nats.NATS, list[str]]]:
+        """A plain client of that user, and what the server has refused it so far."""
+        refused: list[str] = []
+
+        async def on_error(error: Exception) -> None:
+            refused.append(str(error))
+
+        client = await nats.connect(
+            self.server.url,
+            nkeys_seed_str=self.secrets.nkey(name).seed,
+            inbox_prefix=inbox_prefix(name),
+            error_cb=on_error,
+            allow_reconnect=False,
+        )
+        try:
+            yield client, refused
+        finally:
+            await client.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Broker]:
+    folder = tmp_path_factory.mktemp("guarded")
+    secrets = SecretFolder(folder / "secrets")
+    users = [BusUser(name, secrets.nkey(name).public, permissions(role, name)) for name, role in USERS.items()]
+    port = free_port()
+    text = render(
+        host="127.0.0.1", port=port, store=folder / "js", users=users, limits=NatsLimits(64 << 30), encrypted=False
+    )
+    async with NatsServer(folder, port, text) as server:
+        made = Broker(server, secrets)
+        async with connect(made.config("admin")) as admin:
+            await ensure_streams(admin)
+        yield made
+
+
+@pytest.fixture
+def nothing_refused(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    caplog.set_level(logging.WARNING)
+    yield
+    assert [record for record in caplog.records if "bus error" in record.message] == []
+
+
+def a_request(edge: str = "edge-0") -> GenerateRequest:
+    request = GenerateRequest(request_id=next(_ids).to_bytes(16, "big"), edge=edge)
+    request.context.model = "smollm2-135m-instruct"
+    return request
+
+
+async def deliveries(bus: Bus, stream: str, durable: str, subject: str) -> tuple[WorkQueue, asyncio.Queue[Delivery]]:
+    arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+    queue = WorkQueue(bus, stream=stream, durable=durable, subject=subject, on_delivery=arrived.put_nowait, in_flight=4)
+    await queue.start()
+    return queue, arrived
+
+
+async def take(arrived: asyncio.Queue[Delivery]) -> Delivery:
+    return await asyncio.wait_for(arrived.get(), 5)
+
+
+@pytest.mark.usefixtures("nothing_refused")
+async def test_a_request_goes_all_the_way_with_no_more_rights_than_each_role_has(broker: Broker) -> None:
+    async with (
+        connect(broker.config("edge-0")) as edge,
+        connect(broker.config("scheduler")) as scheduler,
+        connect(broker.config("worker-0")) as worker,
+        connect(broker.config("meter")) as meter,
+    ):
+        frames: asyncio.Queue[Frame] = asyncio.Queue()
+        reader = FrameReader(edge, edge="edge-0", on_frame=lambda frame, _: frames.put_nowait(frame))
+        await reader.start()
+        requests, placed = await deliveries(scheduler, "REQUESTS", "scheduler", "req.>")
+        works, work_in = await deliveries(worker, "WORK", "worker-0", "work.worker-0")
+        edge_publisher, scheduler_publisher = Publisher(edge), Publisher(scheduler)
+        await edge_publisher.start()
+        await scheduler_publisher.start()
+
+        await edge_publisher.publish(a_request())
+        delivery = await take(placed)
+        work = Work(request=GenerateRequest.FromString(delivery.data), worker="worker-0")
+        await scheduler_publisher.publish(work)
+        delivery.ack()
+        (await take(work_in)).ack()
+        outbox = FramePublisher(broker.config("worker-0"), worker="worker-0", boot=next(_ids))
+        await outbox.start()
+        await outbox.wait_acked(outbox.publish(Frame(edge="edge-0", text=b"hello")))
+        closing = FramePublisher(broker.config("scheduler"), worker="scheduler", boot=next(_ids))
+        await closing.start()
+        await closing.wait_acked(closing.publish(Frame(edge="edge-0")))
+
+        assert [(await asyncio.wait_for(frames.get(), 5)).worker for _ in range(2)] == ["worker-0", "scheduler"]
+        log = FrameLog(meter)
+        first, last = await log.bounds()
+        stored = [frame async for batch in log.read(first, last) for frame in batch]
+        assert len(stored) == last - first + 1
+        for part in (outbox, closing, reader):
+            await part.stop()
+        for queue in (requests, works):
+            await queue.stop()
+            await queue.close()
+
+
+@pytest.mark.usefixtures("nothing_refused")
+async def test_registries_are_read_by_all_who_need_them_and_written_by_their_owner(broker: Broker) -> None:
+    async def writes(name: str, bucket: str, key: str, record: object, ttl: timedelta | None = None) -> None:
+        async with connect(broker.config(name)) as bus:
+            registry = Registry(bus, bucket, type(record))  # type: ignore[type-var]
+            await registry.start()
+            await registry.put(key, record, ttl)  # type: ignore[arg-type]
+            await registry.stop()
+
+    await writes("edge-0", "keys", "a" * 64, KeyRecord(key_id="k"))
+    await writes("worker-0", "models", "smollm2.135m", ModelRecord(name="smollm2.135m"))
+    await writes("worker-0", "fleet", "worker-0", WorkerRecord(worker="worker-0"), timedelta(seconds=6))
+    await writes("admin", "prices", "default", PriceRecord(model="default"))
+    readers = {
+        "edge-1": [("keys", KeyRecord), ("models", ModelRecord)],
+        "scheduler": [("fleet", WorkerRecord), ("models", ModelRecord)],
+        "meter": [("prices", PriceRecord)],
+        "batch": [("models", ModelRecord)],
+    }
+    for name, buckets in readers.items():
+        async with connect(broker.config(name)) as bus:
+            for bucket, record in buckets:
+                registry = Registry(bus, bucket, record)
+                await registry.start()
+                assert registry.items(), f"{name} reads {bucket}"
+                await registry.stop()
+    for name in ("scheduler", "meter"):
+        async with connect(broker.config(name)) as bus, hold(bus, name, "me", timedelta(seconds=5)):
+            pass
+
+
+@pytest.mark.usefixtures("nothing_refused")
+async def test_control_messages_reach_whom_they_are_for(broker: Broker) -> None:
+    async with (
+        connect(broker.config("edge-0")) as edge,
+        connect(broker.config("scheduler")) as scheduler,
+        connect(broker.config("worker-0")) as worker,
+    ):
+        heard: asyncio.Queue[object] = asyncio.Queue()
+        await scheduler.subscribe(Cancel, heard.put_nowait)
+        await worker.subscribe(Cancel, heard.put_nowait)
+        await scheduler.subscribe(Heartbeat, heard.put_nowait)
+        await scheduler.nc.flush()
+        await worker.nc.flush()
+        edge.send(Cancel(request_id=b"r" * 16))
+        worker.send(Heartbeat(worker="worker-0"))
+        kinds = sorted([type(await asyncio.wait_for(heard.get(), 5)).__name__ for _ in range(3)])
+        assert kinds == ["Cancel", "Cancel", "Heartbeat"]
+        publisher = Publisher(edge)
+        await publisher.start()
+        await publisher.publish(AuditEvent(event_id="e1", action="key.created"))
+
+
+REFUSED_PUBLISHES = {
+    "edge-0": (
+        "tok.edge-0.worker-0",
+        "work.worker-0",
+        "ctl.heartbeat.worker-0",
+        "$KV.prices.default",
+        "$KV.models.m",
+        "$KV.fleet.worker-0",
+        "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-1.*",
+        "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.>",
+        "$JS.API.CONSUMER.CREATE.TOKENS.spy",
+        "$JS.API.CONSUMER.CREATE.TOKENS",
+        "$JS.API.CONSUMER.DURABLE.CREATE.TOKENS.spy",
+        "$JS.API.CONSUMER.CREATE.REQUESTS.spy.req.>",
+        "$JS.API.CONSUMER.CREATE.WORK.worker-0.work.worker-0",
+        "$JS.API.CONSUMER.MSG.NEXT.TOKENS.any",
+        "$JS.API.CONSUMER.NAMES.TOKENS",
+        "$JS.API.STREAM.MSG.GET.TOKENS",
+        "$JS.API.DIRECT.GET.TOKENS",
+        "$JS.API.DIRECT.GET.TOKENS.tok.edge-1.worker-0",
+        "$JS.API.STREAM.PURGE.TOKENS",
+        "$JS.API.STREAM.DELETE.KV_keys",
+        "$JS.API.STREAM.CREATE.OWN",
+        "_INBOX_edge-1.ack1.1",
+    ),
+    "scheduler": ("$KV.keys.x", "$KV.prices.x", "req.interactive.m", "tok.edge-0.worker-0", "ctl.cancel", "audit.x"),
+    "worker-0": (
+        "tok.edge-0.worker-1",
+        "ctl.heartbeat.worker-1",
+        "req.interactive.m",
+        "work.worker-0",
+        "work.worker-1",
+        "$KV.keys.x",
+        "$KV.prices.x",
+        "$KV.leases.scheduler",
+        "$KV.fleet.worker-1",
+        "$JS.API.CONSUMER.CREATE.WORK.worker-1.work.worker-1",
+        "$JS.API.CONSUMER.CREATE.WORK.worker-0.work.worker-1",
+        "$JS.API.CONSUMER.MSG.NEXT.WORK.worker-1",
+        "$JS.ACK.WORK.worker-1.1.1.1.1.0",
+        "$JS.API.CONSUMER.CREATE.KV_keys.spy.$KV.keys.>",
+        "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-0.*",
+    ),
+    "batch": ("$KV.keys.x", "tok.edge-0.worker-0", "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-0.*"),
+    "meter": (
+        "req.interactive.m",
+        "tok.edge-0.worker-0",
+        "$KV.prices.default",
+        "$KV.keys.x",
+        "audit.x",
+        "ctl.cancel",
+        "$KV.leases.scheduler",
+    ),
+}
+REFUSED_SUBSCRIBES = {
+    "edge-0": ("_INBOX_edge-1.>", "_INBOX_admin.>", "_INBOX.>", "tok.>", "tok.edge-1.*", "req.>", "$KV.keys.>", ">"),
+    "scheduler": ("_INBOX_edge-0.>", "tok.>", "req.>", "$KV.>"),
+    "worker-0": ("_INBOX_worker-1.>", "work.>", "work.worker-1", "ctl.heartbeat.*", "tok.>", "$JS.API.>"),
+    "batch": ("_INBOX_edge-0.>", "tok.>"),
+    "meter": ("_INBOX_edge-0.>", "tok.>", "req.>", "$JS.API.>"),
+}
+
+
+async def not_refused(refused: list[str], attempts: list[str]) -> list[str]:
+    """Those attempts that the server has not refused, once it had the time to."""
+    missed = attempts
+    for _ in range(300):
+        text = "\n".join(refused).lower()
+        missed = [attempt for attempt in attempts if attempt.lower() not in text]
+        if not missed:
+            break
+        await asyncio.sleep(0.01)
+    return missed
+
+
+@pytest.mark.parametrize("name", REFUSED_PUBLISHES)
+async def test_a_role_cannot_publish_what_is_not_its_own(broker: Broker, name: str) -> None:
+    async with broker.raw(name) as (client, refused):
+        for subject in REFUSED_PUBLISHES[name]:
+            await client.publish(subject, b"{}")
+        assert await not_refused(refused, [f'publish to "{subject}"' for subject in REFUSED_PUBLISHES[name]]) == []
+
+
+@pytest.mark.parametrize("name", REFUSED_SUBSCRIBES)
+async def test_a_role_cannot_listen_to_what_is_not_for_it(broker: Broker, name: str) -> None:
+    async with broker.raw(name) as (client, refused):
+        for subject in REFUSED_SUBSCRIBES[name]:
+            await client.subscribe(subject)
+        attempts = [f'subscription to "{subject}"' for subject in REFUSED_SUBSCRIBES[name]]
+        assert await not_refused(refused, attempts) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"filter_subject": "tok.edge-1.*"},
+        {"filter_subjects": ["tok.edge-1.*"]},
+        {"filter_subject": "tok.edge-0.*", "filter_subjects": ["tok.edge-1.*"]},
+        {"filter_subjects": ["tok.edge-0.*", "tok.edge-1.*"]},
+        {},
+    ],
+)
+async def test_the_filter_in_the_subject_binds_the_body_too(broker: Broker, config: dict[str, object]) -> None:
+    """An edge may send to this subject; with another filter in the body the server itself refuses."""
+    body = {"stream_name": "TOKENS", "config": {"name": "spy", "ack_policy": "none", **config}}
+    async with broker.raw("edge-0") as (client, _):
+        reply = await client.request(
+            "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-0.*", json.dumps(body).encode(), timeout=5
+        )
+        assert "error" in json.loads(reply.data), reply.data
+
+
+async def test_a_stranger_does_not_get_in(broker: Broker, tmp_path: Path) -> None:
+    stranger = SecretFolder(tmp_path).nkey("stranger").seed
+    for options in ({}, {"nkeys_seed_str": stranger}, {"user": "admin", "password": "admin"}):
+        with pytest.raises((nats.errors.Error, OSError)):
+            await nats.connect(broker.server.url, allow_reconnect=False, max_reconnect_attempts=0, **options)

@@ -1,0 +1,1 @@
+"""Decisions of the meter: values in, values out."""

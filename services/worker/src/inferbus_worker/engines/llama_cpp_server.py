@@ -1,0 +1,72 @@
+"""The child process: llama.cpp's own server on a free loopback port. Run by :mod:`.llama_cpp_process` only.
+
+It prints one line with its URL on standard output when it is ready, and ends with its parent, however that ended.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="llama.cpp server as a child of an InferBus worker")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--context-length", type=int, required=True)
+    parser.add_argument("--kv-tokens", type=int, required=True)
+    parser.add_argument("--batch-tokens", type=int, required=True)
+    parser.add_argument("--prompt-cache-mib", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--omp-wait-policy", choices=("active", "passive", "default"), required=True)
+    options = parser.parse_args()
+    _die_with(options.parent)
+    if options.omp_wait_policy != "default":
+        # OpenMP reads its settings when the library below is loaded.
+        os.putenv("OMP_WAIT_POLICY", options.omp_wait_policy)
+    _serve(options)
+
+
+def _die_with(parent: int) -> None:
+    """An engine without its worker would hold the cores for nobody."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the call above
+        sys.exit(1)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import xllamacpp  # an extra of this package, and to be loaded after the environment is set
+
+    params = xllamacpp.CommonParams()
+    params.model.path = options.model
+    params.n_parallel = options.slots
+    params.n_ctx = options.kv_tokens
+    params.kv_unified = True
+    params.kv_unified_per_slot = options.context_length  # 0: as far as the model was trained
+    # One engine call takes at most this many tokens: it bounds what a long prompt adds to the gaps of its neighbours
+    # and how long a cancelled prefill goes on.
+    params.n_batch = params.n_ubatch = options.batch_tokens
+    # Idle prompts leave the KV cache (every cell in use slows every step) for a bounded part of the memory.
+    params.cache_ram_mib = options.prompt_cache_mib
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
+    # A stream occupies one HTTP thread; the others are for tokenizing.
+    params.n_threads_http = options.slots + 4
+    params.ctx_shift = False
+    params.fit_params = False
+    params.verbosity = 1
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    server = xllamacpp.Server(params)
+    sys.stdout.write(f"{server.listening_address}\n")
+    sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker ends us after its drain
+    while True:  # SIGTERM ends the process as it stands: there is nothing of ours to save
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The running set: what the engine is generating, and the loop that turns its steps into frames."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus.common.v1.usage_pb2 import FinishReason
+from inferbus_bus.frames import FramePublisher
+from inferbus_runtime import clock, metrics
+from inferbus_runtime.errors import InferBusError, unavailable
+
+from inferbus_worker.core.columns import StepFrames
+from inferbus_worker.core.restarts import RestartLimit
+from inferbus_worker.core.running import Running, generation_of
+from inferbus_worker.direct import Direct
+from inferbus_worker.engine import Engine, EngineDiedError, EngineInfo, Finish, Finished, Step
+
+log = logging.getLogger(__name__)
+
+OnEnd = Callable[[Running, FinishReason.ValueType, int], None]
+"""(who ended, how, sequence of the frame that says so)."""
+
+_START_RETRY_SECONDS = 0.5
+_SWEEP_SECONDS = 0.25
+
+
+class Generations:
+    """Owns the engine from its first start on.
+
+    A dead engine is started again and given what was running, from the tokens that are on the log: same worker, same
+    order of frames, so the attempt stays the same. More deaths than ``limit`` allows end everything that runs with an
+    error, and :meth:`run` with an exception.
+    """
+
+    def __init__(
+        self, engine: Engine, info: EngineInfo, frames: FramePublisher, direct: Direct, limit: RestartLimit
+    ) -> None:
+        self.running: dict[bytes, Running] = {}
+        self.restarts: list[float] = []
+        self.output_tokens = 0
+        # Cleared while the lease is lost: then nothing is published.
+        self.may_publish = asyncio.Event()
+        self.may_publish.set()
+        self._engine = engine
+        self._info = info
+        self._frames = frames
+        self._direct = direct
+        self._limit = limit
+        self._up = True
+        self._failed: InferBusError | None = None
+        self._on_end: list[OnEnd] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tokens_metric = metrics.OUTPUT_TOKENS.labels(info.model)
+
+    def on_end(self, callback: OnEnd) -> None:
+        self._on_end.append(callback)
+
+    def add(self, running: Running) -> None:
+        """Begin, or go on after ``running.ids``. A resumed attempt names its index on the log at once."""
+        self.running[running.key] = running
+        self._idle.clear()
+        if running.attempt > 1:
+            opening = StepFrames(clock.now_us())
+            opening.open_attempt(running)
+            self._publish(opening)
+        if self._up:
+            self._submit(running)
+        elif self._failed is not None:
+            self.refuse(running, Finish.ERROR, self._failed)
+
+    def refuse(self, running: Running, reason: Finish, error: InferBusError | None = None) -> None:
+        """End it without the engine."""
+        now = clock.now_us()
+        self.running[running.key] = running
+        self._apply(Step(now, finished=[Finished(running.key, reason, 0, error=error)]))
+
+    def close(self, key: bytes, verdict: InferBusError | None = None) -> None:
+        """The one cancel: client gone (no verdict), deadline, drain. Its end follows as a step; unknown: nothing."""
+        running = self.running.get(key)
+        if running is None or running.closing:
+            return
+        running.closing, running.verdict = True, verdict
+        if self._up:
+            self._engine.close(key)
+        else:
+            self.refuse(running, Finish.CANCELLED)
+
+    async def idle(self) -> None:
+        """Returns when nothing runs."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Steps into frames, for as long as the engine lives. Raises InferBusError when it died too often."""
+        while True:
+            try:
+                async for step in self._engine.steps():
+                    await self.may_publish.wait()
+                    self._apply(step)
+                    await self._frames.room()
+                return
+            except EngineDiedError as error:
+                await self._restart(error)
+
+    async def run_deadlines(self) -> None:
+        """Closes what has expired, within a quarter of a second."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = clock.now_us()
+            for running in list(self.running.values()):
+                if running.expire_us and now > running.expire_us:
+                    self.close(running.key, deadline_exceeded())
+
+    def _submit(self, running: Running) -> None:
+        running.started_us = running.started_us or clock.now_us()
+        try:
+            self._engine.submit(generation_of(running))
+        except InferBusError as error:
+            self.refuse(running, Finish.ERROR, error)
+
+    def _apply(self, step: Step) -> None:
+        frames = StepFrames(step.time_us)
+        total = frames.add_deltas(step, self.running)
+        ended: list[tuple[Running, FinishReason.ValueType]] = []
+        for finished in step.finished:
+            running = self.running.pop(finished.key, None)
+            if running is not None:
+                close = frames.add_close(running, finished, self._info.engine)
+                ended.append((running, close.finish_reason))
+                self._count_end(close.finish_reason, finished)
+        sequence = self._publish(frames)
+        self.output_tokens += total
+        self._tokens_metric.inc(total)
+        for running, reason in ended:
+            for callback in self._on_end:
+                callback(running, reason, sequence)
+        if ended and not self.running:
+            self._idle.set()
+        self._direct.take(step)
+
+    def _publish(self, frames: StepFrames) -> int:
+        """The sequence of the last frame; it is stored after all before it."""
+        sequence = 0
+        for frame in frames.frames():
+            sequence = self._frames.publish(frame)
+        return sequence
+
+    def _count_end(self, reason: FinishReason.ValueType, finished: Finished) -> None:
+        name = FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+        metrics.GENERATIONS.labels(self._info.model, name).inc()
+        metrics.INPUT_TOKENS.labels(self._info.model).inc(finished.input_tokens)
+
+    async def _restart(self, death: EngineDiedError) -> None:
+        self._up = False
+        log.error("engine died", extra={"error": str(death), "running": len(self.running)})
+        self._direct.fail(engine_failed(str(death)))
+        while not await self._start_again():
+            await asyncio.sleep(_START_RETRY_SECONDS)
+        await self.may_publish.wait()
+        self._up = True
+        for running in list(self.running.values()):
+            if running.closing:  # it died with the answer to our close
+                self.refuse(running, Finish.CANCELLED)
+            else:
+                self._submit(running)
+
+    async def _start_again(self) -> bool:
+        """False if the engine did not start. Raises InferBusError, with all that ran ended, past the limit."""
+        now = clock.monotonic()
+        if not self._limit.allows(self.restarts, now):
+            self._failed = engine_failed("it died too often")
+            for running in list(self.running.values()):
+                self.refuse(running, Finish.ERROR, self._failed)
+            raise self._failed
+        self.restarts.append(now)
+        metrics.ENGINE_RESTARTS.labels(self._info.engine).inc()
+        await self._engine.stop()
+        try:
+            await self._engine.start()
+        except (InferBusError, OSError) as error:
+            log.error("engine did not start", extra={"error": str(error)})
+            return False
+        log.warning("engine started again", extra={"running": len(self.running)})
+        return True
+
+
+def engine_failed(diagnostic: str) -> InferBusError:
+    return unavailable(
+        "engine_failed", "The model's engine failed; retry.", retry_after=timedelta(seconds=1), diagnostic=diagnostic
+    )
+
+
+def deadline_exceeded() -> InferBusError:
+    message = "The request was not finished in its time. Ask for fewer tokens, or try again later."
+    return InferBusError(ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "deadline_exceeded", message)
+
+
+def worker_draining() -> InferBusError:
+    return unavailable("worker_draining", "The worker is being replaced; retry.", retry_after=timedelta(seconds=1))

@@ -1,0 +1,73 @@
+"""The worker's gRPC API."""
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from inferbus.common.v1.usage_pb2 import Usage
+from inferbus.worker.v1 import worker_pb2 as api
+from inferbus.worker.v1 import worker_pb2_grpc
+from inferbus_bus.frames import FramePublisher
+from inferbus_contracts.ids import uuid7
+from inferbus_runtime import clock
+
+from inferbus_worker.core.columns import WIRE_FINISH
+from inferbus_worker.core.running import sampling_of
+from inferbus_worker.direct import Direct
+from inferbus_worker.drain import Drain
+from inferbus_worker.engine import Finished, Generation, Message
+from inferbus_worker.generations import Generations
+from inferbus_worker.registration import Registration
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """Translates; decides nothing."""
+
+    def __init__(
+        self,
+        registration: Registration,
+        generations: Generations,
+        frames: FramePublisher,
+        direct: Direct,
+        drain: Drain,
+    ) -> None:
+        self._registration = registration
+        self._generations = generations
+        self._frames = frames
+        self._direct = direct
+        self._drain = drain
+
+    async def GetStatus(self, request: api.GetStatusRequest, context: Any) -> api.GetStatusResponse:  # noqa: N802
+        return api.GetStatusResponse(
+            record=self._registration.record,
+            active=len(self._generations.running),
+            unacked_frames=self._frames.unacked,
+            output_tokens_total=self._generations.output_tokens,
+            engine_restarts=len(self._generations.restarts),
+        )
+
+    async def Drain(self, request: api.DrainRequest, context: Any) -> api.DrainResponse:  # noqa: N802
+        await self._drain.finish()
+        return api.DrainResponse()
+
+    async def Generate(  # noqa: N802
+        self, request: api.GenerateRequest, context: Any
+    ) -> AsyncIterator[api.GenerateResponse]:
+        key = uuid7(clock.now_us() // 1000, os.urandom(10))
+        messages = tuple(Message(message.role, message.content) for message in request.chat.messages)
+        output_tokens = 0
+        async for item in self._direct.generate(Generation(key, messages, sampling_of(request.sampling))):
+            if isinstance(item, Finished):
+                yield api.GenerateResponse(
+                    finish_reason=WIRE_FINISH[item.reason],
+                    usage=Usage(
+                        input_tokens=item.input_tokens,
+                        cached_input_tokens=item.cached_input_tokens,
+                        output_tokens=output_tokens,
+                    ),
+                    error=item.error.to_proto() if item.error is not None else None,
+                )
+            else:
+                ids, text = item
+                output_tokens += len(ids)
+                yield api.GenerateResponse(token_id=ids, text=text.decode())

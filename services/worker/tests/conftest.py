@@ -1,0 +1,213 @@
+"""A worker as its own process, and an edge's view of what it says."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inferbus.bus.v1.frame_pb2 import Close, Frame
+from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus_bus.connection import Bus
+from inferbus_bus.frames import FrameReader
+from inferbus_bus.publish import Publisher
+from inferbus_contracts.ids import uuid7
+from inferbus_runtime import clock
+
+
+class WorkerProcess:
+    """``python -m inferbus_worker`` with a name of its own."""
+
+    def __init__(self, name: str, nats_url: str, folder: Path, **variables: str) -> None:
+        self.name = name
+        self.ready_file = folder / f"{name}.json"
+        self._variables = {
+            "NAME": name, "NATS_URL": nats_url, "READY_FILE": str(self.ready_file), "ENGINE": "synthetic",
+            "SYNTHETIC__ITL": "5ms", **variables,
+        }  # fmt: skip
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        environ = {f"INFERBUS_WORKER_{name}": value for name, value in self._variables.items()}
+        self.ready_file.unlink(missing_ok=True)
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "inferbus_worker", env={**os.environ, **environ}
+        )
+        async with asyncio.timeout(30):
+            while not self.ready_file.exists():
+                assert self.process.returncode is None, "the worker did not start"
+                await asyncio.sleep(0.02)
+
+    @property
+    def address(self) -> str:
+        return str(json.loads(self.ready_file.read_text())["grpc"])
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def ended(self, timeout: float = 20.0) -> int:
+        assert self.process is not None
+        return await asyncio.wait_for(self.process.wait(), timeout)
+
+    async def kill(self) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
+@dataclass
+class Received:
+    """What an edge has of one request, by the laws of a frame. ``attempts``: in order of their opening."""
+
+    ids: list[int] = field(default_factory=list)
+    texts: list[bytes] = field(default_factory=list)
+    gaps: list[int] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    close: Close | None = None
+
+    @property
+    def text(self) -> bytes:
+        return b"".join(self.texts)
+
+
+class Edge:
+    """Reads its frames from the log, checks the laws, and hands out work."""
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self.name = name
+        self.received: dict[bytes, Received] = {}
+        self.frames: list[Frame] = []
+        self._publisher = Publisher(bus)
+        self._reader = FrameReader(bus, edge=name, on_frame=self._take)
+        self._moved = asyncio.Event()
+        self._sequences: dict[tuple[str, int], int] = {}
+
+    async def start(self) -> None:
+        await self._publisher.start()
+        await self._reader.start()
+
+    async def stop(self) -> None:
+        await self._reader.stop()
+
+    def request(self, content: str, max_tokens: int = 10, **fields: Any) -> GenerateRequest:
+        request = GenerateRequest(
+            request_id=uuid7(clock.now_us() // 1000, os.urandom(10)),
+            edge=self.name,
+            accepted_time=clock.timestamp(clock.now_us()),
+            **fields,
+        )
+        request.context.tenant_id, request.context.model = "acme", "synthetic"
+        request.chat.messages.add(role="user", content=content)
+        request.sampling.max_tokens = max_tokens
+        return request
+
+    async def place(self, worker: str, request: GenerateRequest) -> Received:
+        """What the scheduler does; returns what will be received."""
+        received = self.received.setdefault(request.request_id, Received())
+        work = Work(request=request, worker=worker, placed_time=clock.timestamp(clock.now_us()))
+        await self._publisher.publish(work)
+        return received
+
+    async def until(self, condition: Callable[[], Any], timeout: float = 20.0) -> None:
+        async with asyncio.timeout(timeout):
+            while not condition():
+                self._moved.clear()
+                await self._moved.wait()
+
+    async def closed(self, *received: Received) -> None:
+        await self.until(lambda: all(one.close is not None for one in received))
+
+    def _take(self, frame: Frame, sequence: int) -> None:
+        self.frames.append(frame)
+        publisher = (frame.worker, frame.boot)
+        # A publisher numbers over all its edges: for one edge the numbers only rise.
+        assert frame.sequence > self._sequences.get(publisher, 0)
+        self._sequences[publisher] = frame.sequence
+        take_frame(frame, self.received)
+        self._moved.set()
+
+
+def take_frame(frame: Frame, received: dict[bytes, Received]) -> None:
+    """One frame into what an edge has. Fails if a law is broken."""
+    token_at = text_at = 0
+    assert len(frame.request_ids) == 16 * len(frame.first_index)
+    assert len(frame.gap_us) == len(frame.text_size) == len(frame.first_index)
+    for number, first_index in enumerate(frame.first_index):
+        one = received[frame.request_ids[16 * number : 16 * number + 16]]
+        attempt = frame.attempt[number] if frame.attempt else 1
+        count = frame.token_count[number] if frame.token_count else 1
+        context = frame.contexts[frame.context_index[number] if frame.context_index else 0]
+        assert context.revision
+        assert one.close is None, "nothing follows the close"
+        if not one.attempts or attempt > one.attempts[-1]:
+            one.attempts.append(attempt)
+            assert first_index <= len(one.ids), "no gap"
+            if first_index < len(one.ids):  # only tests without text between attempts come here
+                del one.ids[first_index:], one.texts[first_index:], one.gaps[first_index:]
+        assert attempt == one.attempts[-1]
+        assert first_index == len(one.ids), "no gap, no repetition"
+        one.ids += frame.token_id[token_at : token_at + count]
+        one.texts.append(frame.text[text_at : text_at + frame.text_size[number]])
+        if count:
+            one.gaps.append(frame.gap_us[number])
+        token_at += count
+        text_at += frame.text_size[number]
+        one.texts[-1].decode()
+    assert token_at == len(frame.token_id)
+    assert text_at == len(frame.text)
+    for close in frame.closes:
+        one = received[close.request_id]
+        assert one.close is None
+        assert close.usage.output_tokens == len(one.ids)
+        one.close = close
+
+
+@pytest.fixture(scope="session", name="take_frame")
+def take_frame_fixture() -> Callable[[Frame, dict[bytes, Received]], None]:
+    return take_frame
+
+
+@pytest.fixture(scope="session")
+def received_type() -> type[Received]:
+    return Received
+
+
+@pytest.fixture(scope="session")
+def edge_type() -> type[Edge]:
+    return Edge
+
+
+@pytest.fixture
+async def edge(bus: Bus) -> AsyncIterator[Edge]:
+    edge = Edge(bus, f"edge-{bus.config.name}")
+    await edge.start()
+    yield edge
+    await edge.stop()
+
+
+@pytest.fixture
+async def new_worker(nats_server: Any, bus: Bus, tmp_path: Path) -> AsyncIterator[Callable[..., WorkerProcess]]:
+    """Makes workers that end with the test."""
+    made: list[WorkerProcess] = []
+
+    def make(**variables: str) -> WorkerProcess:
+        worker = WorkerProcess(f"worker-{bus.config.name}-{len(made)}", nats_server.url, tmp_path, **variables)
+        made.append(worker)
+        return worker
+
+    yield make
+    for worker in made:
+        await worker.kill()
+
+
+@pytest.fixture
+async def worker(new_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
+    """A running one with the synthetic engine, a token every 5 ms."""
+    made = new_worker()
+    await made.start()
+    return made

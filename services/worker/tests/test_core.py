@@ -1,0 +1,242 @@
+"""Properties of the pure parts."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus_runtime.clock import timestamp
+from inferbus_worker.core.coalesce import StepBuilder
+from inferbus_worker.core.columns import StepFrames
+from inferbus_worker.core.kv_budget import KvBudget
+from inferbus_worker.core.lifecycle import State, advance
+from inferbus_worker.core.recovery import Recovered, fold
+from inferbus_worker.core.restarts import RestartLimit
+from inferbus_worker.core.running import Running, generation_of, running_of
+from inferbus_worker.core.stops import StopFilter
+from inferbus_worker.core.timing import gap_us
+from inferbus_worker.engine import Finish, Finished, Step
+
+TEXT = st.text(alphabet="ab €", max_size=12)
+
+
+def chunks_of(text: str, cuts: list[int]) -> list[str]:
+    places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+    return [text[start:end] for start, end in pairwise(places)]
+
+
+def filtered(chunks: list[str], stops: tuple[str, ...]) -> tuple[str, bool]:
+    stop_filter, out = StopFilter(stops), ""
+    for chunk in chunks:
+        cut = stop_filter.feed(chunk)
+        out += cut.text
+        if cut.stopped:
+            return out, True
+    return out + stop_filter.flush(), False
+
+
+@given(TEXT, st.lists(st.integers(0, 12)), st.lists(st.text(alphabet="ab €", max_size=4), max_size=3))
+def test_stops_do_not_depend_on_chunks(text: str, cuts: list[int], stops: list[str]) -> None:
+    given_stops = tuple(stops)
+    out, stopped = filtered(chunks_of(text, cuts), given_stops)
+    assert (out, stopped) == filtered(list(text), given_stops)
+    real = [stop for stop in given_stops if stop]
+    assert stopped == any(stop in text for stop in real)
+    assert not any(stop in out for stop in real)
+    assert text.startswith(out)
+    if not stopped:
+        assert out == text
+
+
+@given(TEXT, st.lists(st.integers(0, 12)), st.text(alphabet="ab €", min_size=1, max_size=4))
+def test_stops_hold_back_no_more_than_they_must(text: str, cuts: list[int], stop: str) -> None:
+    stop_filter, out = StopFilter((stop,)), ""
+    for chunk in chunks_of(text, cuts):
+        cut = stop_filter.feed(chunk)
+        out += cut.text
+        if cut.stopped:
+            return
+    assert len(text) - len(out) < len(stop)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 9), max_size=3), TEXT), max_size=20))
+def test_coalescing_keeps_order_and_names_each_once(deltas: list[tuple[int, list[int], str]]) -> None:
+    builder = StepBuilder()
+    for key, ids, text in deltas:
+        builder.add(bytes([key]), ids, text.encode())
+    assert builder.tokens == sum(len(ids) for _, ids, _ in deltas)
+    step = builder.take(5)
+    assert not builder
+    assert len(set(step.keys)) == len(step.keys)
+    position = 0
+    for key, count, text in zip(step.keys, step.counts, step.texts, strict=True):
+        assert step.token_ids[position : position + count] == [i for k, ids, _ in deltas if k == key[0] for i in ids]
+        assert text.decode() == "".join(t for k, _, t in deltas if k == key[0])
+        position += count
+
+
+@given(st.lists(st.integers(0, 400)), st.integers(0, 2000), st.integers(100, 1000))
+def test_kv_budget(held: list[int], wanted: int, size: int) -> None:
+    budget = KvBudget(size)
+    back = budget.overflow(held)
+    left = held[: len(held) - back]
+    assert len(left) >= min(1, len(held))
+    assert sum(left) <= budget.usable or len(left) == 1
+    if back:
+        assert sum(held[: len(left) + 1]) > budget.usable, "no more step back than must"
+    if held and budget.admits(held, wanted):
+        assert budget.overflow([*held, wanted]) == 0
+
+
+def test_lifecycle_has_no_way_back() -> None:
+    assert advance(State.STARTING, State.ACTIVE) is State.ACTIVE
+    for state in State:
+        with pytest.raises(ValueError, match="does not go"):
+            advance(state, State.STARTING)
+    with pytest.raises(ValueError, match="does not go"):
+        advance(State.DRAINED, State.ACTIVE)
+
+
+def test_restart_limit_counts_within_its_window() -> None:
+    limit = RestartLimit(2, 10.0)
+    assert limit.allows([], 0.0)
+    assert limit.allows([1.0], 2.0)
+    assert not limit.allows([1.0, 2.0], 3.0)
+    assert limit.allows([1.0, 2.0], 11.5)
+
+
+def test_gaps_fit_their_column() -> None:
+    assert gap_us(10, 4) == 6
+    assert gap_us(4, 10) == 0
+    assert gap_us(1 << 60, 0) == (1 << 32) - 1
+
+
+# --- frames ---------------------------------------------------------------------------------------------------------
+
+START = 1_700_000_000_000_000
+
+
+def new_running(number: int, tenant: int, edge: int, attempt: int = 1) -> Running:
+    request = GenerateRequest(request_id=bytes([number]) * 16, edge=f"edge-{edge}", accepted_time=timestamp(START))
+    request.context.tenant_id = f"tenant-{tenant}"
+    return running_of(Work(request=request, placed_time=timestamp(START + 1)), "rev", attempt)
+
+
+DELTA = st.tuples(st.lists(st.integers(0, 50_000), max_size=3), st.text(max_size=4))
+
+
+@st.composite
+def histories(draw: Any) -> list[list[tuple[int, list[int], str]]]:
+    """Steps; in each, some of up to six requests have a delta."""
+    steps = []
+    for _ in range(draw(st.integers(1, 8))):
+        who = draw(st.lists(st.integers(0, 5), unique=True, max_size=6))
+        steps.append([(number, *draw(DELTA)) for number in who])
+    return steps
+
+
+def six(largest: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(0, largest), min_size=6, max_size=6)
+
+
+def apply(running: dict[bytes, Running], deltas: list[tuple[int, list[int], str]], now: int) -> list[Frame]:
+    step = Step(now)
+    for number, ids, text in deltas:
+        step.keys.append(bytes([number]) * 16)
+        step.counts.append(len(ids))
+        step.token_ids += ids
+        step.texts.append(text.encode())
+    frames = StepFrames(now)
+    assert frames.add_deltas(step, running) == sum(
+        len(ids) for number, ids, _ in deltas if bytes([number]) * 16 in running
+    )
+    return frames.frames()
+
+
+def stored(frame: Frame) -> Frame:
+    return Frame.FromString(frame.SerializeToString())
+
+
+@given(
+    histories(),
+    st.lists(st.integers(0, 1), min_size=6, max_size=6),
+    st.lists(st.integers(0, 2), min_size=6, max_size=6),
+)
+def test_frames_hold_what_the_engine_said(
+    take_frame: Any, received_type: Any, history: Any, edges: list[int], tenants: list[int]
+) -> None:
+    """Any interleaving of steps gives frames that decode to the same tokens, by the laws, on each edge."""
+    running = {one.key: one for one in (new_running(n, tenants[n], edges[n]) for n in range(5))}  # 5 is not ours
+    received = {key: received_type() for key in running}
+    now = START
+    for deltas in history:
+        now += 20_000
+        frames = apply(running, deltas, now)
+        assert len({frame.edge for frame in frames}) == len(frames)
+        for frame in frames:
+            take_frame(stored(frame), received)
+    end = StepFrames(now)
+    for one in running.values():
+        end.add_close(one, Finished(one.key, Finish.LENGTH, 7, 3), "test")
+    for frame in end.frames():
+        take_frame(stored(frame), received)
+    for number, one in enumerate(running.values()):
+        mine = [(ids, text) for deltas in history for n, ids, text in deltas if n == number]
+        assert received[one.key].ids == [token for ids, _ in mine for token in ids] == one.ids
+        assert received[one.key].text.decode() == "".join(text for _, text in mine)
+        close = received[one.key].close
+        assert (close.usage.input_tokens, close.usage.cached_input_tokens) == (7, 3)
+        times = sum(received[one.key].gaps)
+        assert times == (one.last_us - START if one.ids else 0), "gaps add up to the time since acceptance"
+
+
+@given(histories(), st.integers(0, 8), st.integers(0, 3))
+def test_recovery_reads_what_was_stored(history: Any, broken_at: int, resent: int) -> None:
+    """A second attempt that resumes from the log has all tokens of the first, and a zombie's late frames are void."""
+    running = {one.key: one for one in (new_running(n, 0, 0) for n in range(6))}
+    before, after = history[:broken_at], history[broken_at:]
+    log = [stored(frame) for deltas in before for frame in apply(running, deltas, START)]
+    found = {key: Recovered() for key in running}
+    for frame in log:
+        fold(frame, found)
+    for key, one in running.items():
+        assert found[key].ids == one.ids
+        assert found[key].attempt <= 1
+        assert not found[key].closed
+    again = {one.key: one for one in (new_running(n, 0, 0, attempt=2) for n in range(6))}
+    opening = StepFrames(START + 100)
+    for one in again.values():
+        one.ids = list(found[one.key].ids)
+        opening.open_attempt(one)
+    log += [stored(frame) for frame in opening.frames()]
+    zombie = [stored(frame) for deltas in after[:resent] for frame in apply(running, deltas, START + 101)]
+    rest = [stored(frame) for deltas in after for frame in apply(again, deltas, START + 102)]
+    final = {key: Recovered() for key in running}
+    for frame in [*log, *zombie, *rest]:
+        fold(frame, final)
+    for key, one in again.items():
+        assert final[key].ids == one.ids
+        assert final[key].attempt == 2
+
+
+def test_columns_that_hold_their_default_stay_empty() -> None:
+    running = {one.key: one for one in (new_running(n, 0, 0) for n in range(3))}
+    (frame,) = apply(running, [(0, [1], "a"), (1, [2], "b"), (2, [3], "c")], START + 5)
+    assert not frame.context_index
+    assert not frame.attempt
+    assert not frame.token_count
+    assert len(frame.contexts) == 1
+    assert list(frame.gap_us) == [5, 5, 5]
+
+
+def test_sampling_keeps_absent_apart_from_zero() -> None:
+    request = GenerateRequest(request_id=b"r" * 16)
+    request.chat.messages.add(role="user", content="x")
+    request.sampling.temperature = 0.0
+    generation = generation_of(running_of(Work(request=request), "rev", 1))
+    assert generation.sampling.temperature == 0.0
+    assert generation.sampling.top_p is None
+    assert generation.sampling.max_tokens is None

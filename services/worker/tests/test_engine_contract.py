@@ -1,0 +1,329 @@
+"""What every engine promises, run on each engine that this machine can run."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_worker.config import Config, SyntheticConfig
+from inferbus_worker.engine import EngineDiedError, Finish, Finished, Generation, Message, Sampling, Step
+from inferbus_worker.engines import ENGINES, engine_class
+from inferbus_worker.engines.llama_cpp_model import default_cache
+
+GREEDY = Sampling(temperature=0.0, max_tokens=24)
+
+
+@dataclass
+class Answer:
+    """What one generation yielded. ``times``: when each of its deltas came."""
+
+    ids: list[int] = field(default_factory=list)
+    text: bytes = b""
+    end: Finished | None = None
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def reason(self) -> Finish | None:
+        return self.end.reason if self.end else None
+
+    @property
+    def error(self) -> Any:
+        return self.end.error if self.end else None
+
+
+class Driver:
+    """Reads an engine's steps in the background, and checks what holds for every step."""
+
+    def __init__(self, engine: Any, model_cache: Path) -> None:
+        self.engine = engine
+        self.answers: dict[bytes, Answer] = {}
+        self._moved = asyncio.Condition()
+        self._count = 0
+        self.reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self.info = await self.engine.start()
+        self.reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async for step in self.engine.steps():
+            self._take(step)
+            async with self._moved:
+                self._moved.notify_all()
+
+    def _take(self, step: Step) -> None:
+        assert abs(step.time_us / 1e6 - time.time()) < 5
+        assert len(step.keys) == len(set(step.keys)) == len(step.counts) == len(step.texts)
+        assert sum(step.counts) == len(step.token_ids)
+        position = 0
+        for key, count, text in zip(step.keys, step.counts, step.texts, strict=True):
+            answer = self.answers[key]
+            assert answer.end is None, "nothing may follow the end"
+            text.decode()  # valid by itself
+            answer.ids += step.token_ids[position : position + count]
+            answer.text += text
+            answer.times.append(time.monotonic())
+            position += count
+        for finished in step.finished:
+            assert self.answers[finished.key].end is None, "one end"
+            assert (finished.error is not None) == (finished.reason is Finish.ERROR)
+            self.answers[finished.key].end = finished
+
+    def submit(self, content: str, sampling: Sampling = GREEDY, resume: Sequence[int] = ()) -> Answer:
+        return self.submit_messages((Message("user", content),), sampling, resume)
+
+    def submit_messages(self, messages: tuple[Message, ...], sampling: Sampling, resume: Sequence[int] = ()) -> Answer:
+        self._count += 1
+        key = self._count.to_bytes(16, "big")
+        answer = self.answers[key] = Answer()
+        self.engine.submit(Generation(key, messages, sampling, tuple(resume)))
+        return answer
+
+    def key_of(self, answer: Answer) -> bytes:
+        return next(key for key, value in self.answers.items() if value is answer)
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
+        async with asyncio.timeout(timeout), self._moved:
+            while not condition():
+                await self._moved.wait()
+
+    async def ended(self, *answers: Answer) -> None:
+        await self.until(lambda: all(answer.end is not None for answer in answers))
+
+    async def ask(self, content: str, sampling: Sampling = GREEDY, resume: Sequence[int] = ()) -> Answer:
+        answer = self.submit(content, sampling, resume)
+        await self.ended(answer)
+        return answer
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+        if self.reader is not None:
+            await asyncio.wait([self.reader], timeout=5)
+
+
+@pytest.fixture(scope="module")
+def model_cache() -> Path:
+    """The user's cache, which the install step has filled; made here (5 s) if not."""
+    return default_cache()
+
+
+def config_of(name: str, cache: Path, **changes: Any) -> Config:
+    synthetic = SyntheticConfig(itl=timedelta(milliseconds=2), **changes.pop("synthetic", {}))
+    return Config(name="contract", engine=name, model_cache=cache, synthetic=synthetic, **changes)
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def engine_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+async def engine(engine_name: str, model_cache: Path) -> AsyncIterator[Driver]:
+    driver = Driver(engine_class(engine_name).from_config(config_of(engine_name, model_cache)), model_cache)
+    await driver.start()
+    yield driver
+    await driver.stop()
+
+
+async def test_info_says_what_runs(engine: Driver, engine_name: str) -> None:
+    assert engine.info.engine == engine_name
+    assert engine.info.model == {"llama_cpp": "smollm2-135m-instruct", "synthetic": "synthetic"}[engine_name]
+    assert engine.info.revision
+    assert engine.info.capacity >= 16
+    assert engine.info.context_length >= 8192
+
+
+async def test_tokens_come_one_after_the_other(engine: Driver) -> None:
+    answer = await engine.ask("Tell me about the sea.", replace(GREEDY, max_tokens=8))
+    assert len(answer.times) >= 7, "streamed, not delivered at the end"
+    assert len(answer.ids) == 8
+    assert answer.text.decode().strip()
+    assert answer.reason is Finish.LENGTH
+    assert answer.end.input_tokens > 0
+
+
+async def test_ends_by_itself(engine: Driver) -> None:
+    answer = await engine.ask("Say hi", Sampling(temperature=0.0))
+    assert answer.reason is Finish.STOP
+    assert answer.ids
+    assert b"<|im_end|>" not in answer.text
+
+
+async def test_max_tokens_of_one(engine: Driver) -> None:
+    answer = await engine.ask("Hello", replace(GREEDY, max_tokens=1))
+    assert len(answer.ids) == 1
+    assert answer.reason is Finish.LENGTH
+
+
+async def test_stop_string_is_never_delivered(engine: Driver) -> None:
+    whole = (await engine.ask("Tell me about the sea.")).text.decode()
+    stop = whole[9:16]  # lies across tokens
+    answer = await engine.ask("Tell me about the sea.", replace(GREEDY, stop=("never there", stop)))
+    assert answer.text.decode() == whole[: whole.index(stop)]
+    assert answer.reason is Finish.STOP
+
+
+async def test_text_held_for_a_stop_string_is_not_lost(engine: Driver) -> None:
+    whole = (await engine.ask("Tell me about the sea.")).text.decode()
+    answer = await engine.ask("Tell me about the sea.", replace(GREEDY, stop=(whole[-3:] + " but not this", "")))
+    assert answer.text.decode() == whole
+    assert answer.reason is Finish.LENGTH
+
+
+async def test_a_seed_repeats(engine: Driver) -> None:
+    sampling = Sampling(temperature=1.0, seed=7, max_tokens=16)
+    first, again = await engine.ask("Write a poem.", sampling), await engine.ask("Write a poem.", sampling)
+    other = await engine.ask("Write a poem.", replace(sampling, seed=8))
+    assert first.ids == again.ids
+    assert first.ids != other.ids
+
+
+async def test_penalties_and_sampling_are_accepted(engine: Driver) -> None:
+    sampling = Sampling(
+        temperature=0.7, top_p=0.9, top_k=20, seed=2**64 - 1, max_tokens=8,
+        frequency_penalty=0.5, presence_penalty=-0.5, repetition_penalty=1.1,
+    )  # fmt: skip
+    answer = await engine.ask("Write a poem.", sampling)
+    assert answer.reason in (Finish.LENGTH, Finish.STOP)
+
+
+async def test_greedy_is_the_same_alone_and_in_a_batch(engine: Driver) -> None:
+    questions = [f"Write a story about number {number}." for number in range(16)]
+    alone = [await engine.ask(question) for question in questions[:4]]
+    together = [engine.submit(question) for question in questions]
+    await engine.ended(*together)
+    assert [answer.ids for answer in together[:4]] == [answer.ids for answer in alone]
+    assert [answer.text for answer in together[:4]] == [answer.text for answer in alone]
+
+
+async def test_characters_come_whole(engine: Driver) -> None:
+    """Emoji are several tokens each: every delta is valid (checked for all), and every token has its id."""
+    answer = await engine.ask("Repeat this: 🎉🚀🎉🚀🎉🚀", replace(GREEDY, max_tokens=30))
+    assert len(answer.ids) == 30 or answer.reason is Finish.STOP
+
+
+async def test_cancel_in_mid_stream(engine: Driver) -> None:
+    answer = engine.submit("Write a long story.", Sampling(temperature=0.0, max_tokens=5000))
+    await engine.until(lambda: len(answer.ids) >= 3)
+    await cancel(engine, answer)
+
+
+async def test_cancel_in_prefill(engine: Driver, engine_name: str) -> None:
+    words = {"llama_cpp": 3000, "synthetic": 20_000}[engine_name]
+    answer = engine.submit("word " * words, GREEDY)
+    await asyncio.sleep(0.05)
+    assert not answer.ids
+    await cancel(engine, answer)
+    started = time.monotonic()
+    await engine.ask("Say hi", replace(GREEDY, max_tokens=1))
+    assert time.monotonic() - started < 10, "the cancelled prefill does not go on"
+
+
+async def cancel(engine: Driver, answer: Answer) -> None:
+    started = time.monotonic()
+    engine.engine.close(engine.key_of(answer))
+    engine.engine.close(engine.key_of(answer))
+    await engine.ended(answer)
+    assert time.monotonic() - started < 0.1
+    assert answer.reason is Finish.CANCELLED
+    engine.engine.close(engine.key_of(answer))
+
+
+async def test_resume_is_exact_for_greedy(engine: Driver) -> None:
+    whole = await engine.ask("Tell me about the sea.")
+    for given in (1, 5, 17):
+        rest = await engine.ask("Tell me about the sea.", resume=whole.ids[:given])
+        assert rest.ids == whole.ids[given:]
+        assert whole.text.endswith(rest.text)
+        assert rest.end.input_tokens == whole.end.input_tokens
+
+
+async def test_resume_when_all_was_delivered(engine: Driver) -> None:
+    whole = await engine.ask("Tell me about the sea.")
+    rest = await engine.ask("Tell me about the sea.", resume=whole.ids)
+    assert not rest.ids
+    assert rest.reason is Finish.LENGTH
+
+
+async def test_resume_finds_a_stop_string_that_began_before(engine: Driver) -> None:
+    whole = await engine.ask("Tell me about the sea.")
+    first = await engine.ask("Tell me about the sea.", replace(GREEDY, max_tokens=6))
+    text = whole.text.decode()
+    at = len(first.text.decode())
+    sampling = replace(GREEDY, stop=(text[at - 3 : at + 3],))
+    rest = await engine.ask("Tell me about the sea.", sampling, resume=whole.ids[:6])
+    assert rest.reason is Finish.STOP
+    assert not rest.text
+
+
+async def test_a_hundred_at_once(engine: Driver) -> None:
+    questions = [f"Write a story about number {number}." for number in range(100)]
+    answers = [engine.submit(question, replace(GREEDY, max_tokens=2)) for question in questions]
+    await engine.ended(*answers)
+    assert [(len(answer.ids), answer.reason) for answer in answers] == [(2, Finish.LENGTH)] * 100
+
+
+async def test_bad_input_is_refused_and_hurts_nobody(engine: Driver) -> None:
+    neighbour = engine.submit("Tell me about the sea.")
+    bad = [
+        engine.submit_messages((), GREEDY),
+        engine.submit("hi", replace(GREEDY, temperature=float("nan"))),
+        engine.submit("hi", replace(GREEDY, top_p=3.0)),
+        engine.submit("hi", replace(GREEDY, repetition_penalty=0.0)),
+        engine.submit("hi", resume=[10**9]),
+    ]
+    long = engine.submit("word " * 40_000)
+    await engine.ended(neighbour, long, *bad)
+    for answer in (*bad, long):
+        assert answer.error.error_class == ErrorClass.ERROR_CLASS_INVALID_ARGUMENT
+    assert long.error.reason == "context_length_exceeded"
+    assert long.error.param == "messages"
+    assert neighbour.reason is Finish.LENGTH
+
+
+async def test_stop_twice_and_before_start(engine_name: str, model_cache: Path) -> None:
+    idle = engine_class(engine_name).from_config(config_of(engine_name, model_cache))
+    await idle.stop()
+    driver = Driver(idle, model_cache)
+    await driver.start()
+    driver.submit("Tell me about the sea.", Sampling(max_tokens=1000))
+    await driver.stop()
+    await driver.stop()
+    assert driver.reader.done()
+    assert driver.reader.exception() is None
+
+
+async def kill_child(engine: Any) -> None:
+    os.kill(engine._server.pid, signal.SIGKILL)
+
+
+async def wait_for_death(_: Any) -> None:
+    await asyncio.sleep(0)
+
+
+DEATHS: dict[str, Callable[[Any], Awaitable[None]]] = {"llama_cpp": kill_child, "synthetic": wait_for_death}
+
+
+async def test_death_is_said_and_a_new_start_works(engine_name: str, model_cache: Path) -> None:
+    config = config_of(engine_name, model_cache, synthetic={"dies_after": timedelta(seconds=0.3)})
+    driver = Driver(engine_class(engine_name).from_config(config), model_cache)
+    await driver.start()
+    answer = driver.submit("Write a long story.", Sampling(temperature=0.0, max_tokens=5000))
+    await driver.until(lambda: len(answer.ids) >= 3)
+    await DEATHS[engine_name](driver.engine)
+    with pytest.raises(EngineDiedError):
+        await asyncio.wait_for(driver.reader, 5)
+    assert answer.end is None
+    await driver.engine.stop()
+    await driver.start()
+    rest = driver.submit("Write a long story.", Sampling(temperature=0.0, max_tokens=len(answer.ids) + 3), answer.ids)
+    await driver.ended(rest)
+    assert len(rest.ids) == 3
+    await driver.stop()

@@ -1,0 +1,159 @@
+"""What is special to llama.cpp: its template, its token ids, its memory, its process."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import psutil
+import pytest
+from inferbus_worker.config import Config, LlamaCppConfig
+from inferbus_worker.engine import Finish, Generation, Message, Sampling
+from inferbus_worker.engines.llama_cpp import LlamaCpp
+from inferbus_worker.engines.llama_cpp_model import prepare
+
+CONVERSATION = (
+    Message("system", "You answer in one word."),
+    Message("user", "What is 2 + 2? <b>{{ 7 }}</b> 🎉"),
+    Message("assistant", "Four"),
+    Message("user", "And\nthen?"),
+)
+
+
+@pytest.fixture(scope="module")
+async def engine() -> AsyncIterator[LlamaCpp]:
+    """With little KV cache, so that generations have to make room for each other."""
+    settings = LlamaCppConfig(kv_tokens=512)
+    made = LlamaCpp.from_config(Config(name="test", llama_cpp=settings))
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def ask(engine: LlamaCpp, *generations: Generation) -> dict[bytes, tuple[list[int], str, Any]]:
+    """Ids, text and end of each."""
+    ids: dict[bytes, list[int]] = {generation.key: [] for generation in generations}
+    texts = dict.fromkeys(ids, "")
+    ends: dict[bytes, Any] = {}
+    for generation in generations:
+        engine.submit(generation)
+    async with asyncio.timeout(120):
+        async for step in engine.steps():
+            position = 0
+            for key, count, text in zip(step.keys, step.counts, step.texts, strict=True):
+                ids[key] += step.token_ids[position : position + count]
+                texts[key] += text.decode()
+                position += count
+            ends |= {finished.key: finished for finished in step.finished}
+            if len(ends) == len(ids):
+                break
+    return {key: (ids[key], texts[key], ends[key]) for key in ids}
+
+
+def generation(number: int, content: str, **sampling: Any) -> Generation:
+    return Generation(number.to_bytes(16, "big"), (Message("user", content),), Sampling(temperature=0.0, **sampling))
+
+
+@pytest.mark.parametrize("messages", [CONVERSATION, CONVERSATION[1:2]], ids=["system", "user only"])
+async def test_the_template_gives_what_the_server_gives(engine: LlamaCpp, messages: tuple[Message, ...]) -> None:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    async with engine._http.post("/apply-template", json={"messages": turns}) as response:
+        assert engine._template.render(messages) == (await response.json())["prompt"]
+
+
+async def test_input_tokens_are_those_of_the_rendered_template(engine: LlamaCpp) -> None:
+    prompt = engine._template.render(CONVERSATION)
+    async with engine._http.post("/tokenize", json={"content": prompt, "parse_special": True}) as response:
+        expected = len((await response.json())["tokens"])
+    answers = await ask(engine, Generation(b"k" * 16, CONVERSATION, Sampling(max_tokens=1)))
+    assert answers[b"k" * 16][2].input_tokens == expected
+
+
+async def test_ids_of_split_characters_are_the_generated_ones(engine: LlamaCpp) -> None:
+    """The stream hides them; the unary answer of the server has them all."""
+    question = generation(1, "Say hi with 5 emoji like 🎉🚀 please", max_tokens=30)
+    prompt = engine._template.render(question.messages)
+    body = {"prompt": prompt, "n_predict": 30, "temperature": 0, "return_tokens": True, "stream": False}
+    async with engine._http.post("/completion", json=body) as response:
+        expected = (await response.json())["tokens"]
+    ids, text, _ = (await ask(engine, question))[question.key]
+    assert ids == expected
+    assert "🚀" in text
+
+
+async def test_who_does_not_fit_waits_and_goes_on(engine: LlamaCpp, caplog: pytest.LogCaptureFixture) -> None:
+    """Six times 130 tokens in a cache of 512: nothing is lost or repeated where one stepped back and came again."""
+    caplog.set_level(logging.INFO)
+    questions = [generation(n, f"Write a story about number {n}.", max_tokens=90) for n in range(6)]
+    together = await ask(engine, *questions)
+    assert "generation waits for KV cache" in caplog.text
+    assert len({end.input_tokens for _, _, end in together.values()}) == 1
+    for ids, text, end in together.values():
+        assert (len(ids), end.reason) == (90, Finish.LENGTH)
+        async with engine._http.post("/detokenize", json={"tokens": ids}) as response:
+            assert (await response.json())["content"] == text
+
+
+async def test_generation_that_reaches_the_end_of_the_context(engine: LlamaCpp) -> None:
+    """Input and output together are as long as the context."""
+    ids, _, end = (await ask(engine, generation(1, "word " * 430)))[(1).to_bytes(16, "big")]
+    if end.reason is Finish.LENGTH:  # a model may also end by itself before
+        assert 512 - 2 <= len(ids) + end.input_tokens <= 512
+
+
+async def test_a_resumed_one_that_no_longer_fits_ends_as_length(engine: LlamaCpp) -> None:
+    full = Generation(b"f" * 16, (Message("user", "x"),), Sampling(), resume_ids=(28,) * 490)
+    ids, _, end = (await ask(engine, full))[full.key]
+    assert (ids, end.reason) == ([], Finish.LENGTH)
+
+
+async def test_slow_consumer_loses_nothing(engine: LlamaCpp) -> None:
+    question = generation(3, "Write a story about number 3.", max_tokens=30)
+    (expected, _, _) = (await ask(engine, question))[question.key]
+    engine.submit(question)
+    await asyncio.sleep(1.0)
+    ids: list[int] = []
+    async for step in engine.steps():
+        ids += step.token_ids
+        if step.finished:
+            break
+    assert ids == expected
+
+
+def test_weights_are_made_once(tmp_path: Any) -> None:
+    first = prepare(tmp_path)
+    again = prepare(tmp_path)
+    assert first.path == again.path
+    assert first.seconds > 0
+    assert again.seconds == 0
+    assert [file.name for file in tmp_path.iterdir()] == [first.path.name], "nothing half-made is left"
+
+
+async def test_worker_with_the_real_engine(edge: Any, new_worker: Callable[..., Any]) -> None:
+    """Its engine killed in mid-stream: same text, same attempt. Itself killed: the engine goes with it."""
+    worker = new_worker(ENGINE="llama_cpp")
+    await worker.start()
+
+    def engine_process() -> psutil.Process:
+        children = psutil.Process(worker.process.pid).children()
+        return next(child for child in children if "inferbus_worker.engines.llama_cpp_server" in child.cmdline())
+
+    def story() -> Any:
+        request = edge.request("Write a story about the sea.", max_tokens=40)
+        request.sampling.temperature = 0.0
+        return request
+
+    undisturbed = await edge.place(worker.name, story())
+    await edge.closed(undisturbed)
+    disturbed = [await edge.place(worker.name, story()) for _ in range(3)]
+    await edge.until(lambda: all(len(one.ids) > 5 for one in disturbed))
+    os.kill(engine_process().pid, signal.SIGKILL)
+    await edge.closed(*disturbed)
+    for one in disturbed:
+        assert one.ids == undisturbed.ids
+        assert one.attempts == [1]
+    child = engine_process()
+    await worker.kill()
+    await asyncio.to_thread(child.wait, 5)

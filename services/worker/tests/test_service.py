@@ -1,0 +1,277 @@
+"""A worker process on a real nats-server."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord, WorkerState
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus.common.v1.usage_pb2 import FinishReason
+from inferbus.worker.v1.worker_pb2 import DrainRequest, GenerateRequest, GetStatusRequest
+from inferbus.worker.v1.worker_pb2_grpc import WorkerServiceStub
+from inferbus_bus.connection import Bus, BusConfig, connect
+from inferbus_bus.registry import Registry
+from inferbus_bus.streams import ensure_streams
+from inferbus_runtime import clock
+from inferbus_runtime.rpc import channel
+from inferbus_stack.nats import NatsServer
+
+STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
+CANCELLED, ERROR = FinishReason.FINISH_REASON_CANCELLED, FinishReason.FINISH_REASON_ERROR
+
+
+async def work_left(bus: Bus, worker: Any) -> int:
+    info = await bus.api(f"CONSUMER.INFO.WORK.{worker.name}")
+    return int(info["num_pending"]) + int(info["num_ack_pending"])
+
+
+async def all_acked(bus: Bus, worker: Any) -> None:
+    async with asyncio.timeout(10):
+        while await work_left(bus, worker):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_request_becomes_frames(bus: Bus, edge: Any, worker: Any) -> None:
+    before = clock.now_us()
+    received = await edge.place(worker.name, edge.request("say something", max_tokens=12))
+    await edge.closed(received)
+    close = received.close
+    assert received.ids == list(range(12))
+    assert received.text.startswith(b"this is synthetic text")
+    assert close.finish_reason == LENGTH
+    assert (close.usage.input_tokens, close.usage.output_tokens) == (2, 12)
+    assert close.engine == "synthetic"
+    times = [close.accepted_time, close.placed_time, close.started_time, close.first_token_time, close.last_token_time]
+    moments = [clock.unix_us(moment) for moment in (*times, close.end_time)]
+    assert moments == sorted(moments)
+    assert before <= moments[0]
+    assert received.gaps[0] == moments[3] - moments[0], "TTFT"
+    assert all(2_000 < gap < 500_000 for gap in received.gaps[1:])
+    await all_acked(bus, worker)
+
+
+async def test_many_requests_share_frames(bus: Bus, edge: Any, worker: Any) -> None:
+    requests = [edge.request("say something", max_tokens=20) for _ in range(50)]
+    received = [await edge.place(worker.name, request) for request in requests]
+    await edge.closed(*received)
+    assert [one.ids for one in received] == [list(range(20))] * 50
+    assert len(edge.frames) < 50 * 20 / 4, "one frame for each step, not for each token"
+    await all_acked(bus, worker)
+
+
+async def test_a_bad_request_is_closed_with_its_error(edge: Any, worker: Any) -> None:
+    request = edge.request("x")
+    request.sampling.temperature = 99.0
+    received = await edge.place(worker.name, request)
+    no_input = edge.request("x")
+    no_input.ClearField("chat")
+    other = await edge.place(worker.name, no_input)
+    await edge.closed(received, other)
+    for one, param in ((received, "temperature"), (other, "messages")):
+        assert one.close.finish_reason == ERROR
+        assert one.close.error.error_class == ErrorClass.ERROR_CLASS_INVALID_ARGUMENT
+        assert one.close.error.param == param
+
+
+async def test_cancel(bus: Bus, edge: Any, worker: Any) -> None:
+    request = edge.request("say something", max_tokens=10_000)
+    received = await edge.place(worker.name, request)
+    await edge.until(lambda: len(received.ids) > 3)
+    bus.send(Cancel(request_id=request.request_id, reason="client_gone"))
+    await edge.closed(received)
+    assert received.close.finish_reason == CANCELLED
+    await all_acked(bus, worker)
+
+
+async def test_cancel_that_overtakes_its_request(bus: Bus, edge: Any, worker: Any) -> None:
+    request = edge.request("say something")
+    bus.send(Cancel(request_id=request.request_id))
+    await bus.nc.flush()
+    received = await edge.place(worker.name, request)
+    await edge.closed(received)
+    assert received.close.finish_reason == CANCELLED
+    assert not received.ids
+
+
+async def test_expired_work_is_closed(edge: Any, worker: Any) -> None:
+    late = await edge.place(worker.name, edge.request("x", expire_time=clock.timestamp(clock.now_us() - 1)))
+    soon = edge.request("x", max_tokens=10_000, expire_time=clock.timestamp(clock.now_us() + 500_000))
+    running = await edge.place(worker.name, soon)
+    await edge.closed(late, running)
+    for one in (late, running):
+        assert one.close.finish_reason == ERROR
+        assert one.close.error.error_class == ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED
+    assert running.ids
+    assert not late.ids
+
+
+async def test_kill_and_restart_resumes(bus: Bus, edge: Any, worker: Any) -> None:
+    requests = [edge.request("say something", max_tokens=300) for _ in range(20)]
+    received = [await edge.place(worker.name, request) for request in requests]
+    short = await edge.place(worker.name, edge.request("say something", max_tokens=2))
+    await edge.until(lambda: all(len(one.ids) >= 10 for one in received) and short.close)
+    await worker.kill()
+    reached = [len(one.ids) for one in received]
+    await worker.start()
+    # Another worker would have to wait for the lease; the same one only for the delivery to come again.
+    await edge.closed(*received)
+    words = received[0].ids[:29]
+    for one, before in zip(received, reached, strict=True):
+        assert one.attempts[0] == 1
+        assert one.attempts[-1] > 1
+        assert len(one.ids) == 300
+        assert one.ids == [words[index % 29] for index in range(300)], "goes on where it was"
+        assert before >= 10
+        assert one.close.usage.output_tokens == 300
+    await all_acked(bus, worker)
+
+
+async def test_redelivery_to_the_same_process_changes_nothing(
+    edge: Any, new_worker: Callable[..., Any], bus: Bus
+) -> None:
+    worker = new_worker()
+    await worker.start()
+    received = await edge.place(worker.name, edge.request("say something", max_tokens=400))
+    await edge.until(lambda: len(received.ids) > 3)
+    worker.signal(signal.SIGSTOP)
+    async with asyncio.timeout(30):  # ack_wait passes, and the server gives it out again
+        while True:
+            info = await bus.api(f"CONSUMER.INFO.WORK.{worker.name}")
+            if info["num_redelivered"]:
+                break
+            await asyncio.sleep(0.2)
+    worker.signal(signal.SIGCONT)
+    await edge.closed(received)
+    assert received.attempts == [1]
+    assert len(received.ids) == 400
+    await all_acked(bus, worker)
+
+
+async def test_dead_engine_is_started_again(edge: Any, new_worker: Callable[..., Any]) -> None:
+    worker = new_worker(SYNTHETIC__DIES_AFTER="300ms", MAX_ENGINE_RESTARTS="20")
+    await worker.start()
+    received = [await edge.place(worker.name, edge.request("say something", max_tokens=200)) for _ in range(5)]
+    await edge.closed(*received)
+    for one in received:
+        assert one.attempts == [1]
+        assert one.ids == [index % 29 for index in range(200)]
+
+
+async def test_engine_that_dies_too_often_ends_the_worker(edge: Any, new_worker: Callable[..., Any]) -> None:
+    worker = new_worker(SYNTHETIC__DIES_AFTER="300ms", MAX_ENGINE_RESTARTS="1")
+    await worker.start()
+    received = await edge.place(worker.name, edge.request("say something", max_tokens=2000))
+    await edge.closed(received)
+    assert received.close.finish_reason == ERROR
+    assert received.close.error.reason == "engine_failed"
+    assert received.ids
+    assert await worker.ended() == 1
+
+
+async def test_sigterm_finishes_first(bus: Bus, edge: Any, worker: Any) -> None:
+    received = await edge.place(worker.name, edge.request("say something", max_tokens=200))
+    await edge.until(lambda: len(received.ids) > 3)
+    worker.signal(signal.SIGTERM)
+    assert await worker.ended() == 0
+    await edge.closed(received)
+    assert received.close.finish_reason == LENGTH
+    assert len(received.ids) == 200
+    assert await work_left(bus, worker) == 0
+
+
+async def test_drain_deadline_ends_the_rest(edge: Any, new_worker: Callable[..., Any]) -> None:
+    worker = new_worker(DRAIN_TIMEOUT="1s")
+    await worker.start()
+    received = await edge.place(worker.name, edge.request("say something", max_tokens=20_000))
+    await edge.until(lambda: len(received.ids) > 3)
+    worker.signal(signal.SIGTERM)
+    assert await worker.ended() == 0
+    await edge.closed(received)
+    assert received.close.error.reason == "worker_draining"
+    assert received.close.error.error_class == ErrorClass.ERROR_CLASS_UNAVAILABLE
+
+
+async def test_fleet_models_and_heartbeats(bus: Bus, edge: Any, new_worker: Callable[..., Any]) -> None:
+    worker = new_worker(CAPACITY="7", LEASE_TTL="2s", HEARTBEAT_INTERVAL="100ms")
+    beats: list[Heartbeat] = []
+    await bus.subscribe(Heartbeat, lambda beat: beats.append(beat) if beat.worker == worker.name else None)
+    fleet, models = Registry(bus, "fleet", WorkerRecord), Registry(bus, "models", ModelRecord)
+    await fleet.start()
+    await models.start()
+    await worker.start()
+    async with asyncio.timeout(5):
+        while (record := fleet.get(worker.name)) is None or models.get("synthetic") is None:
+            await asyncio.sleep(0.02)
+    assert (record.model, record.engine, record.capacity) == ("synthetic", "synthetic", 7)
+    assert record.state == WorkerState.WORKER_STATE_ACTIVE
+    assert record.address == worker.address
+    assert models.get("synthetic").engine == "synthetic"
+    received = await edge.place(worker.name, edge.request("say something", max_tokens=100))
+    await edge.closed(received)
+    assert any(beat.active == 1 for beat in beats)
+    async with asyncio.timeout(5):
+        while beats[-1].active or beats[-1].output_tokens_total < 100:
+            await asyncio.sleep(0.02)
+    assert beats[-1].work_sequence > 0
+    await worker.kill()
+    async with asyncio.timeout(10):
+        while fleet.get(worker.name) is not None:  # its lease runs out
+            await asyncio.sleep(0.05)
+
+
+async def test_grpc(edge: Any, worker: Any) -> None:
+    async with channel(worker.address, None) as connection:
+        stub = WorkerServiceStub(connection)
+        request = GenerateRequest()
+        request.chat.messages.add(role="user", content="diagnose this")
+        request.sampling.max_tokens = 5
+        answers = [answer async for answer in stub.Generate(request)]
+        assert [token for answer in answers for token in answer.token_id] == [0, 1, 2, 3, 4]
+        assert answers[-1].finish_reason == LENGTH
+        assert answers[-1].usage.output_tokens == 5
+        status = await stub.GetStatus(GetStatusRequest())
+        assert status.record.worker == worker.name
+        assert status.output_tokens_total == 0, "past the bill"
+        received = await edge.place(worker.name, edge.request("say something", max_tokens=100))
+        await edge.until(lambda: received.ids)
+        await asyncio.gather(stub.Drain(DrainRequest()), stub.Drain(DrainRequest()))
+        assert received.close is not None or (await edge.closed(received)) is None
+        assert (await stub.GetStatus(GetStatusRequest())).record.state == WorkerState.WORKER_STATE_DRAINING
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(edge.closed(await edge.place(worker.name, edge.request("late"))), 0.5)
+
+
+async def test_grpc_needs_the_token(new_worker: Callable[..., Any]) -> None:
+    worker = new_worker(RPC_TOKEN="t" * 32)
+    await worker.start()
+    async with channel(worker.address, None) as connection:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await WorkerServiceStub(connection).GetStatus(GetStatusRequest())
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    async with channel(worker.address, "t" * 32) as connection:
+        assert (await WorkerServiceStub(connection).GetStatus(GetStatusRequest())).record.capacity == 1024
+
+
+async def test_broker_killed_in_mid_stream(tmp_path: Any, new_worker: Callable[..., Any], edge_type: Any) -> None:
+    """Away for longer than the lease: generation pauses, then every stream goes on, in the same attempt."""
+    async with NatsServer(tmp_path / "nats") as server, connect(BusConfig(server.url, "own")) as own:
+        await ensure_streams(own)
+        edge = edge_type(own, "edge-own")
+        await edge.start()
+        worker = new_worker(NATS_URL=server.url, LEASE_TTL="1s")
+        await worker.start()
+        received = [await edge.place(worker.name, edge.request("say something", max_tokens=600)) for _ in range(10)]
+        await edge.until(lambda: all(len(one.ids) > 20 for one in received))
+        await server.kill()
+        await asyncio.sleep(2.5)
+        await server.restart()
+        await edge.closed(*received)
+        assert [one.ids for one in received] == [[index % 29 for index in range(600)]] * 10
+        assert {tuple(one.attempts) for one in received} == {(1,)}
+        await all_acked(own, worker)
+        worker.signal(signal.SIGTERM)
+        assert await worker.ended() == 0
