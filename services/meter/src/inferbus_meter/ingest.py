@@ -35,7 +35,7 @@ from inferbus_meter.core.rows import TIME, Rows, request_rows, token_rows
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 STREAM = "TOKENS"
-_BACKOFF_SECONDS = (0.1, 5.0)
+_BACKOFF_SECONDS = (0.1, 2.0)
 # Parsing holds the event loop; after this many frames others get a turn.
 _FRAMES_A_TURN = 64
 

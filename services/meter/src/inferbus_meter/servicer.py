@@ -68,11 +68,6 @@ class MeterServicer(meter_pb2_grpc.MeterServiceServicer):
     ) -> AsyncIterator[AuditResponse]:
         start, end = _range(request)
         timeout = request.timeout.ToTimedelta() if request.HasField("timeout") else _AUDIT_TIMEOUT
-        if not self._ingest.running and self._ingest.position == 0:
-            raise unavailable(
-                "ingest_not_running", "Another meter ingests, or this one is starting; ask that one, or retry.",
-                retry_after=RETRY_AFTER,
-            )  # fmt: skip
         audit = Audit(
             AuditRange(start, end, timeout.total_seconds()), self._frames, self._store, self._ingest, self._prices.rates
         )

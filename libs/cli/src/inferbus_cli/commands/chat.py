@@ -135,5 +135,5 @@ def _json(answer: Answer, model: str) -> str:
 def _first_model(edge: Edge) -> str:
     entries = edge.models()
     if not entries:
-        raise click.ClickException("no model is served yet: no worker has registered")
+        raise Refused("no model is served yet: no worker has registered")
     return str(entries[0]["id"])

@@ -114,7 +114,10 @@ def fold(tallies: dict[bytes, Tally], batch: FrameBatch, only: "frozenset[bytes]
 
 
 def _end(item: ClosedRequest) -> End:
-    return End(item.close.attempt, item.context.model, item.close.usage, item.sequence)
+    # A copy: a part of a parsed frame keeps the memory of the whole frame.
+    usage = Usage()
+    usage.CopyFrom(item.close.usage)
+    return End(item.close.attempt, item.context.model, usage, item.sequence)
 
 
 def _groups(batch: FrameBatch) -> Iterator[tuple[bytes, list[Run], int, int]]:
