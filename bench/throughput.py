@@ -44,11 +44,12 @@ async def platform(seconds: float) -> dict[int, float]:
 async def bare(seconds: float) -> dict[int, float]:
     """llama.cpp's own HTTP server with the worker's settings, asked directly."""
     config = Config(name="bench")
-    model = await asyncio.to_thread(prepare, config.model_cache)
+    weights = await asyncio.to_thread(prepare, config.model_cache, config.llama_cpp.precision)
     own = config.llama_cpp
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "inferbus_worker.engines.llama_cpp_server", "--model", str(model),
-        "--parent", str(os.getpid()), "--slots", "16", "--context-length", "0", "--kv-tokens", str(own.kv_tokens),
+        sys.executable, "-m", "inferbus_worker.engines.llama_cpp_server", "--model", str(weights.path),
+        "--parent", str(os.getpid()), "--slots", "16", "--context-length", "0", "--precision", own.precision,
+        "--kv-tokens", str(own.kv_tokens),
         "--batch-tokens", str(own.batch_tokens), "--prompt-cache-mib", str(own.prompt_cache_mib),
         "--threads", str(os.cpu_count()), "--omp-wait-policy", own.omp_wait_policy,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,

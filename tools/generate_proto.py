@@ -6,6 +6,7 @@
 import argparse
 import filecmp
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,8 @@ TARGET = ROOT / "libs" / "contracts" / "src"
 
 
 def generate(out: Path) -> None:
-    """Write messages, stubs and their types for all proto files below ``out``."""
+    """Write messages, stubs and their types for all proto files below ``out``, in place of what was there."""
+    shutil.rmtree(out / "inferbus", ignore_errors=True)
     files = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     plugins = Path(sys.executable).parent
     subprocess.run(

@@ -52,7 +52,7 @@ async def test_32_at_once_stream_what_the_unary_answer_says(client: openai.Async
         assert usage.completion_tokens == unary.usage.completion_tokens
         assert usage.prompt_tokens == unary.usage.prompt_tokens
 
-    await asyncio.gather(*(both(number) for number in range(16)))
+    await asyncio.gather(*(both(number) for number in range(32)))
 
 
 async def test_max_tokens_is_counted_in_the_models_own_tokens(client: openai.AsyncOpenAI) -> None:

@@ -19,7 +19,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def test_only_the_owner_may_look_in(home: Home) -> None:
-    for folder in (home.root, home.secrets, home.logs, home.run, home.nats, home.clickhouse, home.models):
+    for folder in (home.root, home.secrets, home.logs, home.run, home.nats, home.clickhouse):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 

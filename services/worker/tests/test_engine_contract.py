@@ -196,11 +196,11 @@ async def test_penalties_and_sampling_are_accepted(engine: Driver) -> None:
 
 async def test_greedy_is_the_same_alone_and_in_a_batch(engine: Driver) -> None:
     questions = [f"Write a story about number {number}." for number in range(16)]
-    alone = [await engine.ask(question) for question in questions[:4]]
+    alone = [await engine.ask(question) for question in questions]
     together = [engine.submit(question) for question in questions]
     await engine.ended(*together)
-    assert [answer.ids for answer in together[:4]] == [answer.ids for answer in alone]
-    assert [answer.text for answer in together[:4]] == [answer.text for answer in alone]
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
 
 
 async def test_characters_come_whole(engine: Driver) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
 from inferbus_contracts.subjects import HEARTBEAT_SUBJECTS, subject_of, subject_token
+from inferbus_runtime import metrics
 from inferbus_runtime.errors import unavailable
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -133,11 +134,14 @@ class Bus:
         # Our own outboxes decide what is sent again.
         self.nc._pending = []
         self.nc._pending_data_size = 0
+        metrics.BUS_CONNECTED.set(0)
         log.warning("bus disconnected", extra={"url": self.config.url})
         for callback in self._on_disconnect:
             callback()
 
     async def _reconnected(self) -> None:
+        metrics.BUS_CONNECTED.set(1)
+        metrics.BUS_RECONNECTS.inc()
         log.warning("bus reconnected", extra={"url": self.config.url})
         for callback in self._on_reconnect:
             await callback()
@@ -200,6 +204,7 @@ async def connect(config: BusConfig, *, timeout: float = 30.0) -> AsyncIterator[
             "bus_unavailable", "The message bus does not answer.", retry_after=RETRY_AFTER,
             diagnostic=f"no NATS at {config.url} within {timeout} s",
         ) from error  # fmt: skip
+    metrics.BUS_CONNECTED.set(1)
     try:
         yield bus
     finally:

@@ -131,6 +131,7 @@ class FramePublisher:
         self._client, self._nc = nc, nc
         self._broken.clear()
         self._oldest_sent = clock.monotonic()
+        metrics.FRAMES_REPUBLISHED.inc(len(self._outbox))
         for sequence, entry in list(self._outbox.items()):
             if self._nc is None:
                 break

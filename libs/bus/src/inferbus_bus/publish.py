@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from inferbus_contracts.subjects import message_id, subject_of
-from inferbus_runtime import clock
+from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
 from nats.aio.msg import Msg
 
@@ -91,7 +91,7 @@ class Publisher:
 
     def _publish(self, subject: str, data: bytes, headers: dict[str, str], on_ack: OnAck, timeout: float) -> None:
         if not self._bus.connected:
-            on_ack(bus_unavailable("not connected to NATS"))
+            _tell(on_ack, bus_unavailable("not connected to NATS"))
             return
         self._count += 1
         reply = f"{self._prefix}{self._count}"
@@ -100,7 +100,7 @@ class Publisher:
             send_now(self._bus.nc.publish(subject, data, reply, headers))
         except Exception as error:  # noqa: BLE001 (whatever the client raises, the message was not sent)
             del self._pending[reply]
-            on_ack(bus_unavailable(f"publish to {subject}: {error!r}"))
+            _tell(on_ack, bus_unavailable(f"publish to {subject}: {error!r}"))
             return
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
@@ -108,16 +108,22 @@ class Publisher:
     async def _acked(self, msg: Msg) -> None:
         entry = self._pending.pop(msg.subject, None)
         if entry is not None:
-            entry[0](parse_ack(msg.data, msg.headers.get("Status") if msg.headers else None))
+            _tell(entry[0], parse_ack(msg.data, msg.headers.get("Status") if msg.headers else None))
 
     def _sweep(self) -> None:
         now = clock.monotonic()
         late = [reply for reply, (_, deadline) in self._pending.items() if deadline <= now]
         for reply in late:
-            self._pending.pop(reply)[0](bus_unavailable("no acknowledgement in time"))
+            _tell(self._pending.pop(reply)[0], bus_unavailable("no acknowledgement in time"))
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep) if self._pending else None
 
     def _disconnected(self) -> None:
         pending, self._pending = self._pending, {}
         for on_ack, _ in pending.values():
-            on_ack(bus_unavailable("connection lost before the acknowledgement"))
+            _tell(on_ack, bus_unavailable("connection lost before the acknowledgement"))
+
+
+def _tell(on_ack: OnAck, outcome: Outcome) -> None:
+    if isinstance(outcome, InferBusError):
+        metrics.BUS_PUBLISH_FAILURES.labels(outcome.reason).inc()
+    on_ack(outcome)

@@ -25,11 +25,14 @@ def stream_config(spec: StreamSpec, replicas: int) -> dict[str, Any]:
 
 
 def bucket_config(spec: BucketSpec, replicas: int) -> dict[str, Any]:
-    """A KV bucket as a stream (ADR-8). A leased entry's end leaves a marker, so that watchers see it."""
+    """A KV bucket as a stream (ADR-8). A leased entry's end leaves a marker, so that watchers see it.
+
+    Rollups, by which one message replaces many, are allowed only where the server needs them for these markers.
+    """
     config: dict[str, Any] = {
         "name": f"KV_{spec.name}", "subjects": [f"$KV.{spec.name}.>"], "retention": "limits", "storage": "file",
         "max_msgs_per_subject": 1, "max_bytes": _BUCKET_BYTES, "discard": "new", "num_replicas": replicas,
-        "allow_rollup_hdrs": True, "deny_delete": True, "allow_direct": True,
+        "allow_rollup_hdrs": spec.leases, "deny_delete": True, "allow_direct": True,
         "duplicate_window": nanoseconds(timedelta(minutes=2)), "description": spec.description, "max_consumers": -1,
     }  # fmt: skip
     if spec.leases:

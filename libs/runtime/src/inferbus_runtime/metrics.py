@@ -71,9 +71,6 @@ ENGINE_RESTARTS = Counter("inferbus_engine_restarts_total", "Engines started aga
 # --- bus ----------------------------------------------------------------------------------------------------------
 BUS_CONNECTED = Gauge("inferbus_bus_connected", "1 while the broker is reachable")
 BUS_RECONNECTS = Counter("inferbus_bus_reconnects_total", "Connections to the broker made again")
-BUS_PUBLISH_SECONDS = Histogram(
-    "inferbus_bus_publish_seconds", "Publish to stored, acknowledged", ("stream",), buckets=STEP_BUCKETS
-)
 BUS_PUBLISH_FAILURES = Counter("inferbus_bus_publish_failures_total", "Publishes refused or lost", ("reason",))
 REDELIVERIES = Counter("inferbus_redeliveries_total", "Deliveries that were not the first", ("stream",))
 FRAMES_PUBLISHED = Counter("inferbus_frames_published_total", "Frames sent to the log, repeats not counted")
@@ -86,6 +83,7 @@ INGEST_INSERT_SECONDS = Histogram(
     "inferbus_ingest_insert_seconds", "Time that one insert took", ("table",), buckets=STEP_BUCKETS
 )
 INGEST_RETRIES = Counter("inferbus_ingest_retries_total", "Inserts tried again", ("reason",))
+INGEST_MALFORMED = Counter("inferbus_ingest_malformed_total", "Frames on the log that cannot be read: see the audit")
 INGEST_LAG_FRAMES = Gauge("inferbus_ingest_lag_frames", "Frames on the log that are not in the table yet")
 
 # --- any process --------------------------------------------------------------------------------------------------

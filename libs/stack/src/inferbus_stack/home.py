@@ -50,11 +50,6 @@ class Home:
         return self.root / "clickhouse"
 
     @property
-    def models(self) -> Path:
-        """Files that engines derive from a model once."""
-        return self.root / "models"
-
-    @property
     def stack_file(self) -> Path:
         return self.root / "stack.json"
 
@@ -66,7 +61,7 @@ class Home:
 
     def make_folders(self) -> None:
         """Only the owner may look in: logs and stores belong to many tenants."""
-        for folder in (self.root, self.secrets, self.logs, self.run, self.nats, self.clickhouse, self.models):
+        for folder in (self.root, self.secrets, self.logs, self.run, self.nats, self.clickhouse):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.secrets.chmod(0o700)
 

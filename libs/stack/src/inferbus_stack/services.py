@@ -140,7 +140,7 @@ class Plan:
                 "METER_ADDRESS": self.grpc("meter"),
             }
         if instance.role is Role.WORKER:
-            return {"ENGINE": self.options.engine, "MODEL_CACHE": str(self.options.home.models)}
+            return {"ENGINE": self.options.engine}
         if instance.role is Role.METER:
             return self._clickhouse(WRITER_USER)
         return {}

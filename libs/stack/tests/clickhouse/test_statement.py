@@ -38,7 +38,7 @@ from inferbus_stack.clickhouse.statement import shape_of, split_insert
 def test_an_insert_is_split_from_its_data(text: str, head: str, format_name: str, data: str) -> None:
     found = split_insert(text)
     assert found is not None
-    assert (found.head, found.format_name, text[found.data_at :]) == (head, format_name, data)
+    assert (found.target + found.settings, found.format_name, text[found.data_at :]) == (head, format_name, data)
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,7 @@ class Ingest:
 
     async def _ingest(self, batch: FrameBatch) -> None:
         intent = Intent(self._epoch, batch.first_sequence, batch.last_sequence)
+        metrics.INGEST_MALFORMED.inc(len(batch.malformed))
         for fault in batch.malformed:
             log.error("a malformed frame is left out", extra={"sequence": fault.sequence, "fault": fault.detail})
         await self._intend(intent, batch)

@@ -12,8 +12,10 @@ from pydantic import Field
 class LlamaCppConfig(Section):
     """Variables INFERBUS_WORKER_LLAMA_CPP__…"""
 
-    kv_tokens: int = Field(default=32768, ge=512)
-    """Tokens in the KV cache that all generations share, 23 KB each; when it is full the youngest wait for a while."""
+    precision: Literal["f32", "f16"] = "f32"
+    """Of weights and KV cache: with f32 a greedy text does not depend on its neighbours in the batch; f16 takes half."""
+    kv_tokens: int = Field(default=16384, ge=512)
+    """Tokens in the KV cache that all generations share, 46 KB each (f16: 23); when full the youngest wait a while."""
     batch_tokens: int = Field(default=256, ge=32, le=2048)
     """Tokens that one engine call takes at most; more makes prefill faster and the gaps of running streams longer."""
     prompt_cache_mib: int = Field(default=512, ge=0)
@@ -49,7 +51,7 @@ class Config(ServiceConfig):
     context_length: int | None = Field(default=None, ge=128)
     """Input and output tokens of one generation: longer input is refused, output ends there; unset: the model's own."""
     model_cache: Path | None = None
-    """Folder for prepared model files (270 MB); unset: the user's cache folder."""
+    """Folder for prepared model files (540 MB); unset: the user's cache folder."""
     lease_ttl: timedelta = Field(default=timedelta(seconds=6), ge=timedelta(seconds=1))
     """A worker that cannot renew its lease for this long stops publishing, and is taken for dead."""
     heartbeat_interval: timedelta = Field(default=timedelta(milliseconds=500), gt=timedelta(0))

@@ -3,6 +3,7 @@
 Traps of chDB that shape everything above it:
 - a handle serialises its queries; handles run in parallel and release the GIL;
 - after a failure part-way, the same handle's next result starts with the failed query's rows: drop it;
+- send_insert/insert_append/insert_done hide what fails at the push into table and views: not used (see spool.py);
 - `SET readonly` cannot be undone on a handle;
 - the engine stops when the last handle closes, and one process can open one path only.
 """
@@ -67,7 +68,6 @@ class Handle:
         except RuntimeError as error:
             raise from_engine(error) from None
         self._stream: Any = None
-        self._insert: Any = None
 
     def query(self, sql: str, format_name: str = "TabSeparatedRaw", params: dict[str, str] | None = None) -> Piece:
         """Runs a statement and returns its whole result."""
@@ -101,24 +101,10 @@ class Handle:
         except RuntimeError as error:
             raise from_engine(error) from None
 
-    def start_insert(self, sql: str, format_name: str) -> None:
-        """Opens an INSERT (`sql` ends before FORMAT or VALUES) that takes its data by `append`."""
+    def insert(self, sql: str, params: dict[str, str]) -> Written:
+        """Runs an INSERT ... FROM INFILE. On return the rows are in the table and its views."""
         try:
-            self._insert = self._raw.send_insert(sql, format_name)
-        except RuntimeError as error:
-            raise from_engine(error) from None
-
-    def append(self, data: bytes) -> None:
-        try:
-            self._raw.insert_append(self._insert, data)
-        except RuntimeError as error:
-            raise from_engine(error) from None
-
-    def finish_insert(self) -> Written:
-        """Commits. On return the rows are in the table and its views."""
-        insert, self._insert = self._insert, None
-        try:
-            result = self._raw.insert_done(insert)
+            result = self._raw.query(sql, "Null", params=params)
         except RuntimeError as error:
             raise from_engine(error) from None
         return Written(result.rows_written(), result.bytes_written())
@@ -135,11 +121,9 @@ class Handle:
         if raw is None:
             return
         with suppress(RuntimeError):  # it may be over already
-            if self._insert is not None:
-                raw.insert_cancel(self._insert)
             if self._stream is not None:
                 raw.streaming_cancel_query(self._stream)
-        self._insert = self._stream = None
+        self._stream = None
         with suppress(RuntimeError):
             raw.close()
 

@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 from inferbus_stack.clickhouse.binding import Handle, disable_engine_signal_handlers, quote
 from inferbus_stack.clickhouse.catalog import DATABASE, Catalog
 from inferbus_stack.clickhouse.errors import ClickHouseError
+from inferbus_stack.clickhouse.spool import Spool, make_folder
 
 # Small-machine choices. Merges: two threads, no merge above 8 GiB, so that a merge cannot take the disk or the memory.
 # tmp, user_files, scripts and schemas lie in empty folders under the data path: what chDB can lock, is locked.
@@ -77,6 +78,7 @@ class Engine:
     def _write_config(self, options: EngineOptions) -> Path:
         for folder in ("user_files", "user_scripts", "format_schemas", "dictionaries_lib", "tmp"):
             Path(self.path, "confined", folder).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(self.path, "confined", "inserts"))
         Path(self.path, "backups").mkdir(exist_ok=True)
         config = Path(self.path, "confined", "config.xml")
         text = _CONFIG.format(
@@ -90,6 +92,10 @@ class Engine:
     def open_handle(self) -> Handle:
         """A fresh handle (0.1 ms), whose current database is the platform's."""
         return Handle(f"{self.path}?database={DATABASE}&log_queries=0")
+
+    def open_spool(self) -> Spool:
+        """A place for the data of one INSERT."""
+        return Spool(f"{self.path}/confined/inserts")
 
     def kill(self, log_comment: str) -> None:
         """Asks the statements marked with this log_comment to stop. Returns at once; they end with code 394."""

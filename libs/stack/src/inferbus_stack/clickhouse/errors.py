@@ -8,11 +8,13 @@ BAD_ARGUMENTS = 36
 NOT_IMPLEMENTED = 48
 SYNTAX_ERROR = 62
 UNKNOWN_FORMAT = 73
+CANNOT_WRITE = 75
 UNKNOWN_SETTING = 115
 INCORRECT_DATA = 117
 TIMEOUT_EXCEEDED = 159
 READONLY = 164
 TOO_MANY_SIMULTANEOUS_QUERIES = 202
+NOT_ENOUGH_SPACE = 243
 SESSION_NOT_FOUND = 372
 SESSION_IS_LOCKED = 373
 CANNOT_DECOMPRESS = 271
@@ -25,6 +27,8 @@ _NAMES = {
     NOT_IMPLEMENTED: "NOT_IMPLEMENTED",
     SYNTAX_ERROR: "SYNTAX_ERROR",
     UNKNOWN_FORMAT: "UNKNOWN_FORMAT",
+    CANNOT_WRITE: "CANNOT_WRITE_TO_FILE_DESCRIPTOR",
+    NOT_ENOUGH_SPACE: "NOT_ENOUGH_SPACE",
     UNKNOWN_SETTING: "UNKNOWN_SETTING",
     INCORRECT_DATA: "INCORRECT_DATA",
     TIMEOUT_EXCEEDED: "TIMEOUT_EXCEEDED",
@@ -58,6 +62,10 @@ _HTTP_STATUS = {
 
 _ENGINE_TEXT = re.compile(r"Code: (\d+)\. DB::Exception: ", re.DOTALL)
 _ENGINE_NAME = re.compile(r" ?\(([A-Z][A-Z0-9_]+)\)[. \n]*\Z")
+# How the engine says that data came from a spool: nothing that the one who sent it knows of.
+_SPOOL = re.compile(
+    r":? *\(in file/uri /proc/self/fd/\d+\)|:? *While executing File: data for INSERT was parsed from file"
+)
 _VERSION = re.compile(r" \(version [^()]*\)\.?")
 
 
@@ -99,7 +107,7 @@ def from_engine(error: BaseException) -> ClickHouseError:
         if int(later.group(1)) != code or later.start() != start.end():
             break
         start = later
-    detail = _VERSION.sub("", text[start.end() :]).strip()
+    detail = _SPOOL.sub("", _VERSION.sub("", text[start.end() :])).strip()
     name = ""
     while (match := _ENGINE_NAME.search(detail)) is not None and match.start() > 0:
         name = match.group(1)

@@ -19,6 +19,7 @@ from inferbus_stack.clickhouse.errors import (
 )
 from inferbus_stack.clickhouse.guard import Guard
 from inferbus_stack.clickhouse.splice import Splicer
+from inferbus_stack.clickhouse.spool import Spool
 from inferbus_stack.clickhouse.statement import InsertHead, shape_of, split_insert
 from inferbus_stack.clickhouse.wire import Request
 
@@ -80,6 +81,8 @@ class Execution:
         self._in_session = request.in_session
         self._handle = session_handle
         self._kept: Handle | None = None
+        self._insert: InsertHead | None = None
+        self._spool: Spool | None = None
         self._splicer: Splicer | None = None
         self._held: Piece | None = None
         self._set: list[str] = []
@@ -112,12 +115,12 @@ class Execution:
         return result
 
     def append(self, raw: bytes, complete: bool) -> None:
-        """More of an INSERT's data; with the last piece, commits."""
+        """More of an INSERT's data; with the last piece, runs it. Nothing is inserted before."""
         data = self._request.decoder.decode(raw)
         if complete:
             data += self._request.decoder.finish()
-        if data:
-            self._live.append(data)
+        if self._spool is not None:
+            self._spool.write(data)
         if complete:
             self._finish_insert()
 
@@ -151,6 +154,9 @@ class Execution:
         return kept
 
     def _release(self, complete: bool) -> None:
+        spool, self._spool = self._spool, None
+        if spool is not None:
+            spool.close()
         handle, self._handle = self._handle, None
         if handle is None:
             return
@@ -221,21 +227,21 @@ class Execution:
     def _begin_insert(self, insert: InsertHead, body: bytes) -> None:
         if self._request.read_only:
             raise ClickHouseError(READONLY, "Cannot execute query in readonly mode. GET requests are for reading.")
-        head = _utf8(insert.head.encode("latin-1")).strip()
         profile = self._request.user.profile
         self._prepare()
         if profile.guarded:
-            self._guard.check_insert(profile, head, insert.format_name, self._params)
+            self._guard.check_query(profile, _utf8(insert.statement.encode("latin-1")), self._params)
         self._apply_settings()
-        self._live.set_all((f"param_{name}", value) for name, value in self._params.items())
-        self._live.start_insert(head, insert.format_name)
+        self._insert = insert
+        self._spool = self._engine.open_spool()
+        self._spool.write(body[insert.data_at :])
         self.wants_data = True
-        data = body[insert.data_at :]
-        if data:
-            self._live.append(data)
 
     def _finish_insert(self) -> None:
-        written = self._live.finish_insert()
+        if self._insert is None or self._spool is None:
+            raise RuntimeError("begin() comes first")
+        sql = _utf8(self._insert.reading(self._spool.path).encode("latin-1"))
+        written = self._live.insert(sql, self._params)
         self.wants_data = False
         self.progress.written_rows, self.progress.written_bytes = written.rows, written.bytes
         self._release(complete=True)

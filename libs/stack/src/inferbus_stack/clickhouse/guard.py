@@ -103,10 +103,6 @@ class Guard:
                 while len(self._passed) > _REMEMBERED:
                     self._passed.popitem(last=False)
 
-    def check_insert(self, profile: Profile, head: str, format_name: str, params: dict[str, str]) -> None:
-        """Passes the head of an INSERT that carries data."""
-        self.check_query(profile, f"{head}\nFORMAT {format_name}", params)
-
     def _check_tree(
         self, profile: Profile, handle: Handle, sql: str, params: dict[str, str], shape: QueryShape
     ) -> None:

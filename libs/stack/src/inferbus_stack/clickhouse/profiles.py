@@ -91,10 +91,12 @@ class Profile:
 
 
 # implicit_select: chDB's default (1) runs any expression as a query, which a server does not.
+# storage_file_read_method: chDB's default (mmap) counts all of an INSERT's data as this process's memory.
 # The rest keeps system.query_log to one small row a statement: with events and settings it is 30 kB, held in memory
 # until the next flush. Handles open with log_queries=0, so that only what users asked for is logged.
 _SERVER_LIKE = {
     "implicit_select": "0",
+    "storage_file_read_method": "pread",
     "log_queries": "1",
     "log_queries_min_type": "QUERY_FINISH",
     "log_profile_events": "0",

@@ -61,11 +61,23 @@ def tokens(text: str) -> Iterator[Token]:
 
 @dataclass(frozen=True, slots=True)
 class InsertHead:
-    """An INSERT that carries data: `head` runs on the engine, the bytes after `data_at` are its data."""
+    """An INSERT that carries data: its text up to SETTINGS, from there on, and where its data begin in the body."""
 
-    head: str
+    target: str
+    settings: str
     format_name: str
     data_at: int
+
+    # The parts meet at line breaks: each may end in a comment.
+    @property
+    def statement(self) -> str:
+        """As it was asked for, without its data."""
+        return f"{self.target}\n{self.settings}\nFORMAT {self.format_name}"
+
+    def reading(self, path: str) -> str:
+        """The same with its data from a file. `path` must not hold what a string literal escapes."""
+        source = f"FROM INFILE '{path}' COMPRESSION 'none'"
+        return f"{self.target}\n{source}\n{self.settings}\nFORMAT {self.format_name}"
 
 
 def split_insert(text: str) -> InsertHead | None:
@@ -86,6 +98,12 @@ def split_insert(text: str) -> InsertHead | None:
             break
         token = next(stream, None)
     depth = 0
+    settings_at: int | None = None
+
+    def head(end: int, format_name: str, data_at: int) -> InsertHead:
+        at = end if settings_at is None else settings_at
+        return InsertHead(text[:at], text[at:end], format_name, data_at)
+
     while token is not None:
         if token.kind == "odd":
             return None
@@ -94,12 +112,14 @@ def split_insert(text: str) -> InsertHead | None:
         elif depth == 0 and token.is_word("SELECT", "WITH", "FROM"):
             return None
         elif depth == 0 and token.is_word("VALUES"):
-            return InsertHead(text[: token.end - len("VALUES")], "Values", token.end)
+            return head(token.end - len("VALUES"), "Values", token.end)
         elif depth == 0 and token.is_word("FORMAT"):
             name = next(stream, None)
             if name is None or name.kind != "word":
                 raise ClickHouseError(SYNTAX_ERROR, "Syntax error: FORMAT without a format name.")
-            return InsertHead(text[: token.end - len("FORMAT")], name.text, _data_start(text, name.end))
+            return head(token.end - len("FORMAT"), name.text, _data_start(text, name.end))
+        elif depth == 0 and settings_at is None and token.is_word("SETTINGS"):
+            settings_at = token.end - len("SETTINGS")
         token = next(stream, None)
     return None
 

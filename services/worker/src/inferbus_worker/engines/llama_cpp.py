@@ -81,6 +81,7 @@ class LlamaCpp:
         settings = ServerSettings(
             slots=capacity + _SPARE_SLOTS,
             context_length=config.context_length or 0,
+            precision=config.llama_cpp.precision,
             kv_tokens=config.llama_cpp.kv_tokens,
             batch_tokens=config.llama_cpp.batch_tokens,
             prompt_cache_mib=config.llama_cpp.prompt_cache_mib,
@@ -104,7 +105,7 @@ class LlamaCpp:
 
     async def start(self) -> EngineInfo:
         """The first start on a machine also prepares the weights (seconds). Raises InferBusError."""
-        weights = await asyncio.to_thread(prepare, self._cache)
+        weights = await asyncio.to_thread(prepare, self._cache, self._settings.precision)
         if weights.seconds:
             log.info("weights prepared", extra={"seconds": round(weights.seconds, 1)})
         self._server = await ServerProcess.start(weights.path, self._settings)

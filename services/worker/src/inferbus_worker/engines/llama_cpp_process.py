@@ -11,6 +11,8 @@ from pathlib import Path
 
 from inferbus_runtime.errors import unavailable
 
+from inferbus_worker.engines.llama_cpp_model import Precision
+
 log = logging.getLogger(__name__)
 
 _START_TIMEOUT_SECONDS = 120.0
@@ -22,12 +24,13 @@ class ServerSettings:
     """How llama.cpp runs.
 
     ``context_length``: bound of one generation, 0 for the model's own. ``kv_tokens``: size of the KV cache that all
-    slots share (23 KB a token for the default model). ``batch_tokens``: bound of one engine call.
+    slots share (46 KB a token for the default model, half in f16). ``batch_tokens``: bound of one engine call.
     ``prompt_cache_mib``: memory for prompts of idle slots.
     """
 
     slots: int
     context_length: int
+    precision: Precision
     kv_tokens: int
     batch_tokens: int
     prompt_cache_mib: int
@@ -53,7 +56,7 @@ class ServerProcess:
             sys.executable, "-m", "inferbus_worker.engines.llama_cpp_server",
             "--model", str(model), "--parent", str(os.getpid()),
             "--slots", str(settings.slots), "--context-length", str(settings.context_length),
-            "--kv-tokens", str(settings.kv_tokens),
+            "--precision", settings.precision, "--kv-tokens", str(settings.kv_tokens),
             "--batch-tokens", str(settings.batch_tokens), "--prompt-cache-mib", str(settings.prompt_cache_mib),
             "--threads", str(settings.threads), "--omp-wait-policy", settings.omp_wait_policy,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

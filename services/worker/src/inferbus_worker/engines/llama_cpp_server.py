@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--context-length", type=int, required=True)
+    parser.add_argument("--precision", choices=("f32", "f16"), required=True)
     parser.add_argument("--kv-tokens", type=int, required=True)
     parser.add_argument("--batch-tokens", type=int, required=True)
     parser.add_argument("--prompt-cache-mib", type=int, required=True)
@@ -46,6 +47,10 @@ def _serve(options: argparse.Namespace) -> None:
     params.n_parallel = options.slots
     params.n_ctx = options.kv_tokens
     params.kv_unified = True
+    if options.precision == "f32":
+        # Both, and weights in F32, or a greedy text depends on who shares its batch (see llama_cpp_model).
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.kv_unified_per_slot = options.context_length  # 0: as far as the model was trained
     # One engine call takes at most this many tokens: it bounds what a long prompt adds to the gaps of its neighbours
     # and how long a cancelled prefill goes on.

@@ -313,7 +313,9 @@ class AuditDifference(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     reason: _builtins.str
-    """missing_row, duplicate_row, output_tokens, missing_index, duplicate_index, unknown_request, cost."""
+    """missing_row, duplicate_row, output_tokens, missing_index, duplicate_index, duplicate_end, unknown_request, cost,
+    malformed_frame, not_proven (its beginning has aged out of the stream).
+    """
     stream_tokens: _builtins.int
     stored_tokens: _builtins.int
     billed_tokens: _builtins.int
