@@ -1,9 +1,11 @@
 """Tables for people: as wide as the terminal, or as wide as they are where nobody looks (a pipe, a file)."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -16,15 +18,82 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_UNBOUNDED)
 
 
-def table_of(left: Sequence[str], right: Sequence[str] = ()) -> Table:
-    """An empty table with its text columns, then its number columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, name in enumerate(left):
-        # The first names the row: it is copied into other commands, so it stays in one piece.
-        table.add_column(Text(name), overflow="fold", no_wrap=position == 0)
-    for name in right:
-        table.add_column(Text(name), justify="right", no_wrap=True)
-    return table
+@dataclass(frozen=True, slots=True)
+class Column:
+    """``spare``: 0 stays; where the terminal is too narrow, the column with the highest number goes first. ``folds``: may
+    take several lines; all else (ids, names that are copied into other commands) is shown in one piece or not at all."""
+
+    name: str
+    number: bool = False
+    spare: int = 0
+    folds: bool = False
+
+
+class Rows:
+    """A table that fits: it leaves out spare columns and says which, and as the last resort shows each row as lines of
+    ``name  value``. Its cells are plain text. ``dim``: rows that matter less."""
+
+    def __init__(self, *columns: Column) -> None:
+        self._columns = columns
+        self._cells: list[Sequence[str]] = []
+        self._dim: list[bool] = []
+
+    def add(self, *cells: str, dim: bool = False) -> None:
+        self._cells.append(cells)
+        self._dim.append(dim)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = list(range(len(self._columns)))
+        while self._width(shown) > options.max_width:
+            droppable = [at for at in shown if self._columns[at].spare]
+            if not droppable:
+                yield from self._lines()
+                return
+            shown.remove(max(droppable, key=lambda at: self._columns[at].spare))
+        yield self._table(shown)
+        hidden = [column.name for at, column in enumerate(self._columns) if at not in shown]
+        if hidden:
+            yield Text(f"In a wider terminal, and with --json: {', '.join(hidden)}.", style="dim")
+
+    def _width(self, shown: Sequence[int]) -> int:
+        """The least number of characters in which these columns stand beside each other."""
+        widths = (
+            max(_least_width(text, self._columns[at].folds) for text in (self._columns[at].name, *self._column(at)))
+            for at in shown
+        )
+        # One more at each end, and a gap of two between neighbours.
+        return 2 + sum(widths) + 2 * (len(shown) - 1)
+
+    def _column(self, at: int) -> list[str]:
+        return [cells[at] for cells in self._cells]
+
+    def _table(self, shown: Sequence[int]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for at in shown:
+            column = self._columns[at]
+            justify = "right" if column.number else "left"
+            table.add_column(Text(column.name), justify=justify, no_wrap=not column.folds, overflow="fold")  # type: ignore[arg-type]
+        for cells, dim in zip(self._cells, self._dim, strict=True):
+            table.add_row(*(Text(cells[at]) for at in shown), style="dim" if dim else None)
+        return table
+
+    def _lines(self) -> Iterable[Table | str]:
+        for cells in self._cells:
+            yield _one_under_the_other([column.name for column in self._columns], [Text(cell) for cell in cells])
+            yield ""
+
+
+def _least_width(text: str, folds: bool) -> int:
+    return max(map(cell_len, text.split() or [""])) if folds else cell_len(text)
+
+
+def _one_under_the_other(names: Sequence[str], cells: Sequence[Text]) -> Table:
+    one = Table(box=None, show_header=False, pad_edge=False)
+    one.add_column(style="dim", no_wrap=True)
+    one.add_column(overflow="fold")
+    for name, cell in zip(names, cells, strict=True):
+        one.add_row(Text(name), cell)
+    return one
 
 
 def print_rows(console: Console, names: Sequence[str], numeric: Sequence[bool], rows: Iterable[Sequence[str]]) -> None:
@@ -39,9 +108,4 @@ def print_rows(console: Console, names: Sequence[str], numeric: Sequence[bool], 
         console.print(table)
         return
     for row in held:
-        one = Table(box=None, show_header=False, pad_edge=False)
-        one.add_column(style="dim", no_wrap=True)
-        one.add_column(overflow="fold")
-        for name, cell in zip(names, row, strict=True):
-            one.add_row(Text(name), cell)
-        console.print(one, "")
+        console.print(_one_under_the_other(names, row), "")

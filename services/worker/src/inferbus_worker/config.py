@@ -13,7 +13,7 @@ class LlamaCppConfig(Section):
     """Variables INFERBUS_WORKER_LLAMA_CPP__…"""
 
     precision: Literal["f32", "f16"] = "f32"
-    """Of weights and KV cache: with f32 a greedy text does not depend on its neighbours in the batch; f16 takes half."""
+    """Of weights and KV cache: with f32 a greedy text does not depend on its neighbours in a batch; f16 takes half."""
     kv_tokens: int = Field(default=16384, ge=512)
     """Tokens in the KV cache that all generations share, 46 KB each (f16: 23); when full the youngest wait a while."""
     batch_tokens: int = Field(default=256, ge=32, le=2048)

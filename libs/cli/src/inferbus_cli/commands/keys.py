@@ -5,7 +5,7 @@ from google.protobuf.json_format import MessageToDict, MessageToJson
 from inferbus.edge.v1.edge_pb2 import CreateKeyRequest, CreateKeyResponse, ListKeysResponse, RevokeKeyResponse
 
 from inferbus_cli.edge import Edge
-from inferbus_cli.tables import table_of, terminal
+from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
 from inferbus_cli.text import moment
 
@@ -46,12 +46,15 @@ def list_keys(target: Target, tenant: str, as_json: bool) -> None:
     if as_json:
         click.echo(_json(answer))
         return
-    table = table_of(("id", "tenant", "project", "name", "key", "scopes", "created (UTC)", "revoked (UTC)"))
+    table = Rows(
+        *(Column("id"), Column("tenant"), Column("project"), Column("name", folds=True), Column("key", spare=4)),
+        *(Column("scopes", spare=1, folds=True), Column("created (UTC)", spare=3), Column("revoked (UTC)", spare=2)),
+    )
     for key in answer.keys:
-        table.add_row(
+        table.add(
             *(key.key_id, key.tenant_id, key.project_id, key.name, f"{key.prefix}…"),
             *(" ".join(key.scopes), moment(key.create_time), moment(key.revoke_time)),
-            style="dim" if key.HasField("revoke_time") else None,
+            dim=key.HasField("revoke_time"),
         )
     terminal().print(table)
 

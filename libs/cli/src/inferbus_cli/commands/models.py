@@ -5,7 +5,7 @@ import json
 import click
 
 from inferbus_cli.edge import Edge
-from inferbus_cli.tables import table_of, terminal
+from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
 
 
@@ -19,7 +19,7 @@ def models(target: Target, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(entries))
         return
-    table = table_of(("model", "owned by"))
+    table = Rows(Column("model"), Column("owned by", spare=1))
     for entry in entries:
-        table.add_row(entry["id"], entry.get("owned_by", ""))
+        table.add(entry["id"], entry.get("owned_by", ""))
     terminal().print(table if entries else "No model is served: no worker has registered yet.")

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from inferbus_cli.edge import PATIENCE, Edge, Refused, Unreachable
-from inferbus_cli.tables import table_of, terminal
+from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
 from inferbus_cli.text import count, duration, rate
 
@@ -89,10 +89,10 @@ def _rates(live: GetLiveResponse) -> RenderableType:
 
 
 def _latencies(live: GetLiveResponse) -> RenderableType:
-    table = table_of(("",), ("P50", "P95", "P99"))
+    table = Rows(Column(""), *(Column(name, number=True) for name in ("P50", "P95", "P99")))
     named: tuple[tuple[str, Percentiles], ...] = (("TTFT", live.ttft), ("ITL", live.itl), ("E2E", live.e2e))
     for name, values in named:
-        table.add_row(name, *(duration(value) for value in (values.p50, values.p95, values.p99)))
+        table.add(name, *(duration(value) for value in (values.p50, values.p95, values.p99)))
     return table
 
 
@@ -109,11 +109,13 @@ def _queues(fleet: WatchFleetResponse) -> RenderableType:
 def _workers(fleet: WatchFleetResponse) -> RenderableType:
     if not fleet.workers:
         return Text("no worker has registered", style="red")
-    table = table_of(
-        ("worker", "model", "engine", "state"), ("active", "on the way", "capacity", "tokens", "heartbeat")
+    table = Rows(
+        *(Column("worker"), Column("model"), Column("engine", spare=2), Column("state")),
+        *(Column("active", number=True), Column("on the way", number=True, spare=3), Column("capacity", number=True)),
+        *(Column("tokens", number=True), Column("heartbeat", number=True, spare=1)),
     )
     for worker in sorted(fleet.workers, key=lambda worker: worker.record.worker):
-        table.add_row(*_worker(worker))
+        table.add(*_worker(worker))
     return table
 
 

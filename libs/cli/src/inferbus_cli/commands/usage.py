@@ -5,10 +5,9 @@ from datetime import datetime
 import click
 from google.protobuf.json_format import MessageToJson
 from inferbus.meter.v1.meter_pb2 import GetUsageResponse
-from rich.table import Table
 
 from inferbus_cli.edge import PATIENCE, Edge
-from inferbus_cli.tables import table_of, terminal
+from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
 from inferbus_cli.text import count, rfc3339
 from inferbus_cli.timerange import time_range
@@ -31,10 +30,14 @@ def usage(target: Target, since: datetime | None, until: datetime | None, tenant
     terminal().print(_table(answer) if answer.rows else "Nothing was used in that time.")
 
 
-def _table(answer: GetUsageResponse) -> Table:
-    table = table_of(("tenant", "project", "model"), ("requests", "input", "cached input", "output", "cost"))
+def _table(answer: GetUsageResponse) -> Rows:
+    table = Rows(
+        *(Column("tenant"), Column("project"), Column("model"), Column("requests", number=True, spare=1)),
+        *(Column("input", number=True), Column("cached input", number=True, spare=2), Column("output", number=True)),
+        Column("cost", number=True),
+    )
     for row in answer.rows:
-        table.add_row(
+        table.add(
             *(row.tenant_id, row.project_id, row.model, count(row.requests)),
             *(count(row.input_tokens), count(row.cached_input_tokens), count(row.output_tokens)),
             f"{row.cost} {row.currency}",

@@ -1,8 +1,10 @@
 """The CPU default's weights: the shipped Q4_1 file widened once, to F32 or F16.
 
-F32 because a greedy text must not depend on its neighbours in the batch: with weights and KV cache in F32 and without
-flash attention a log-probability moves by 1e-5 between alone and in a batch, and by 1e-3 if any of the three is given up
-(measured; then about one text of 64 tokens in ten differs, with all three none of 32 did). Run as a program to do it beforehand: ``python -m inferbus_worker.engines.llama_cpp_model --cache DIR``.
+F32 because a greedy text must not depend on its neighbours in the batch. With weights and KV cache in F32 and without
+flash attention a log-probability moves by 1e-5 between alone and in a batch; if any of the three is given up, by 1e-3,
+and then about one text of 64 tokens in ten differs (measured; with all three none of 32 did).
+
+Run as a program to do it beforehand: ``python -m inferbus_worker.engines.llama_cpp_model --cache DIR``.
 """
 
 import argparse
