@@ -159,12 +159,14 @@ async def until_serving(stack: Stack) -> None:
 @pytest.mark.timeout(300)
 async def test_scheduler_and_worker_die_and_streams_go_on_where_they_were(tmp_path: Path) -> None:
     async with running(tmp_path / "home", "synthetic", variables=ITL) as stack, open_client(stack) as client:
-        tokens = 300
+        tokens = 1500  # 15 s: tokens have been delivered before each kill, and are still to come after it
         expected = await expected_text(client, tokens)
         streams = [asyncio.create_task(stream_text(client, tokens)) for _ in range(8)]
         await asyncio.sleep(1)
         await stack.restarted("scheduler", stack.kill("scheduler"))
+        await asyncio.sleep(0.5)
         await stack.restarted("worker-0", stack.kill("worker-0"))
+        assert not any(stream.done() for stream in streams)
         assert [await stream for stream in streams] == [expected] * 8
         await until_serving(stack)
         await audited(stack)

@@ -115,9 +115,6 @@ async def test_killed_after_any_step(own_bus, store, frame_log, reached: str) ->
     assert all_are(await counts(store), 20, 4)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the embedded ClickHouse inserts by chdb's insert_done(), which hides what fails at the push"
-)
 async def test_a_view_that_a_crash_left_out_is_filled(own_bus, store, frame_log) -> None:
     await frame_log.request(5)
     last = await last_sequence(own_bus)

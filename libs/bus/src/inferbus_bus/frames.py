@@ -21,6 +21,7 @@ from inferbus_bus.publish import PubAck, parse_ack
 
 log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.1
+_LARGEST_RETRY_SECONDS = 2.0
 _ACK_SECONDS = 5.0
 
 
@@ -47,6 +48,8 @@ class FramePublisher:
         self._inbox = f"{inbox_prefix(config.name)}.frames-{boot}"
         self._nc: Client | None = None
         self._epoch = 0
+        # Before the next connection; only a stored frame resets it, since a stream may refuse on every connection.
+        self._pause = 0.0
         self._broken = asyncio.Event()
         self._progress = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
@@ -145,6 +148,7 @@ class FramePublisher:
             # Acks come in order on one connection; a frame counts as stored when all before it are.
             self._acked = next(iter(self._outbox)) - 1 if self._outbox else self._sequence
             self._oldest_sent = clock.monotonic()
+            self._pause = 0.0
             self._unacked.set(len(self._outbox))
             self._progress.set()
         elif isinstance(outcome, InferBusError) and int(epoch) == self._epoch:
@@ -160,14 +164,16 @@ class FramePublisher:
                 if not self._outbox or clock.monotonic() - self._oldest_sent < _ACK_SECONDS:
                     continue
                 self._break("no acknowledgement in time")
+            await asyncio.sleep(self._pause)
+            self._pause = min(max(_RETRY_SECONDS, 2 * self._pause), _LARGEST_RETRY_SECONDS)
             try:
                 await self._client.close()
                 await self._connect()
                 log.warning("frame connection restored", extra={"republished": len(self._outbox)})
-            except (OSError, NatsError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 (this task must outlive whatever the client raises)
                 log.info("frame connection retries", extra={"error": repr(error)})
+                self._pause = _RETRY_SECONDS  # nobody is there: asking again soon costs nothing
                 self._broken.set()
-                await asyncio.sleep(_RETRY_SECONDS)
 
 
 class FrameReader:

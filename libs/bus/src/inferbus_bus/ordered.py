@@ -140,7 +140,7 @@ class OrderedReader:
             try:
                 await self._create({"deliver_policy": "by_start_sequence", "opt_start_seq": self.last_sequence + 1})
                 log.info("ordered reader goes on", extra={"stream": self._stream, "sequence": self.last_sequence + 1})
-            except (StreamApiError, InferBusError) as error:
-                log.warning("ordered reader retries", extra={"stream": self._stream, "error": str(error)})
+            except Exception as error:  # noqa: BLE001 (this task must outlive whatever the client raises)
+                log.warning("ordered reader retries", extra={"stream": self._stream, "error": repr(error)})
                 self._broken.set()
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -12,12 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from inferbus_runtime import clock
-from inferbus_runtime.errors import InferBusError
 from nats.aio.msg import Msg
 
 from inferbus_bus.connection import Bus, send_now
 from inferbus_bus.consumers import create_consumer, nanoseconds, position
-from inferbus_bus.errors import StreamApiError
 
 log = logging.getLogger(__name__)
 _PULL_EXPIRES = timedelta(seconds=30)
@@ -192,17 +190,18 @@ class WorkQueue:
             await asyncio.sleep(min(_RETRY_SECONDS if not self._pulls else 1.0, self._ack_wait.total_seconds() / 3))
             if not self._bus.connected:
                 continue
-            now = clock.monotonic()
-            for inbox in [inbox for inbox, (_, deadline) in self._pulls.items() if deadline < now]:
-                del self._pulls[inbox]
-            if self._open and not self._pulls and len(self._held) < self._in_flight:
-                try:
-                    await self._bind()
-                except (StreamApiError, InferBusError) as error:
-                    log.warning("work queue waits", extra={"stream": self._stream, "error": str(error)})
-                    continue
-                self._refill()
-            self._keep_alive(now)
+            try:
+                await self._tend(clock.monotonic())
+            except Exception as error:  # noqa: BLE001 (this task must outlive whatever the client raises)
+                log.warning("work queue waits", extra={"stream": self._stream, "error": repr(error)})
+
+    async def _tend(self, now: float) -> None:
+        self._keep_alive(now)
+        for inbox in [inbox for inbox, (_, deadline) in self._pulls.items() if deadline < now]:
+            del self._pulls[inbox]
+        if self._open and not self._pulls and len(self._held) < self._in_flight:
+            await self._bind()
+            self._refill()
 
     _alive_at = 0.0
 

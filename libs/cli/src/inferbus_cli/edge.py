@@ -114,10 +114,10 @@ class Edge:
                 yield response
         except httpx2.ConnectError as error:
             raise Unreachable(_nobody(self._target, error)) from None
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise Unreachable(f"{self._target.url} is not a URL: {error}") from None
         except httpx2.TransportError as error:
             raise Unreachable(f"the connection to {self._target.url} broke: {error or type(error).__name__}") from None
-        except httpx2.InvalidURL as error:
-            raise Unreachable(f"{self._target.url} is not a URL: {error}") from None
 
 
 def as_message(value: Mapping[str, Any], message: MessageT) -> MessageT:

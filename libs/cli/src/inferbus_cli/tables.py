@@ -20,8 +20,11 @@ def terminal() -> Console:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``spare``: 0 stays; where the terminal is too narrow, the column with the highest number goes first. ``folds``: may
-    take several lines; all else (ids, names that are copied into other commands) is shown in one piece or not at all."""
+    """``spare``: 0 stays; where the terminal is too narrow, the column with the highest number goes first.
+
+    ``folds``: may take several lines, broken between words. All else (ids, names that are copied into other commands)
+    is shown in one piece or not at all.
+    """
 
     name: str
     number: bool = False
@@ -50,29 +53,41 @@ class Rows:
                 yield from self._lines()
                 return
             shown.remove(max(droppable, key=lambda at: self._columns[at].spare))
-        yield self._table(shown)
+        yield self._table(shown, options.max_width)
         hidden = [column.name for at, column in enumerate(self._columns) if at not in shown]
         if hidden:
             yield Text(f"In a wider terminal, and with --json: {', '.join(hidden)}.", style="dim")
 
     def _width(self, shown: Sequence[int]) -> int:
         """The least number of characters in which these columns stand beside each other."""
-        widths = (
-            max(_least_width(text, self._columns[at].folds) for text in (self._columns[at].name, *self._column(at)))
-            for at in shown
-        )
         # One more at each end, and a gap of two between neighbours.
-        return 2 + sum(widths) + 2 * (len(shown) - 1)
+        return 2 + sum(map(self._least_width, shown)) + 2 * (len(shown) - 1)
 
-    def _column(self, at: int) -> list[str]:
-        return [cells[at] for cells in self._cells]
+    def _whole_width(self, at: int) -> int:
+        return max(map(cell_len, (self._columns[at].name, *(cells[at] for cells in self._cells))))
 
-    def _table(self, shown: Sequence[int]) -> Table:
+    def _least_width(self, at: int) -> int:
+        """Of one column: its longest word if it folds, else its longest text."""
+        column = self._columns[at]
+        texts = (column.name, *(cells[at] for cells in self._cells))
+        words = (word for text in texts for word in (text.split() if column.folds else (text,)))
+        return max(map(cell_len, words), default=0)
+
+    def _table(self, shown: Sequence[int], width: int) -> Table:
+        left = width - self._width(shown)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for at in shown:
-            column = self._columns[at]
-            justify = "right" if column.number else "left"
-            table.add_column(Text(column.name), justify=justify, no_wrap=not column.folds, overflow="fold")  # type: ignore[arg-type]
+            column, least = self._columns[at], self._least_width(at)
+            # What is left over unfolds columns, the first ones first.
+            more = min(left, self._whole_width(at) - least)
+            left -= more
+            table.add_column(
+                Text(column.name),
+                justify="right" if column.number else "left",
+                no_wrap=not column.folds,
+                overflow="fold",
+                width=least + more,
+            )
         for cells, dim in zip(self._cells, self._dim, strict=True):
             table.add_row(*(Text(cells[at]) for at in shown), style="dim" if dim else None)
         return table
@@ -81,10 +96,6 @@ class Rows:
         for cells in self._cells:
             yield _one_under_the_other([column.name for column in self._columns], [Text(cell) for cell in cells])
             yield ""
-
-
-def _least_width(text: str, folds: bool) -> int:
-    return max(map(cell_len, text.split() or [""])) if folds else cell_len(text)
 
 
 def _one_under_the_other(names: Sequence[str], cells: Sequence[Text]) -> Table:

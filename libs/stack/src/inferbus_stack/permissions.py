@@ -71,12 +71,14 @@ def _scheduler(name: str) -> Permissions:
 
 
 def _worker(name: str) -> Permissions:
-    """Takes its own work, publishes frames in its own name only, renews its own lease."""
+    """Takes its own work, publishes frames in its own name only and reads them again after a restart, renews its own
+    lease."""
     token = subject_token(name)
     return Permissions(
         publish=(
             *_works("WORK", token, work_subject(name)),
             f"tok.*.{token}",
+            *_log(f"tok.*.{token}"),
             f"ctl.heartbeat.{token}",
             *_watches("fleet"),
             f"$KV.fleet.{token}",
@@ -154,11 +156,14 @@ def _frames(name: str) -> tuple[str, ...]:
     return ("$JS.API.STREAM.INFO.TOKENS", *_reads("TOKENS", edge_tokens(name)))
 
 
-def _log() -> tuple[str, ...]:
-    """Every frame, by position."""
+def _log(subject: str = "tok.>") -> tuple[str, ...]:
+    """Frames of ``subject`` by position.
+
+    A wildcard cannot stand for a part of a name, so who guesses the name of another's reader could pull from it.
+    """
     return (
         "$JS.API.STREAM.INFO.TOKENS",
-        "$JS.API.CONSUMER.CREATE.TOKENS.*.tok.>",
+        f"$JS.API.CONSUMER.CREATE.TOKENS.*.{subject}",
         "$JS.API.CONSUMER.MSG.NEXT.TOKENS.*",
         "$JS.API.CONSUMER.DELETE.TOKENS.*",
     )

@@ -7,7 +7,7 @@ later try might end. It says each time what it does.
 from dataclasses import dataclass, replace
 
 _FIRST_DELAY = 0.2
-_LARGEST_DELAY = 30.0
+_LARGEST_DELAY = 3.0
 # A process that ran this long was healthy: the next death starts the count anew.
 _HEALTHY_SECONDS = 30.0
 

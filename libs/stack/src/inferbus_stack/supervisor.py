@@ -142,13 +142,19 @@ class Supervisor:
         """Say in stack.json which processes there are. Not before everything has been ready once."""
         if self._complete:
             pids = {name: child.pid for name, child in self._children.items()}
-            write_stack(self._plan.options.home, stack_content(self._plan, pids))
+            try:
+                write_stack(self._plan.options.home, stack_content(self._plan, pids))
+            except OSError as error:  # a full disk: those who look up a new pid wait, what runs goes on
+                self._say(f"stack.json was not written: {error}")
 
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             for child in self._children.values():
-                await asyncio.to_thread(bound_log, child.spec.log_file)
+                try:
+                    await asyncio.to_thread(bound_log, child.spec.log_file)
+                except OSError as error:
+                    self._say(f"{child.spec.log_file} was not shortened: {error}")
 
     def _background(self, coro: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(coro, name=name)

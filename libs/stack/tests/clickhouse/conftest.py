@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
@@ -49,17 +49,17 @@ class Server:
         self,
         query: str | bytes,
         user: str = "admin",
-        data: bytes | None = None,
+        data: bytes | Iterable[bytes] | None = None,
         method: str = "POST",
         headers: dict[str, str] | None = None,
         password: str | None = None,
         **params: str,
     ) -> Reply:
-        """One request on a connection of its own. With `data` the query goes in the URL."""
+        """One request on a connection of its own. With `data` the query goes in the URL, and parts go in chunks."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        body: bytes | None = query.encode() if isinstance(query, str) else query
+        body: bytes | Iterable[bytes] | None = query.encode() if isinstance(query, str) else query
         if data is not None or method == "GET":
-            params["query"] = (body or b"").decode()
+            params["query"] = query if isinstance(query, str) else query.decode()
             body = data
         sent = {
             "X-ClickHouse-User": user,

@@ -42,6 +42,30 @@ def test_an_insert_is_split_from_its_data(text: str, head: str, format_name: str
 
 
 @pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("INSERT INTO t FORMAT CSV\n1", "INSERT INTO t {} FORMAT CSV"),
+        ("INSERT INTO t VALUES (1)", "INSERT INTO t {} FORMAT Values"),
+        (
+            "INSERT INTO t (a) SETTINGS b = 'FORMAT' FORMAT TSV\n1",
+            "INSERT INTO t (a) {} SETTINGS b = 'FORMAT' FORMAT TSV",
+        ),
+        ("INSERT INTO d.settings (settings) FORMAT CSV\n", "INSERT INTO d.settings (settings) {} FORMAT CSV"),
+        ("INSERT INTO settings SETTINGS a = 1 VALUES (1)", "INSERT INTO settings {} SETTINGS a = 1 FORMAT Values"),
+        ("INSERT INTO t -- c\nFORMAT CSV\n", "INSERT INTO t -- c\n{} FORMAT CSV"),
+        ("INSERT INTO t # c SETTINGS\n VALUES (1)", "INSERT INTO t # c SETTINGS\n{} FORMAT Values"),
+    ],
+)
+def test_an_insert_that_reads_its_data_from_a_file(text: str, reading: str) -> None:
+    found = split_insert(text)
+    assert found is not None
+    wanted = reading.format("FROM INFILE '/p' COMPRESSION 'none'")
+    assert found.reading("/p").split() == wanted.split()
+    # A comment that ends the text ends before what is put after it.
+    assert all("--" not in line and "#" not in line for line in found.reading("/p").split("\n") if "INFILE" in line)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "SELECT 1 FORMAT CSV",

@@ -39,6 +39,8 @@ class KeyDesk:
         for param, value in (("tenant_id", tenant_id), ("project_id", project_id), ("name", name)):
             if len(value) > _MAX_NAME:
                 raise invalid(f"'{param}' is longer than {_MAX_NAME} characters.", param=param)
+            if not value.isprintable() or value != value.strip():
+                raise invalid(f"'{param}' has control characters, or space at its ends.", param=param)
         if not tenant_id:
             raise invalid("'tenant_id' must be set.", param="tenant_id", reason="missing_required_parameter")
         unknown = set(scopes) - set(SCOPES)

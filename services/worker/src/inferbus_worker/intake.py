@@ -14,6 +14,7 @@ from inferbus.bus.v1.control_pb2 import Cancel
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.request_pb2 import Work
 from inferbus.common.v1.usage_pb2 import FinishReason
+from inferbus_bus.errors import StreamApiError
 from inferbus_bus.frames import FramePublisher
 from inferbus_bus.log import FrameLog
 from inferbus_bus.workqueue import Delivery
@@ -55,6 +56,7 @@ class Intake:
         self._spans: dict[bytes, Span] = {}
         self._finished: OrderedDict[bytes, None] = OrderedDict()
         self._cancels: OrderedDict[bytes, float] = OrderedDict()
+        self._cancelled: set[bytes] = set()
         self._to_recover: asyncio.Queue[Running] = asyncio.Queue()
         self._to_ack: asyncio.Queue[tuple[bytes, int]] = asyncio.Queue()
         generations.on_end(self._ended)
@@ -88,7 +90,9 @@ class Intake:
         key, now = cancel.request_id, clock.monotonic()
         while self._cancels and (len(self._cancels) >= _CANCEL_MEMORY or next(iter(self._cancels.values())) < now):
             self._cancels.popitem(last=False)
-        if key not in self._finished:
+        if key in self._held:
+            self._cancelled.add(key)  # also while it waits for its recovery, however long
+        elif key not in self._finished:
             self._cancels[key] = now + _CANCEL_MEMORY_SECONDS
         self._generations.close(key)
 
@@ -100,7 +104,7 @@ class Intake:
                 batch.append(self._to_recover.get_nowait())
             try:
                 recovered = await self._recover(batch)
-            except InferBusError as error:
+            except (InferBusError, StreamApiError) as error:
                 log.warning("recovery waits", extra={"error": str(error), "requests": len(batch)})
                 await asyncio.sleep(_RETRY_SECONDS)
                 for running in batch:
@@ -164,7 +168,7 @@ class Intake:
 
     def _begin(self, running: Running) -> None:
         now = clock.now_us()
-        if self._cancels.get(running.key, 0.0) > clock.monotonic():
+        if running.key in self._cancelled or self._cancels.get(running.key, 0.0) > clock.monotonic():
             self._generations.refuse(running, Finish.CANCELLED)
         elif running.expire_us and now > running.expire_us:
             self._generations.refuse(running, Finish.ERROR, deadline_exceeded())
@@ -184,6 +188,7 @@ class Intake:
         while len(self._finished) > _FINISHED_MEMORY:
             self._finished.popitem(last=False)
         self._cancels.pop(key, None)
+        self._cancelled.discard(key)
         self._spans.pop(key, None)
         for delivery in self._held.pop(key, ()):
             delivery.ack()

@@ -48,7 +48,8 @@ def list_keys(target: Target, tenant: str, as_json: bool) -> None:
         return
     table = Rows(
         *(Column("id"), Column("tenant"), Column("project"), Column("name", folds=True), Column("key", spare=4)),
-        *(Column("scopes", spare=1, folds=True), Column("created (UTC)", spare=3), Column("revoked (UTC)", spare=2)),
+        *(Column("scopes", spare=2, folds=True), Column("created (UTC)", spare=3, folds=True)),
+        Column("revoked (UTC)", spare=1, folds=True),
     )
     for key in answer.keys:
         table.add(

@@ -13,5 +13,6 @@ Where to look:
     statement.py   ClickHouse's tokens: where an INSERT ends and its data begins
     guard.py       what a profile may run: the engine's own syntax tree against allow-lists
     engine.py      chDB: configuration, handles, cancelling
-    execution.py   one statement on one handle: results in pieces, inserts in pieces
+    execution.py   one statement on one handle: results in pieces, inserts from a spool
+    spool.py       the data of an INSERT: a nameless file, from which the engine reads, so that every error is told
 """

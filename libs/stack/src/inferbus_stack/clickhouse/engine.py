@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 from inferbus_stack.clickhouse.binding import Handle, disable_engine_signal_handlers, quote
 from inferbus_stack.clickhouse.catalog import DATABASE, Catalog
 from inferbus_stack.clickhouse.errors import ClickHouseError
-from inferbus_stack.clickhouse.spool import Spool, make_folder
+from inferbus_stack.clickhouse.spool import KEPT_FREE_BYTES, Spool, make_folder
 
 # Small-machine choices. Merges: two threads, no merge above 8 GiB, so that a merge cannot take the disk or the memory.
 # tmp, user_files, scripts and schemas lie in empty folders under the data path: what chDB can lock, is locked.
@@ -31,6 +31,9 @@ _CONFIG = """<clickhouse>
   <merge_tree>
     <max_bytes_to_merge_at_max_space_in_pool>8589934592</max_bytes_to_merge_at_max_space_in_pool>
   </merge_tree>
+  <storage_configuration>
+    <disks><default><keep_free_space_bytes>{kept_free_bytes}</keep_free_space_bytes></default></disks>
+  </storage_configuration>
 {query_log}</clickhouse>
 """
 _QUERY_LOG = """  <query_log>
@@ -83,6 +86,7 @@ class Engine:
         config = Path(self.path, "confined", "config.xml")
         text = _CONFIG.format(
             memory_bytes=options.memory_bytes,
+            kept_free_bytes=KEPT_FREE_BYTES,
             path=escape(self.path),
             query_log=_QUERY_LOG if options.query_log else "",
         )

@@ -7,7 +7,7 @@ unknown (refused by name). Nothing that a caller asked for is silently ignored.
 from typing import Annotated, Any, Literal
 
 from inferbus_runtime.errors import InferBusError, invalid
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 # A parameter name in an error is the caller's own text: enough of it to find it again.
@@ -50,6 +50,12 @@ class Message(BaseModel):
     annotations: Any = None
     function_call: Any = None
     tool_calls: Any = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _said_nothing(cls, value: Any, info: ValidationInfo) -> Any:
+        """SDKs send an assistant's message without text back as null."""
+        return "" if value is None and info.data.get("role") == "assistant" else value
 
     def text(self) -> str:
         if isinstance(self.content, str):

@@ -227,6 +227,9 @@ class LlamaCpp:
             self._refused(run, error)
         except (aiohttp.ClientError, TimeoutError) as error:
             await self._broken(run, error)
+        except Exception as error:  # an answer of the server that we do not understand ends this generation only
+            log.exception("a generation failed")
+            self._end(run, Finish.ERROR, _engine_failed(repr(error)))
 
     async def _read(self, run: _Run, response: aiohttp.ClientResponse) -> None:
         async for item in completion(response, self._tokenize):
