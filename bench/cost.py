@@ -9,11 +9,12 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import dataclass, replace
 
 import psutil
 from inferbus_stack.nats import free_port
 
-from bench.load import Answer, closed_loop
+from bench.load import Answer, Meter, closed_loop
 from bench.local import running
 from bench.measure import cpu_seconds, percentile, pin, table
 from tests.harness.local import Stack
@@ -21,48 +22,64 @@ from tests.harness.local import Stack
 ITL = 0.02
 PROMPT = "word " * 100
 STREAM = {"model": "synthetic", "messages": [{"role": "user", "content": PROMPT}], "stream": True, "max_tokens": 128}
-UNARY = {"model": "synthetic", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 16}
+UNARY = {"model": "synthetic", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 1}
 LOAD_CORE, MEASURED_CORE = [0], [1]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A steady stretch in the middle of a closed loop: CPU seconds by process, what arrived, wall seconds."""
+
+    cpu: dict[str, float]
+    tokens: int
+    requests: int
+    wall: float
+    answers: list[Answer]
 
 
 async def window(
     pids: dict[str, int], url: str, key: str, body: dict, concurrency: int, seconds: float, spread: float
-) -> tuple[dict[str, float], list[Answer], float]:
-    """CPU seconds by process, answers and wall seconds of one closed loop."""
+) -> Window:
+    """Everything is started and has settled for a second when the window opens, and goes on after it closes."""
+    clock, meter = asyncio.get_running_loop().time, Meter()
+    loop = asyncio.create_task(
+        closed_loop(url, key, body, concurrency=concurrency, seconds=seconds + 2, spread=spread, meter=meter)
+    )
+    await asyncio.sleep(spread + 1)
+    start, tokens, requests = clock(), meter.tokens, meter.answers
     before = {name: cpu_seconds(pid) for name, pid in pids.items()}
-    start = asyncio.get_running_loop().time()
-    answers = await closed_loop(url, key, body, concurrency=concurrency, seconds=seconds, spread=spread)
-    wall = asyncio.get_running_loop().time() - start
-    await asyncio.sleep(1.5)  # the meter's last batch
-    return {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}, answers, wall
+    await asyncio.sleep(seconds)
+    cpu = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
+    found = Window(cpu, meter.tokens - tokens, meter.answers - requests, clock() - start, [])
+    return replace(found, answers=await loop)
 
 
 def bad(answers: list[Answer], tokens: int) -> int:
     return sum(answer.status != 200 or answer.tokens != tokens for answer in answers)
 
 
-def per_token(name: str, used: dict[str, float], answers: list[Answer], concurrency: int, wall: float) -> list[object]:
-    tokens = sum(answer.tokens for answer in answers)
-    ttft = [answer.ttft * 1000 for answer in answers]
-    micro = {process: seconds * 1e6 / tokens for process, seconds in used.items()}
-    ours = sum(value for process, value in micro.items() if process != "clickhouse")
-    parts = " · ".join(f"{process} {value:.1f}" for process, value in micro.items())
+def by_process(cpu: dict[str, float], unit: float, digits: int) -> tuple[str, str]:
+    """(all but ClickHouse, each) in ``unit`` seconds."""
+    values = {name: seconds / unit for name, seconds in cpu.items()}
+    ours = sum(value for name, value in values.items() if name != "clickhouse")
+    return f"{ours:.{digits}f}", " · ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
+
+
+def per_token(name: str, found: Window, concurrency: int) -> list[object]:
+    ours, parts = by_process(found.cpu, found.tokens * 1e-6, 1)
+    ttft = [answer.ttft * 1000 for answer in found.answers]
     return [
-        name, concurrency, f"{tokens / wall:,.0f}", f"{ours:.1f}", parts,
-        f"{percentile(ttft, 0.5):.1f} / {percentile(ttft, 0.99):.1f}", bad(answers, STREAM["max_tokens"]),
+        name, concurrency, f"{found.tokens / found.wall:,.0f}", ours, parts,
+        f"{percentile(ttft, 0.5):.1f} / {percentile(ttft, 0.99):.1f}", bad(found.answers, STREAM["max_tokens"]),
     ]  # fmt: skip
 
 
-def per_request(
-    name: str, used: dict[str, float], answers: list[Answer], concurrency: int, wall: float
-) -> list[object]:
-    thousand = {process: seconds * 1000 / len(answers) for process, seconds in used.items()}
-    ours = sum(value for process, value in thousand.items() if process != "clickhouse")
-    total = [answer.total * 1000 for answer in answers]
-    parts = " · ".join(f"{process} {value:.3f}" for process, value in thousand.items())
+def per_request(name: str, found: Window, concurrency: int) -> list[object]:
+    ours, parts = by_process(found.cpu, found.requests / 1000, 3)
+    total = [answer.total * 1000 for answer in found.answers]
     return [
-        name, concurrency, f"{len(answers) / wall:,.0f}", f"{ours:.3f}", parts,
-        f"{percentile(total, 0.5):.1f} / {percentile(total, 0.99):.1f}", bad(answers, UNARY["max_tokens"]),
+        name, concurrency, f"{found.requests / found.wall:,.0f}", ours, parts,
+        f"{percentile(total, 0.5):.1f} / {percentile(total, 0.99):.1f}", bad(found.answers, UNARY["max_tokens"]),
     ]  # fmt: skip
 
 
@@ -99,11 +116,11 @@ async def measure_proxy(rows_stream: list, rows_unary: list, seconds: float, lev
         url = f"http://127.0.0.1:{proxy_port}/v1/chat/completions"
         pids = {"proxy": proxy.pid}
         for concurrency in levels:
-            used, answers, wall = await window(pids, url, "-", STREAM, concurrency, seconds, 128 * ITL)
-            rows_stream.append(per_token("aiohttp proxy", used, answers, concurrency, wall))
+            found = await window(pids, url, "-", STREAM, concurrency, seconds, 128 * ITL)
+            rows_stream.append(per_token("aiohttp proxy", found, concurrency))
         for concurrency in (16, 64):
-            used, answers, wall = await window(pids, url, "-", UNARY, concurrency, seconds / 2, 0)
-            rows_unary.append(per_request("aiohttp proxy", used, answers, concurrency, wall))
+            found = await window(pids, url, "-", UNARY, concurrency, seconds / 2, 0)
+            rows_unary.append(per_request("aiohttp proxy", found, concurrency))
     finally:
         for process in (proxy, upstream):
             process.terminate()
@@ -124,17 +141,15 @@ async def run(seconds: float = 6.0, levels: tuple[int, ...] = (64, 256)) -> str:
     async with running("synthetic", INFERBUS_WORKER_SYNTHETIC__ITL=f"{ITL}s") as stack:
         pids = await settled(stack)
         for concurrency in levels:
-            used, answers, wall = await window(
-                pids, stack.chat_url, stack.api_key, STREAM, concurrency, seconds, 128 * ITL
-            )
-            streams.append(per_token("InferBus", used, answers, concurrency, wall))
+            found = await window(pids, stack.chat_url, stack.api_key, STREAM, concurrency, seconds, 128 * ITL)
+            streams.append(per_token("InferBus", found, concurrency))
     async with running(
         "synthetic", INFERBUS_WORKER_SYNTHETIC__ITL="1ms", INFERBUS_WORKER_SYNTHETIC__PREFILL="0s"
     ) as stack:
         pids = await settled(stack)
         for concurrency in (16, 64):
-            used, answers, wall = await window(pids, stack.chat_url, stack.api_key, UNARY, concurrency, seconds / 2, 0)
-            unary.append(per_request("InferBus", used, answers, concurrency, wall))
+            found = await window(pids, stack.chat_url, stack.api_key, UNARY, concurrency, seconds / 2, 0)
+            unary.append(per_request("InferBus", found, concurrency))
     await measure_proxy(streams, unary, seconds, list(levels))
     psutil.Process(os.getpid()).cpu_affinity(list(range(psutil.cpu_count() or 1)))
     alone = {level: await synthetic_alone(level) for level in levels}
@@ -146,6 +161,6 @@ async def run(seconds: float = 6.0, levels: tuple[int, ...] = (64, 256)) -> str:
         [
             table("(b) CPU microseconds per token, one token every 20 ms and stream; TTFT", head, streams),
             note + "\n",
-            table("(b) CPU seconds per 1,000 unary requests of 16 tokens (1 ms a step); E2E", head, unary),
+            table("(b) CPU seconds per 1,000 unary requests of one token (1 ms a step); E2E", head, unary),
         ]
     )

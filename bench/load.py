@@ -11,6 +11,14 @@ from urllib.parse import urlsplit
 
 
 @dataclass(slots=True)
+class Meter:
+    """What has arrived so far, for measuring in the middle of a loop."""
+
+    tokens: int = 0
+    answers: int = 0
+
+
+@dataclass(slots=True)
 class Answer:
     """One finished request; seconds from its first byte out."""
 
@@ -35,6 +43,7 @@ class Connection(asyncio.Protocol):
     """One keep-alive connection; :meth:`ask` sends a request and waits for its whole answer."""
 
     def __init__(self) -> None:
+        self.meter = Meter()
         self.transport: asyncio.Transport | None = None
         self.done: asyncio.Future[Answer] | None = None
         self.buffer = bytearray()
@@ -80,6 +89,7 @@ class Connection(asyncio.Protocol):
                     self.gaps.append(now - self.last)
                 self.last = now
                 self.tokens += count
+                self.meter.tokens += count
             finished = self.buffer.endswith(b"0\r\n\r\n")
             if not finished and len(self.buffer) > 4096:
                 del self.buffer[:-16]
@@ -88,6 +98,7 @@ class Connection(asyncio.Protocol):
             if finished:
                 self.first = now
         if finished and self.done is not None and not self.done.done():
+            self.meter.answers += 1
             self.done.set_result(self._answer(now))
 
     def _answer(self, now: float) -> Answer:
@@ -107,7 +118,7 @@ async def connect(url: str) -> Connection:
 
 
 async def closed_loop(
-    url: str, key: str, body: dict, *, concurrency: int, seconds: float, spread: float = 0.0
+    url: str, key: str, body: dict, *, concurrency: int, seconds: float, spread: float = 0.0, meter: Meter | None = None
 ) -> list[Answer]:
     """``concurrency`` clients, each sending its next request when the last has ended, for ``seconds``.
 
@@ -119,6 +130,7 @@ async def closed_loop(
 
     async def client(number: int) -> None:
         connection = await connect(url)
+        connection.meter = meter or connection.meter
         await asyncio.sleep(spread * number / concurrency)
         while asyncio.get_running_loop().time() < stop:
             answers.append(await connection.ask(request))

@@ -18,7 +18,7 @@ def chunk(text: str, finish: str | None = None) -> bytes:
         "model": "synthetic", "system_fingerprint": "x",
         "choices": [{"index": 0, "delta": {"content": text} if text else {}, "finish_reason": finish}],
     }  # fmt: skip
-    return b"data: " + json.dumps(body).encode() + b"\n\n"
+    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 
 class Upstream:

@@ -3,14 +3,15 @@
 import time
 from datetime import timedelta
 
+from inferbus_worker.config import Config, SyntheticConfig
 from inferbus_worker.engine import Generation, Message, Sampling
+from inferbus_worker.engines.synthetic import Synthetic
 
 
 async def run(streams: int, itl: float, seconds: float) -> None:
-    from inferbus_worker.config import SyntheticConfig
-    from inferbus_worker.engines.synthetic import SyntheticEngine
-
-    engine = SyntheticEngine(SyntheticConfig(itl=timedelta(seconds=itl)))
+    """Prints CPU microseconds a token with ``streams`` generations at once."""
+    config = Config(name="bench", engine="synthetic", synthetic=SyntheticConfig(itl=timedelta(seconds=itl)))
+    engine = Synthetic.from_config(config)
     await engine.start()
     numbers = iter(range(1 << 30))
 
