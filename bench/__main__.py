@@ -19,14 +19,12 @@ BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, float]]] = {
 
 async def main(names: list[str], quick: bool) -> None:
     print(machine())
-    parts = []
     for name in names:
         run, short = BENCHES[name]
         text = await run(**(short if quick else {}))
         print(text, flush=True)
-        parts.append(text)
-    if not quick:
-        print("kept in", keep("spine" if len(names) == len(BENCHES) else "-".join(names), "\n".join(parts)))
+        if not quick:
+            print("kept in", keep(name, text), flush=True)
 
 
 if __name__ == "__main__":

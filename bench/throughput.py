@@ -57,7 +57,8 @@ async def bare(seconds: float) -> dict[int, float]:
     try:
         url = (await process.stdout.readline()).decode().strip()  # type: ignore[union-attr]
         found = {}
-        async with aiohttp.ClientSession() as session:
+        # llama.cpp closes idle connections at moments when a client may just be using them.
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
             for level in LEVELS:
                 end = perf_counter() + seconds
                 counts = [0] * level
