@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from inferbus_runtime import clock
@@ -176,6 +176,4 @@ class _Cursor:
 
 
 def _rfc3339(unix_us: int) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(unix_us / 1e6, UTC).isoformat().replace("+00:00", "Z")

@@ -89,6 +89,7 @@ class WorkQueue:
         self._held: dict[int, Delivery] = {}  # by stream sequence: a redelivery takes the place of the old handle
         self._unsubscribe: Callable[[], Awaitable[None]] | None = None
         self._open = False
+        self._alive_at = 0.0  # when held deliveries were last kept alive
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -202,8 +203,6 @@ class WorkQueue:
         if self._open and not self._pulls and len(self._held) < self._in_flight:
             await self._bind()
             self._refill()
-
-    _alive_at = 0.0
 
     def _keep_alive(self, now: float) -> None:
         if now - self._alive_at < self._ack_wait.total_seconds() / 3:
