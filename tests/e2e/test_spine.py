@@ -8,7 +8,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from tests.harness.local import Stack, until
+from tests.harness.local import Stack
 
 MODEL = "smollm2-135m-instruct"
 
@@ -142,7 +142,16 @@ async def test_prompt_and_answer_are_in_no_table_log_or_trace(stack: Stack, clie
 
 
 async def test_the_analyst_reads_every_table_and_can_do_nothing_else(stack: Stack) -> None:
-    for table in ("token_events", "requests", "ingest_batches", "tokens", "bills", "usage_by_hour", "usage_by_day"):
+    for table in (
+        "token_events",
+        "requests",
+        "ingest_batches",
+        "tokens",
+        "bills",
+        "usage_by_hour",
+        "usage_by_day",
+        "latency_minutes",
+    ):
         code, out = await stack.cli("sql", f"SELECT count() FROM {table}")
         assert code == 0, out
     for query in (
@@ -174,8 +183,8 @@ async def test_a_client_that_leaves_ends_its_generation(stack: Stack, client: op
         if rows:
             break
         await asyncio.sleep(0.2)
-    assert rows[0]["finish_reason"] in ("cancelled", "stop")
-    assert int(rows[0]["output_tokens"]) < 2000
+    assert rows[0]["finish_reason"] == "cancelled"
+    assert int(rows[0]["output_tokens"]) < 100
 
 
 async def test_keys_usage_top_and_audit_on_the_command_line(stack: Stack, client: openai.AsyncOpenAI) -> None:
@@ -226,4 +235,3 @@ async def test_health_and_metrics_are_served(stack: Stack) -> None:
             body = answer.read().decode()
             assert answer.status == 200
     assert "gen_ai_server_time_to_first_token_seconds" in body
-    await until(lambda: stack.process.returncode is None)

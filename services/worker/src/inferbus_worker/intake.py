@@ -78,7 +78,7 @@ class Intake:
         if delivery.deliveries > 1:
             metrics.REDELIVERIES.labels("WORK").inc()
         if key in self._held:
-            # The broker forgot that we hold it. The old handle still counts as held here: all are settled at the end.
+            # The broker forgot that we hold it. Only the newest handle of a sequence settles; the old ones do nothing.
             self._held[key].append(delivery)
         elif key in self._finished:
             delivery.ack()
