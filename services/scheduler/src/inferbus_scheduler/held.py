@@ -61,8 +61,8 @@ class Held:
         self._deliveries.append(delivery)
 
     def ack(self) -> None:
-        """Done, under every delivery of it: after an outage of the broker only the newest counts there, but each of
-        them takes room in our own work queue."""
+        """Done, under every delivery of it: after an outage of the broker only the newest counts, and the others
+        do nothing."""
         for delivery in self._deliveries:
             delivery.ack()
 
