@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus.bus.v1.control_pb2 import Heartbeat
 from inferbus_contracts.subjects import HEARTBEAT_SUBJECTS, subject_of, subject_token
 from inferbus_runtime import metrics
 from inferbus_runtime.errors import unavailable
@@ -91,7 +91,7 @@ class Bus:
 
     async def subscribe(self, message_type: type[Any], callback: Callable[[Any], None]) -> None:
         """Call back with each parsed control message; goes on after reconnects."""
-        subject = HEARTBEAT_SUBJECTS if message_type is Heartbeat else subject_of(Cancel())
+        subject = HEARTBEAT_SUBJECTS if message_type is Heartbeat else subject_of(message_type())
 
         async def received(msg: Msg) -> None:
             callback(message_type.FromString(msg.data))

@@ -20,6 +20,50 @@ def uuid7(unix_ms: int, entropy: bytes) -> bytes:
     )
 
 
+_TAG_AT = 9
+_LAST = REQUEST_ID_BYTES - 1
+_DETACHED = 0x80
+MAX_CHOICES = 128
+
+
+def edge_tag(edge: str) -> bytes:
+    """Two bytes that stand for an edge inside its request ids. Several edges may share a tag."""
+    return hashlib.sha256(edge.encode()).digest()[:2]
+
+
+def request_id(unix_ms: int, entropy: bytes, edge: str, *, detached: bool = False) -> bytes:
+    """The id of a client call's first choice: a UUIDv7 (50 random bits remain) that also says
+
+    - in bytes 9 and 10, the tag of the edge that accepted it: where on the log its frames are;
+    - in the last byte, whether it is ``detached`` (bit 7: it runs on without a client) and which choice it is.
+    """
+    plain = uuid7(unix_ms, entropy)
+    return plain[:_TAG_AT] + edge_tag(edge) + plain[_TAG_AT + 2 : _LAST] + bytes((_DETACHED if detached else 0,))
+
+
+def choice_id(first: bytes, choice: int) -> bytes:
+    """The id of another choice (below MAX_CHOICES) of the same client call."""
+    return first[:_LAST] + bytes((first[_LAST] & _DETACHED | choice,))
+
+
+def choice_of(request: bytes) -> int:
+    return request[_LAST] & ~_DETACHED
+
+
+def is_detached(request: bytes) -> bool:
+    return bool(request[_LAST] & _DETACHED)
+
+
+def tag_of(request: bytes) -> bytes:
+    """See :func:`edge_tag`."""
+    return request[_TAG_AT : _TAG_AT + 2]
+
+
+def unix_ms_of(request: bytes) -> int:
+    """When it was accepted."""
+    return int.from_bytes(request[:6], "big")
+
+
 def uuid_text(request_id: bytes) -> str:
     """``xxxxxxxx-xxxx-...``: as ClickHouse prints it and as ``x-request-id`` carries it."""
     digits = request_id.hex()

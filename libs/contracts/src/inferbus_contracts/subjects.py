@@ -10,9 +10,20 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from inferbus.bus.v1.audit_pb2 import AuditEvent
-from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus.bus.v1.control_pb2 import Attached, Cancel, Heartbeat, Spend
 from inferbus.bus.v1.frame_pb2 import Frame
-from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord, PriceRecord, WorkerRecord
+from inferbus.bus.v1.registry_pb2 import (
+    IdempotencyRecord,
+    KeyRecord,
+    KeyUseRecord,
+    MemberRecord,
+    ModelRecord,
+    PriceRecord,
+    ProjectRecord,
+    ResponseRecord,
+    TenantRecord,
+    WorkerRecord,
+)
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus.common.v1.usage_pb2 import PriorityClass
 
@@ -42,12 +53,14 @@ class StreamSpec:
 
 @dataclass(frozen=True, slots=True)
 class BucketSpec:
-    """One KV bucket. ``leases``: entries carry a time to live of their own, and their end is seen by watchers."""
+    """One KV bucket. ``leases``: entries carry a time to live of their own, and their end is seen by watchers.
+    ``max_bytes``: what it may hold before it refuses more; None: 64 MiB."""
 
     name: str
     record: type[Any]
     description: str
     leases: bool = False
+    max_bytes: int | None = None
 
 
 # A frame published again after an outage must still be recognised: the window is longer than any retry.
@@ -72,14 +85,22 @@ STREAMS = (
 
 BUCKETS = (
     BucketSpec("keys", KeyRecord, "API keys by hash"),
+    BucketSpec("key_uses", KeyUseRecord, "when a key was last used"),
+    BucketSpec("tenants", TenantRecord, "who is billed and isolated"),
+    BucketSpec("projects", ProjectRecord, "scopes of keys and limits inside a tenant"),
+    BucketSpec("members", MemberRecord, "users and service accounts"),
     BucketSpec("models", ModelRecord, "public model names"),
     BucketSpec("prices", PriceRecord, "price book by model"),
     BucketSpec("fleet", WorkerRecord, "live workers and their leases", leases=True),
     BucketSpec("leases", WorkerRecord, "who may act alone", leases=True),
+    BucketSpec("idempotency", IdempotencyRecord, "requests by idempotency key", leases=True, max_bytes=256 << 20),
+    BucketSpec("responses", ResponseRecord, "stored responses", leases=True, max_bytes=2 * _GIB),
 )
 
 CANCEL_SUBJECT = "ctl.cancel"
 HEARTBEAT_SUBJECTS = "ctl.heartbeat.*"
+ATTACHED_SUBJECT = "ctl.attached"
+SPEND_SUBJECT = "ctl.spend"
 
 
 def subject_token(name: str) -> str:
@@ -107,6 +128,11 @@ def token_subject(edge: str, worker: str) -> str:
     return f"tok.{subject_token(edge)}.{subject_token(worker)}"
 
 
+def tenant_audit(tenant_id: str) -> str:
+    """All changes of one tenant."""
+    return f"audit.{subject_token(tenant_id)}.>"
+
+
 def edge_tokens(edge: str) -> str:
     """All that is published for one edge."""
     return f"tok.{subject_token(edge)}.*"
@@ -118,7 +144,9 @@ _SUBJECTS: dict[type[Any], Callable[[Any], str]] = {
     Frame: lambda message: token_subject(message.edge, message.worker),
     Cancel: lambda _: CANCEL_SUBJECT,
     Heartbeat: lambda message: f"ctl.heartbeat.{subject_token(message.worker)}",
-    AuditEvent: lambda message: f"audit.{message.action}",
+    Attached: lambda _: ATTACHED_SUBJECT,
+    Spend: lambda _: SPEND_SUBJECT,
+    AuditEvent: lambda message: f"audit.{subject_token(message.tenant_id)}.{message.action}",
 }
 
 

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from inferbus_bus.connection import inbox_prefix
-from inferbus_contracts.subjects import CANCEL_SUBJECT, HEARTBEAT_SUBJECTS, edge_tokens, subject_token, work_subject
+from inferbus_contracts.subjects import (
+    ATTACHED_SUBJECT,
+    CANCEL_SUBJECT,
+    HEARTBEAT_SUBJECTS,
+    SPEND_SUBJECT,
+    edge_tokens,
+    subject_token,
+    work_subject,
+)
 
 
 class Role(Enum):
@@ -40,18 +48,26 @@ def permissions(role: Role, name: str) -> Permissions:
 
 
 def _edge(name: str) -> Permissions:
-    """Takes requests in, reads its own frames, owns the keys."""
+    """Takes requests in, reads its own frames, and another edge's for a client that comes here with a stream begun
+    there; owns the registries of tenants, the stored responses and the idempotency keys; reads what was changed."""
+    owned = ("keys", "key_uses", "tenants", "projects", "members")
     return Permissions(
         publish=(
             "req.>",
             "audit.>",
             CANCEL_SUBJECT,
-            *_frames(name),
-            *_watches("keys"),
-            "$KV.keys.*",
+            ATTACHED_SUBJECT,
+            SPEND_SUBJECT,
+            # One edge's frames at a time, its own or another's.
+            *_reads("TOKENS", "tok.*.*"),
+            *_log("tok.*.*"),
+            *(subject for bucket in owned for subject in (*_watches(bucket), f"$KV.{bucket}.*")),
             *_watches("models"),
+            *_watches("fleet"),
+            *(subject for bucket in ("idempotency", "responses") for subject in _looks_up(bucket)),
+            *_log("audit.>", "AUDIT"),
         ),
-        subscribe=(),
+        subscribe=(ATTACHED_SUBJECT, SPEND_SUBJECT),
     )
 
 
@@ -137,6 +153,11 @@ def _watches(bucket: str) -> tuple[str, ...]:
     return _reads(f"KV_{bucket}", f"$KV.{bucket}.>")
 
 
+def _looks_up(bucket: str) -> tuple[str, ...]:
+    """Single entries of a bucket, by name: to read and to write."""
+    return (f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.*", f"$KV.{bucket}.*")
+
+
 def _holds(lease: str) -> tuple[str, ...]:
     """The lease of that name, to take, renew and give back."""
     return (*_watches("leases"), f"$KV.leases.{lease}")
@@ -156,14 +177,14 @@ def _frames(name: str) -> tuple[str, ...]:
     return ("$JS.API.STREAM.INFO.TOKENS", *_reads("TOKENS", edge_tokens(name)))
 
 
-def _log(subject: str = "tok.>") -> tuple[str, ...]:
-    """Frames of ``subject`` by position.
+def _log(subject: str = "tok.>", stream: str = "TOKENS") -> tuple[str, ...]:
+    """What matches ``subject`` in ``stream``, by position.
 
     A wildcard cannot stand for a part of a name, so who guesses the name of another's reader could pull from it.
     """
     return (
-        "$JS.API.STREAM.INFO.TOKENS",
-        f"$JS.API.CONSUMER.CREATE.TOKENS.*.{subject}",
-        "$JS.API.CONSUMER.MSG.NEXT.TOKENS.*",
-        "$JS.API.CONSUMER.DELETE.TOKENS.*",
+        f"$JS.API.STREAM.INFO.{stream}",
+        f"$JS.API.CONSUMER.CREATE.{stream}.*.{subject}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*",
+        f"$JS.API.CONSUMER.DELETE.{stream}.*",
     )

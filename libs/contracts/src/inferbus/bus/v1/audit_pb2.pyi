@@ -29,13 +29,18 @@ class AuditEvent(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     actor_key_id: _builtins.str
     tenant_id: _builtins.str
     action: _builtins.str
-    """key.created, key.revoked."""
+    """What happened, in the past tense: key.created, project.archived, ..."""
     target: _builtins.str
     """The id of what was changed."""
+    project_id: _builtins.str
+    details: _builtins.str
+    """What was changed and to what, as JSON text, without any secret."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -47,10 +52,12 @@ class AuditEvent(_message.Message):
         tenant_id: _builtins.str = ...,
         action: _builtins.str = ...,
         target: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        details: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_key_id", b"actor_key_id", "event_id", b"event_id", "event_time", b"event_time", "target", b"target", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_key_id", b"actor_key_id", "details", b"details", "event_id", b"event_id", "event_time", b"event_time", "project_id", b"project_id", "target", b"target", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

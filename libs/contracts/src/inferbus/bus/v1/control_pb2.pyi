@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -28,7 +30,7 @@ class Cancel(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     reason: _builtins.str
-    """Stable reason for the log: client_gone, slow_client, deadline, not_accepted, token_gap, edge_stopped, edge_error."""
+    """Stable reason for the log: client_gone, slow_client, orphan, deadline, not_accepted, token_gap, edge_stopped, edge_error."""
     def __init__(
         self,
         *,
@@ -81,3 +83,92 @@ class Heartbeat(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class Attached(_message.Message):
+    """Core subject, no storage: an edge delivers these requests, which another edge accepted, to a client that came back.
+    Said at once and then every few seconds: as long as it is heard, no other edge cancels them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDGE_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    edge: _builtins.str
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        edge: _builtins.str = ...,
+        request_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge", b"edge", "request_ids", b"request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attached: _TypeAlias = Attached  # noqa: Y015
+
+@_typing.final
+class Spend(_message.Message):
+    """Core subject, no storage: what one edge has let pass since its start, so that all edges hold a limit together. Sent
+    every 100 ms for what has changed, and every second for what is still in use.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDGE_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    edge: _builtins.str
+    boot: _builtins.int
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScopeSpend]: ...
+    def __init__(
+        self,
+        *,
+        edge: _builtins.str = ...,
+        boot: _builtins.int = ...,
+        scopes: _abc.Iterable[Global___ScopeSpend] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "edge", b"edge", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Spend: _TypeAlias = Spend  # noqa: Y015
+
+@_typing.final
+class ScopeSpend(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    REQUESTS_TOTAL_FIELD_NUMBER: _builtins.int
+    TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    CONCURRENT_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """tenant:<id>, project:<tenant id>/<id> or key:<id>."""
+    requests_total: _builtins.int
+    """Since the start of this edge: only ever more, so that a lost message loses nothing."""
+    tokens_total: _builtins.int
+    """May go down again when a request used fewer tokens than were set aside for it."""
+    concurrent: _builtins.int
+    """Running now."""
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        requests_total: _builtins.int = ...,
+        tokens_total: _builtins.int = ...,
+        concurrent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent", b"concurrent", "requests_total", b"requests_total", "scope", b"scope", "tokens_total", b"tokens_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScopeSpend: _TypeAlias = ScopeSpend  # noqa: Y015

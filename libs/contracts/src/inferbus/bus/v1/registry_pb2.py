@@ -22,24 +22,45 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1einferbus/bus/v1/registry.proto\x12\x0finferbus.bus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x01\n\tKeyRecord\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x98\x01\n\x0bModelRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x10\n\x08owned_by\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc5\x01\n\x0cWorkerRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x06 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12+\n\x05state\x18\t \x01(\x0e\x32\x1c.inferbus.bus.v1.WorkerState\"\xd1\x01\n\x0bPriceRecord\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0crate_version\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x19\n\x11input_per_million\x18\x04 \x01(\t\x12 \n\x18\x63\x61\x63hed_input_per_million\x18\x05 \x01(\t\x12\x1a\n\x12output_per_million\x18\x06 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*z\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x17\n\x13WORKER_STATE_ACTIVE\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1einferbus/bus/v1/registry.proto\x12\x0finferbus.bus.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x02\n\tKeyRecord\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06models\x18\n \x03(\t\x12\'\n\x06limits\x18\x0b \x01(\x0b\x32\x17.inferbus.bus.v1.Limits\x12\x10\n\x08owner_id\x18\x0c \x01(\t\"\xb2\x01\n\x06Limits\x12 \n\x13requests_per_minute\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12 \n\x13\x63oncurrent_requests\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minuteB\x16\n\x14_concurrent_requests\"\xdf\x01\n\x0cTenantRecord\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.inferbus.bus.v1.RecordState\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06limits\x18\x05 \x01(\x0b\x32\x17.inferbus.bus.v1.Limits\x12\'\n\x04hold\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xfd\x01\n\rProjectRecord\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.inferbus.bus.v1.RecordState\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x61rchive_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06limits\x18\x07 \x01(\x0b\x32\x17.inferbus.bus.v1.Limits\"\xf1\x01\n\x0cMemberRecord\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.inferbus.bus.v1.MemberKind\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\r\n\x05\x65mail\x18\x05 \x01(\t\x12\x0c\n\x04role\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x08projects\x18\x08 \x03(\x0b\x32\".inferbus.bus.v1.ProjectMembership\"f\n\x11ProjectMembership\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x0cKeyUseRecord\x12\x31\n\rlast_use_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"}\n\x11IdempotencyRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12\x0c\n\x04\x65\x64ge\x18\x03 \x01(\t\x12\x31\n\raccepted_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa0\x01\n\x0eResponseRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x31\n\raccepted_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05input\x18\x03 \x01(\x0c\x12\x1b\n\x13previous_request_id\x18\x04 \x01(\x0c\x12\r\n\x05reply\x18\x05 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\"\xcc\x01\n\x0bModelRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x10\n\x08owned_by\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63\x61pabilities\x18\x07 \x03(\t\x12\x1c\n\x14\x65mbedding_dimensions\x18\x08 \x01(\r\"\xc5\x01\n\x0cWorkerRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x06 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12+\n\x05state\x18\t \x01(\x0e\x32\x1c.inferbus.bus.v1.WorkerState\"\xd1\x01\n\x0bPriceRecord\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0crate_version\x18\x02 \x01(\t\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x19\n\x11input_per_million\x18\x04 \x01(\t\x12 \n\x18\x63\x61\x63hed_input_per_million\x18\x05 \x01(\t\x12\x1a\n\x12output_per_million\x18\x06 \x01(\t\x12\x32\n\x0e\x65\x66\x66\x65\x63tive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*_\n\x0bRecordState\x12\x1c\n\x18RECORD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13RECORD_STATE_ACTIVE\x10\x01\x12\x19\n\x15RECORD_STATE_ARCHIVED\x10\x02*`\n\nMemberKind\x12\x1b\n\x17MEMBER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MEMBER_KIND_USER\x10\x01\x12\x1f\n\x1bMEMBER_KIND_SERVICE_ACCOUNT\x10\x02*z\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x17\n\x13WORKER_STATE_ACTIVE\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.bus.v1.registry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=864
-  _globals['_WORKERSTATE']._serialized_end=986
-  _globals['_KEYRECORD']._serialized_start=85
-  _globals['_KEYRECORD']._serialized_end=295
-  _globals['_MODELRECORD']._serialized_start=298
-  _globals['_MODELRECORD']._serialized_end=450
-  _globals['_WORKERRECORD']._serialized_start=453
-  _globals['_WORKERRECORD']._serialized_end=650
-  _globals['_PRICERECORD']._serialized_start=653
-  _globals['_PRICERECORD']._serialized_end=862
+  _globals['_RECORDSTATE']._serialized_start=2440
+  _globals['_RECORDSTATE']._serialized_end=2535
+  _globals['_MEMBERKIND']._serialized_start=2537
+  _globals['_MEMBERKIND']._serialized_end=2633
+  _globals['_WORKERSTATE']._serialized_start=2635
+  _globals['_WORKERSTATE']._serialized_end=2757
+  _globals['_KEYRECORD']._serialized_start=117
+  _globals['_KEYRECORD']._serialized_end=451
+  _globals['_LIMITS']._serialized_start=454
+  _globals['_LIMITS']._serialized_end=632
+  _globals['_TENANTRECORD']._serialized_start=635
+  _globals['_TENANTRECORD']._serialized_end=858
+  _globals['_PROJECTRECORD']._serialized_start=861
+  _globals['_PROJECTRECORD']._serialized_end=1114
+  _globals['_MEMBERRECORD']._serialized_start=1117
+  _globals['_MEMBERRECORD']._serialized_end=1358
+  _globals['_PROJECTMEMBERSHIP']._serialized_start=1360
+  _globals['_PROJECTMEMBERSHIP']._serialized_end=1462
+  _globals['_KEYUSERECORD']._serialized_start=1464
+  _globals['_KEYUSERECORD']._serialized_end=1529
+  _globals['_IDEMPOTENCYRECORD']._serialized_start=1531
+  _globals['_IDEMPOTENCYRECORD']._serialized_end=1656
+  _globals['_RESPONSERECORD']._serialized_start=1659
+  _globals['_RESPONSERECORD']._serialized_end=1819
+  _globals['_MODELRECORD']._serialized_start=1822
+  _globals['_MODELRECORD']._serialized_end=2026
+  _globals['_WORKERRECORD']._serialized_start=2029
+  _globals['_WORKERRECORD']._serialized_end=2226
+  _globals['_PRICERECORD']._serialized_start=2229
+  _globals['_PRICERECORD']._serialized_end=2438
 # @@protoc_insertion_point(module_scope)

@@ -27,21 +27,39 @@ from inferbus.common.v1 import context_pb2 as inferbus_dot_common_dot_v1_dot_con
 from inferbus.common.v1 import usage_pb2 as inferbus_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/bus/v1/request.proto\x12\x0finferbus.bus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inferbus/common/v1/context.proto\x1a\x1einferbus/common/v1/usage.proto\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\";\n\tChatInput\x12.\n\x08messages\x18\x01 \x03(\x0b\x32\x1c.inferbus.bus.v1.ChatMessage\"\xe4\x02\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penalty\"\xe9\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x33\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\".inferbus.common.v1.RequestContext\x12\x0c\n\x04\x65\x64ge\x18\x03 \x01(\t\x12\x39\n\x0epriority_class\x18\x04 \x01(\x0e\x32!.inferbus.common.v1.PriorityClass\x12\x31\n\raccepted_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04\x63hat\x18\x07 \x01(\x0b\x32\x1a.inferbus.bus.v1.ChatInputH\x00\x12+\n\x08sampling\x18\x08 \x01(\x0b\x32\x19.inferbus.bus.v1.SamplingB\x07\n\x05input\"z\n\x04Work\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .inferbus.bus.v1.GenerateRequest\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12/\n\x0bplaced_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/bus/v1/request.proto\x12\x0finferbus.bus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inferbus/common/v1/context.proto\x1a\x1einferbus/common/v1/usage.proto\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\x7f\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12-\n\ntool_calls\x18\x04 \x03(\x0b\x32\x19.inferbus.bus.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"\xd9\x01\n\tChatInput\x12.\n\x08messages\x18\x01 \x03(\x0b\x32\x1c.inferbus.bus.v1.ChatMessage\x12$\n\x05tools\x18\x02 \x03(\x0b\x32\x15.inferbus.bus.v1.Tool\x12,\n\ttool_mode\x18\x03 \x01(\x0e\x32\x19.inferbus.bus.v1.ToolMode\x12\x11\n\ttool_name\x18\x04 \x01(\t\x12\x1b\n\x13parallel_tool_calls\x18\x05 \x01(\x08\x12\x18\n\x10reasoning_effort\x18\x06 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"T\n\x0bPromptInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\x06tokens\x18\x02 \x01(\x0b\x32\x19.inferbus.bus.v1.TokenIdsH\x00\x42\x08\n\x06prompt\">\n\x0e\x45mbeddingInput\x12,\n\x06inputs\x18\x01 \x03(\x0b\x32\x1c.inferbus.bus.v1.PromptInput\"S\n\nConstraint\x12\x15\n\x0bjson_object\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bjson_schema\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x42\x06\n\x04\x66orm\"\x96\x04\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x12\n\x05min_p\x18\n \x01(\x02H\x08\x88\x01\x01\x12<\n\nlogit_bias\x18\x0b \x03(\x0b\x32(.inferbus.bus.v1.Sampling.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0c \x01(\rH\t\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x08\n\x06_min_pB\x0b\n\t_logprobs\"\xc4\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x33\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\".inferbus.common.v1.RequestContext\x12\x0c\n\x04\x65\x64ge\x18\x03 \x01(\t\x12\x39\n\x0epriority_class\x18\x04 \x01(\x0e\x32!.inferbus.common.v1.PriorityClass\x12\x31\n\raccepted_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04\x63hat\x18\x07 \x01(\x0b\x32\x1a.inferbus.bus.v1.ChatInputH\x00\x12.\n\x06prompt\x18\t \x01(\x0b\x32\x1c.inferbus.bus.v1.PromptInputH\x00\x12\x34\n\tembedding\x18\n \x01(\x0b\x32\x1f.inferbus.bus.v1.EmbeddingInputH\x00\x12+\n\x08sampling\x18\x08 \x01(\x0b\x32\x19.inferbus.bus.v1.Sampling\x12/\n\nconstraint\x18\x0b \x01(\x0b\x32\x1b.inferbus.bus.v1.Constraint\x12\x12\n\ncache_salt\x18\x0c \x01(\x0c\x12\r\n\x05reply\x18\r \x01(\x0c\x12\x1f\n\x17input_counted_elsewhere\x18\x0e \x01(\x08\x42\x07\n\x05input\"z\n\x04Work\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .inferbus.bus.v1.GenerateRequest\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12/\n\x0bplaced_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*e\n\x08ToolMode\x12\x19\n\x15TOOL_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0eTOOL_MODE_AUTO\x10\x01\x12\x16\n\x12TOOL_MODE_REQUIRED\x10\x02\x12\x12\n\x0eTOOL_MODE_NONE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.bus.v1.request_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHATMESSAGE']._serialized_start=149
-  _globals['_CHATMESSAGE']._serialized_end=207
-  _globals['_CHATINPUT']._serialized_start=209
-  _globals['_CHATINPUT']._serialized_end=268
-  _globals['_SAMPLING']._serialized_start=271
-  _globals['_SAMPLING']._serialized_end=627
-  _globals['_GENERATEREQUEST']._serialized_start=630
-  _globals['_GENERATEREQUEST']._serialized_end=991
-  _globals['_WORK']._serialized_start=993
-  _globals['_WORK']._serialized_end=1115
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_TOOLMODE']._serialized_start=2122
+  _globals['_TOOLMODE']._serialized_end=2223
+  _globals['_TOOLCALL']._serialized_start=149
+  _globals['_TOOLCALL']._serialized_end=204
+  _globals['_CHATMESSAGE']._serialized_start=206
+  _globals['_CHATMESSAGE']._serialized_end=333
+  _globals['_TOOL']._serialized_start=335
+  _globals['_TOOL']._serialized_end=396
+  _globals['_CHATINPUT']._serialized_start=399
+  _globals['_CHATINPUT']._serialized_end=616
+  _globals['_TOKENIDS']._serialized_start=618
+  _globals['_TOKENIDS']._serialized_end=641
+  _globals['_PROMPTINPUT']._serialized_start=643
+  _globals['_PROMPTINPUT']._serialized_end=727
+  _globals['_EMBEDDINGINPUT']._serialized_start=729
+  _globals['_EMBEDDINGINPUT']._serialized_end=791
+  _globals['_CONSTRAINT']._serialized_start=793
+  _globals['_CONSTRAINT']._serialized_end=876
+  _globals['_SAMPLING']._serialized_start=879
+  _globals['_SAMPLING']._serialized_end=1413
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1216
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1264
+  _globals['_GENERATEREQUEST']._serialized_start=1416
+  _globals['_GENERATEREQUEST']._serialized_end=1996
+  _globals['_WORK']._serialized_start=1998
+  _globals['_WORK']._serialized_end=2120
 # @@protoc_insertion_point(module_scope)
