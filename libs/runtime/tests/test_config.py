@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inferbus_runtime.config import ConfigError, Section, ServiceConfig, Variable, describe, load
 from inferbus_runtime.durations import format_duration, parse_duration
+from inferbus_runtime.tls import TlsFiles
 from pydantic import Field, SecretStr
 
 PREFIX = "INFERBUS_ROOM_"
@@ -92,6 +93,23 @@ def test_all_faults_are_told_together() -> None:
     assert "INFERBUS_ROOM_HTTP_PROT: no such variable; did you mean INFERBUS_ROOM_HTTP_PORT?" in found
     assert "INFERBUS_ROOM_NAME: must be set" in found
     assert "INFERBUS_ROOM_DRAIN_TIMEOUT: must be a duration such as 200ms, 1.5s or 5m, or ISO 8601" in found
+
+
+def test_an_identity_is_whole_or_none() -> None:
+    assert read().tls is None
+    assert read(TLS_CERT="a.pem", TLS_KEY="a.key", TLS_CA="ca.pem").tls == TlsFiles(
+        Path("a.pem"), Path("a.key"), Path("ca.pem")
+    )
+
+
+@given(st.sets(st.sampled_from(["TLS_CERT", "TLS_KEY", "TLS_CA"]), min_size=1, max_size=2))
+def test_a_part_of_an_identity_is_a_fault_beside_all_others(given_parts: set[str]) -> None:
+    found = faults(HTTP_PORT="70000", **dict.fromkeys(given_parts, "file.pem"))
+    assert len(found) == 2
+    missing, present = found[0].removeprefix("INFERBUS_ROOM_TLS_CA: set ").split(" too, or leave out ")
+    assert set(present.split(" and ")) == given_parts
+    assert set(missing.split(" and ")) == {"TLS_CERT", "TLS_KEY", "TLS_CA"} - given_parts
+    assert found[1].startswith("INFERBUS_ROOM_HTTP_PORT:")
 
 
 def test_a_section_itself_is_no_variable() -> None:

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from inferbus.bus.v1.control_pb2 import Cancel
-from inferbus.bus.v1.frame_pb2 import Close, Frame
+from inferbus.bus.v1.frame_pb2 import Close, DeltaLogprobs, Embedding, Frame, Open
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.context_pb2 import RequestContext
@@ -48,6 +48,7 @@ class Worker:
     headers: dict[bytes, Any] = field(default_factory=dict)
     cancelled: dict[bytes, tuple[float, str]] = field(default_factory=dict)
     cancels: int = 0
+    opened: set[tuple[bytes, int]] = field(default_factory=set)
 
     def received(self, delivery: Delivery) -> None:
         request = GenerateRequest.FromString(delivery.data)
@@ -81,12 +82,23 @@ class Worker:
         counts: list[int] | None = None,
         closes: list[Close] | None = None,
         revision: str = "rev-1",
+        logprobs: list[DeltaLogprobs] | None = None,
+        embeddings: list[Embedding] | None = None,
+        ended: GenerateRequest | None = None,
     ) -> None:
-        """One frame of (request, first index, text)."""
+        """One frame of (request, first index, text). ``ended``: the request of the closes, if there are no deltas."""
         requests = [request for request, _, _ in deltas]
         texts = [text.encode() for _, _, text in deltas]
-        edge = requests[0].edge if requests else closes[0].engine  # type: ignore[index]
-        context = RequestContext(model=requests[0].context.model, revision=revision) if requests else RequestContext()
+        concerned = requests or ([ended] if ended is not None else [])
+        edge = concerned[0].edge
+        context = RequestContext()
+        context.CopyFrom(concerned[0].context)
+        context.revision = revision
+        opens = []
+        for request in concerned:
+            if (request.request_id, attempt) not in self.opened:
+                self.opened.add((request.request_id, attempt))
+                opens.append(Open(request_id=request.request_id, reply=request.reply))
         self.frames.publish(
             Frame(
                 edge=edge,
@@ -101,6 +113,9 @@ class Worker:
                 token_id=[1] * sum(counts or [1] * len(requests)),
                 text=b"".join(texts),
                 closes=closes or [],
+                opens=opens,
+                logprobs=logprobs or [],
+                embeddings=embeddings or [],
             )
         )
 
@@ -113,13 +128,12 @@ class Worker:
         reason: Any = FinishReason.FINISH_REASON_STOP,
         error: Any = None,
     ) -> None:
-        """A frame that ends the request. The field ``engine`` carries the edge's name into ``step``."""
+        """A frame that ends the request."""
         usage = Usage(input_tokens=5, cached_input_tokens=2, output_tokens=tokens)
         close = Close(
-            request_id=request.request_id, attempt=attempt, finish_reason=reason, usage=usage, error=error,
-            engine=request.edge,
-        )  # fmt: skip
-        self.step(closes=[close], attempt=attempt)
+            request_id=request.request_id, attempt=attempt, finish_reason=reason, usage=usage, error=error
+        )
+        self.step(closes=[close], attempt=attempt, ended=request)
 
     def say(self, request: GenerateRequest, texts: list[str], first_index: int = 0) -> int:
         """A frame for each text; returns the next index."""

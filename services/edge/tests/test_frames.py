@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inferbus.bus.v1.frame_pb2 import Close, Frame
+from inferbus.bus.v1.frame_pb2 import Close, DeltaLogprobs, Frame, TokenLogprob
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus_edge.core.frames import deltas
 from inferbus_edge.core.order import Verdict, judge
@@ -31,13 +31,22 @@ def build(rows: list[tuple[bytes, int, int, int, int, str]]) -> Frame:
 
 @given(st.lists(ROW, max_size=8))
 def test_rows_come_back(rows: list[tuple[bytes, int, int, int, int, str]]) -> None:
-    expected = [(*row[:5], escape(row[5].encode())) for row in rows]
+    expected = [(*row[:5], row[5].encode(), escape(row[5].encode()), ()) for row in rows]
     assert list(deltas(Frame.FromString(build(rows).SerializeToString()))) == expected
 
 
 def test_columns_left_out_have_their_defaults() -> None:
     frame = Frame(contexts=[RequestContext()], request_ids=b"a" * 32, first_index=[4, 5], text_size=[1, 0], text=b"x")
-    assert list(deltas(frame)) == [(b"a" * 16, 0, 1, 4, 1, b"x"), (b"a" * 16, 0, 1, 5, 1, b"")]
+    assert list(deltas(frame)) == [(b"a" * 16, 0, 1, 4, 1, b"x", b"x", ()), (b"a" * 16, 0, 1, 5, 1, b"", b"", ())]
+
+
+def test_log_probabilities_are_given_to_the_delta_that_they_belong_to() -> None:
+    frame = build([(b"a" * 16, 0, 1, 0, 1, "x"), (b"b" * 16, 0, 1, 0, 2, "yz")])
+    tokens = [TokenLogprob(token_id=one, logprob=-float(one)) for one in (7, 8)]
+    frame.logprobs.append(DeltaLogprobs(delta=1, tokens=tokens))
+    first, second = deltas(frame)
+    assert list(first[7]) == []
+    assert list(second[7]) == tokens
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.common.v1.usage_pb2 import Usage
@@ -40,45 +41,28 @@ def dechunk(data: bytes) -> list[bytes]:
     return chunks
 
 
-@given(st.lists(TEXT, max_size=8), st.text(max_size=10), st.text(max_size=10), st.booleans())
-def test_the_events_give_back_the_text(texts: list[str], model: str, revision: str, include_usage: bool) -> None:
-    about = facts(model, revision, include_usage)
-    form = sse.template(about, chunked=False)
-    stream = sse.role_event(about)
-    for index, text in enumerate(texts, 1):
-        stream += sse.delta_event(form, index, sse.escape(text.encode()))
-    stream += sse.end_events(about, len(texts), "stop", USAGE)
-
-    events = parse(stream)
-    assert events[-1] == (None, "[DONE]")
-    chunks = [json.loads(data) for _, data in events[:-1]]
-    contents = [one["choices"][0]["delta"].get("content", "") for one in chunks if one["choices"]]
-    assert "".join(contents) == "".join(texts)
-    assert {one["id"] for one in chunks} == {f"chatcmpl-{REQUEST_ID.hex()}"}
-    assert {(one["model"], one["system_fingerprint"], one["object"]) for one in chunks} == {
-        (model, revision, "chat.completion.chunk")
-    }
-    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
-    with_choice = [one for one in chunks if one["choices"]]
-    assert [one["choices"][0]["finish_reason"] for one in with_choice] == [None] * (len(texts) + 1) + ["stop"]
-    if include_usage:
-        assert chunks[-1]["choices"] == []
-        assert chunks[-1]["usage"]["total_tokens"] == 10
-        assert all(one["usage"] is None for one in chunks[:-1])
-    else:
-        assert all("usage" not in one for one in chunks)
-    ids = [one for one, _ in events[:-1]]
-    assert all(one is not None and one.startswith(uuid_text(REQUEST_ID) + ":") for one in ids)
-    assert [int(one.rpartition(":")[2]) for one in ids if one][: len(texts) + 1] == list(range(len(texts) + 1))
-
-
 @given(st.lists(TEXT, min_size=1, max_size=6), st.integers(0, 1 << 31), st.text(max_size=40))
 def test_each_delta_is_one_http_chunk_of_the_same_event(texts: list[str], index: int, model: str) -> None:
-    chunked, plain = (sse.template(facts(model), chunked=one) for one in (True, False))
+    chunked, plain = (sse.template(facts(model), 0, chunked=one) for one in (True, False))
     escaped = [sse.escape(text.encode()) for text in texts]
     stream = b"".join(sse.delta_event(chunked, index, one) for one in escaped)
     assert dechunk(stream) == [sse.delta_event(plain, index, one) for one in escaped]
     assert dechunk(sse.http_chunk(b"abc") + sse.LAST_CHUNK) == [b"abc", b""]
+
+
+@given(st.binary(min_size=16, max_size=16), st.integers(0, 10**9))
+def test_an_event_id_comes_back(request_id: bytes, number: int) -> None:
+    line, _, rest = sse.numbered(request_id, number, b"data: {}\n\n").partition(b"\n")
+    assert rest == b"data: {}\n\n"
+    assert sse.parse_event_id(line.removeprefix(b"id:").decode()) == (request_id, number)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "5", "x:1", f"{uuid_text(bytes(16))}:", f"{uuid_text(bytes(16))}:-1", "\u0663" * 40]
+)
+def test_what_is_no_event_id_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        sse.parse_event_id(text)
 
 
 @given(TEXT)

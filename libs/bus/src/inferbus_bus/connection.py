@@ -12,6 +12,7 @@ from inferbus.bus.v1.control_pb2 import Heartbeat
 from inferbus_contracts.subjects import HEARTBEAT_SUBJECTS, subject_of, subject_token
 from inferbus_runtime import metrics
 from inferbus_runtime.errors import unavailable
+from inferbus_runtime.tls import TlsFiles, client_context
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -37,11 +38,15 @@ class Message(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BusConfig:
-    """Where the broker is and who we are. ``name`` gives the inbox prefix: no service reads another's replies."""
+    """Where the broker is and who we are. ``name`` gives the inbox prefix: no service reads another's replies.
+
+    ``seed`` is the identity; ``tls`` protects the way there.
+    """
 
     url: str
     name: str
     seed: str | None = None
+    tls: TlsFiles | None = None
 
 
 def send_now(publish: Coroutine[Any, Any, None]) -> None:
@@ -157,8 +162,11 @@ async def _refused(error: Exception) -> None:
 
 
 async def open_client(config: BusConfig, **options: Any) -> Client:
-    """A connected nats-py client with the house's settings."""
+    """A connected nats-py client with the house's settings. Raises TlsError if the files of ``tls`` are not usable."""
     nc = Client()
+    if config.tls is not None:
+        # The handshake comes before the first word: a server in between that says "no TLS here" is not listened to.
+        options |= {"tls": client_context(config.tls), "tls_handshake_first": True}
     await nc.connect(
         config.url,
         name=config.name,

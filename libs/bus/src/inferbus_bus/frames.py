@@ -192,6 +192,11 @@ class FrameReader:
     async def stop(self) -> None:
         await self._reader.stop()
 
+    @property
+    def last_sequence(self) -> int:
+        """Everything for this edge up to here in the stream has been given, or is older than the start."""
+        return self._reader.last_sequence
+
     def _received(self, msg: Msg, at: Position) -> None:
         try:
             frame = Frame.FromString(msg.data)

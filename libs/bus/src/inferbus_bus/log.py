@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from inferbus_contracts.subjects import name_of_token
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from nats.aio.msg import Msg
@@ -36,6 +37,12 @@ class FrameLog:
         """(first, last) stream sequence that is stored; last < first if there is none. Raises like :meth:`Bus.api`."""
         state = (await self._bus.api(f"STREAM.INFO.{self._stream}"))["state"]
         return int(state["first_seq"]), int(state["last_seq"])
+
+    async def edges(self) -> list[str]:
+        """Whose frames are stored: the edges named in the subjects of TOKENS. Raises like :meth:`Bus.api`."""
+        info = await self._bus.api(f"STREAM.INFO.{self._stream}", {"subjects_filter": "tok.>"})
+        subjects: dict[str, int] = info["state"].get("subjects") or {}
+        return sorted({name_of_token(subject.split(".")[1]) for subject in subjects})
 
     async def read(
         self, first: int, last: int | None = None, *, subject: str = "tok.>", since_us: int | None = None

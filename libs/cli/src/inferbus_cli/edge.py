@@ -1,9 +1,11 @@
 """The edge's HTTP: OpenAI's routes with an API key, the operator's JSON with an admin key. Errors become click's."""
 
 import json
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +13,7 @@ import httpx2
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 from inferbus_runtime import clock
+from inferbus_runtime.tls import TlsError, trusting
 
 from inferbus_cli.target import Target
 
@@ -44,7 +47,9 @@ class Edge:
     def __init__(self, target: Target) -> None:
         self._target = target
         # trust_env: a proxy of the shell would be asked for a loopback address too.
-        self._http = httpx2.Client(base_url=target.url, timeout=_TIMEOUT, trust_env=target.home is None)
+        self._http = httpx2.Client(
+            base_url=target.url, timeout=_TIMEOUT, trust_env=target.home is None, verify=_believed(target.ca)
+        )
 
     def __enter__(self) -> "Edge":
         return self
@@ -158,7 +163,28 @@ def _refusal(response: httpx2.Response) -> Refused:
     return Refused(f"{text} Retry in {wait:g} s.", wait)
 
 
+def _believed(ca: Path | None) -> ssl.SSLContext | bool:
+    if ca is None:
+        return True
+    try:
+        return trusting(ca)
+    except TlsError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _handshake_failed(error: BaseException | None) -> bool:
+    """httpx2 says ConnectError for a certificate that is not believed, as for a server that is not there."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _nobody(target: Target, error: Exception) -> str:
+    if _handshake_failed(error):
+        return (
+            f"{target.url} could not prove who it is ({error}); if its certificate is of an authority of your own, "
+            "name that with --ca (or INFERBUS_CA)"
+        )
     text = f"nobody answers at {target.url} ({error})"
     if target.home is None:
         return text

@@ -30,16 +30,27 @@ _url_option = click.option("--url", envvar="INFERBUS_URL", show_envvar=True, hel
 _key_option = click.option(
     "--key", envvar="INFERBUS_KEY", show_envvar=True, help="API key (default: the local stack's)."
 )
+_ca_option = click.option(
+    "--ca",
+    envvar="INFERBUS_CA",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate of the authority of an https --url, if this system does not know it.",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An edge. ``url`` has no path; ``home`` is what an error names if nobody answers there."""
+    """An edge. ``url`` has no path; ``home`` is what an error names if nobody answers there.
+
+    ``ca``: the authority whose certificates are believed; None: those that this system believes.
+    """
 
     url: str
     api_key: str
     admin_key: str
     home: Path | None
+    ca: Path | None = None
 
 
 class NotRunning(click.ClickException):
@@ -56,24 +67,26 @@ def stack_at(home: Path) -> dict[str, Any]:
         raise NotRunning(str(error)) from None
 
 
-def _resolve(home: Path, url: str | None, key: str | None) -> Target:
+def _resolve(home: Path, url: str | None, key: str | None, ca: Path | None) -> Target:
     if url is not None:
         if not key:
             raise click.UsageError("--url needs --key (or INFERBUS_KEY)")
-        return Target(url.rstrip("/").removesuffix("/v1"), key, key, None)
+        return Target(url.rstrip("/").removesuffix("/v1"), key, key, None, ca)
     stack = stack_at(home)
     base = str(stack["base_url"]).removesuffix("/v1")
-    return Target(base, key or stack["api_key"], key or stack["admin_key"], home)
+    own_ca = Path(stack["ca"]) if "ca" in stack else None
+    return Target(base, key or stack["api_key"], key or stack["admin_key"], home, ca or own_ca)
 
 
 def with_target(command: Callable[P, R]) -> Callable[..., R]:
-    """Gives ``command`` the options --home, --url and --key, and their meaning as its argument ``target``."""
+    """Gives ``command`` the options --home, --url, --key and --ca, and their meaning as its argument ``target``."""
 
     @home_option
     @_url_option
     @_key_option
+    @_ca_option
     @functools.wraps(command)
-    def wrapped(home: Path, url: str | None, key: str | None, *args: Any, **options: Any) -> R:
-        return command(*args, target=_resolve(home, url, key), **options)  # type: ignore[arg-type]
+    def wrapped(home: Path, url: str | None, key: str | None, ca: Path | None, *args: Any, **options: Any) -> R:
+        return command(*args, target=_resolve(home, url, key, ca), **options)  # type: ignore[arg-type]
 
     return wrapped

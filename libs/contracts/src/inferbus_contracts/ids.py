@@ -31,14 +31,19 @@ def edge_tag(edge: str) -> bytes:
     return hashlib.sha256(edge.encode()).digest()[:2]
 
 
-def request_id(unix_ms: int, entropy: bytes, edge: str, *, detached: bool = False) -> bytes:
+def request_id(unix_ms: int, entropy: bytes, edge: str) -> bytes:
     """The id of a client call's first choice: a UUIDv7 (50 random bits remain) that also says
 
     - in bytes 9 and 10, the tag of the edge that accepted it: where on the log its frames are;
-    - in the last byte, whether it is ``detached`` (bit 7: it runs on without a client) and which choice it is.
+    - in the last byte, whether it is detached (bit 7: it runs on without a client) and which choice it is.
     """
     plain = uuid7(unix_ms, entropy)
-    return plain[:_TAG_AT] + edge_tag(edge) + plain[_TAG_AT + 2 : _LAST] + bytes((_DETACHED if detached else 0,))
+    return plain[:_TAG_AT] + edge_tag(edge) + plain[_TAG_AT + 2 : _LAST] + b"\0"
+
+
+def detached(first: bytes) -> bytes:
+    """The id of the same client call as one that runs on without a client."""
+    return first[:_LAST] + bytes((first[_LAST] | _DETACHED,))
 
 
 def choice_id(first: bytes, choice: int) -> bytes:

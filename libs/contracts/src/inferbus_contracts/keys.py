@@ -7,7 +7,8 @@ import base64
 import re
 
 ENTROPY_BYTES = 32
-SCOPES = ("inference", "admin")
+# inference: may ask models; tenant_admin: administers its own tenant; admin: the operator, every tenant.
+SCOPES = ("inference", "tenant_admin", "admin")
 _MARK = "ib-"
 _FORM = re.compile(r"ib-[A-Za-z0-9_-]{43}")
 # Enough to tell keys apart in a list, far too little to guess the rest from.

@@ -14,10 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_core import PydanticUndefined
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from inferbus_runtime.durations import format_duration, parse_duration
+from inferbus_runtime.tls import TlsFiles
 
 ADDRESS = r"^(\[[0-9a-fA-F:.]+\]|[^\[\]:/\s]+):\d{1,5}$"
 
@@ -43,6 +44,12 @@ class ServiceConfig(Section):
     """host:port of the gRPC server; port 0 takes a free one, which the ready file names."""
     rpc_token: SecretStr | None = Field(default=None, min_length=16)
     """Operator's token that gRPC calls between services carry; calls without it are UNAUTHENTICATED. Unset: open."""
+    tls_cert: Path | None = None
+    """PEM certificate that names this service: it speaks TLS on gRPC and to the broker, and nothing in plain text."""
+    tls_key: Path | None = None
+    """PEM private key of it, not encrypted. Read at the start: a renewed one counts from the restart on."""
+    tls_ca: Path | None = None
+    """PEM certificate of the authority: who calls without a certificate that it signed is refused in the handshake."""
     metrics_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of a /metrics server in Prometheus' text format; unset: none is started."""
     ready_file: Path | None = None
@@ -55,6 +62,30 @@ class ServiceConfig(Section):
     """How long running work may take to end after a stop signal; what is left then is cut off."""
     die_with_parent: bool = False
     """Linux: killed when the process that started it dies, however it dies, so that nothing is left behind."""
+
+    @field_validator("tls_ca")
+    @classmethod
+    def _whole_identity(cls, ca: Path | None, info: ValidationInfo) -> Path | None:
+        return together(ca, info, "tls_cert", "tls_key")
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What this service shows to other services and to the broker, and whom it believes; None: plain text."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_ca)
+
+
+def together(value: Path | None, info: ValidationInfo, *others: str) -> Path | None:
+    """A validator of the last of some fields that mean something only together. All of them unset is fine."""
+    given = {name: info.data.get(name) is not None for name in others} | {str(info.field_name): value is not None}
+    if any(given.values()) and not all(given.values()):
+        missing = " and ".join(name.upper() for name, is_set in given.items() if not is_set)
+        present = " and ".join(name.upper() for name, is_set in given.items() if is_set)
+        raise PydanticCustomError(
+            "together", "set {missing} too, or leave out {present}", {"present": present, "missing": missing}
+        )
+    return value
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

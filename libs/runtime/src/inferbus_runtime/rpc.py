@@ -17,10 +17,11 @@ from grpc_reflection.v1alpha import reflection
 from inferbus.common.v1.error_pb2 import ErrorClass
 from opentelemetry.trace import SpanKind
 
-from inferbus_runtime import metrics
+from inferbus_runtime import metrics, tls
 from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.health import Health
 from inferbus_runtime.rpc_errors import error_of, status_of
+from inferbus_runtime.tls import TlsFiles
 from inferbus_runtime.traces import current_headers, span
 
 __all__ = ["RpcServer", "channel", "error_of", "serve"]
@@ -75,13 +76,19 @@ class RpcServer:
 
 @asynccontextmanager
 async def serve(
-    address: str, add: Callable[[Any], None], service_names: Sequence[str], token: str | None
+    address: str,
+    add: Callable[[Any], None],
+    service_names: Sequence[str],
+    token: str | None,
+    identity: TlsFiles | None = None,
 ) -> AsyncIterator[RpcServer]:
     """Serve the servicers that ``add`` puts on the server, named in ``service_names``, until the context ends.
 
-    With ``token``, calls must carry ``authorization: Bearer <token>``. At the end calls have half a second before they
-    are cancelled; none runs once the context is left. Raises OSError if ``address`` is taken.
+    With ``token``, calls must carry ``authorization: Bearer <token>``. With ``identity``, who has no certificate of its
+    authority gets no connection, not even for health. At the end calls have half a second before they are cancelled;
+    none runs once the context is left. Raises OSError if ``address`` is taken, TlsError if the files are not usable.
     """
+    credentials = None if identity is None else _server_credentials(identity)
     health = Health(service_names)
     calls = _ServerCalls(token)
     server = grpc.aio.server(interceptors=[calls], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
@@ -89,7 +96,10 @@ async def serve(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address} for gRPC: {error}") from error
     await server.start()
@@ -101,13 +111,27 @@ async def serve(
         await calls.ended()
 
 
-def channel(address: str, token: str | None) -> grpc.aio.Channel:
+def channel(address: str, token: str | None, identity: TlsFiles | None = None) -> grpc.aio.Channel:
     """A channel to ``address`` that adds the token and the trace to each call. Use it as an async context manager.
 
-    Unary calls without a timeout get 10 s. A call while the server is away fails at once with UNAVAILABLE.
+    With ``identity`` the server must show a certificate of the same authority for the host in ``address``. Unary calls
+    without a timeout get 10 s. A call while the server is away, or is not to be believed, fails at once with
+    UNAVAILABLE. Raises TlsError if the files are not usable.
     """
     calls = [kind(token) for kind in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS, interceptors=calls)
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS, interceptors=calls)
+    return grpc.aio.secure_channel(address, _channel_credentials(identity), options=CHANNEL_OPTIONS, interceptors=calls)
+
+
+def _server_credentials(identity: TlsFiles) -> grpc.ServerCredentials:
+    key, cert, ca = tls.read(identity)
+    return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
+
+
+def _channel_credentials(identity: TlsFiles) -> grpc.ChannelCredentials:
+    key, cert, ca = tls.read(identity)
+    return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
 
 class _ServerCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]

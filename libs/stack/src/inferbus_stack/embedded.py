@@ -5,8 +5,10 @@ import hashlib
 import json
 import sys
 from contextlib import suppress
+from ssl import SSLContext
 
 from inferbus_contracts.subjects import BUCKETS, STREAMS
+from inferbus_runtime.tls import client_context
 
 from inferbus_stack.child import ChildSpec
 from inferbus_stack.home import write_private
@@ -37,7 +39,17 @@ def nats_server(plan: Plan) -> ChildSpec:
     users = [BusUser(name, plan.secrets.nkey(name).public, permissions(role, name)) for name, role in roles.items()]
     port = plan.ports["nats"]
     file_store = sum(stream.max_bytes for stream in STREAMS) + len(BUCKETS) * _BUCKET_BYTES + _SPARE_BYTES
-    text = render(host=LOOPBACK, port=port, store=home.nats, users=users, limits=NatsLimits(file_store), encrypted=True)
+    identity = plan.tls.get("nats")
+    text = render(
+        host=LOOPBACK,
+        port=port,
+        store=home.nats,
+        users=users,
+        limits=NatsLimits(file_store),
+        encrypted=True,
+        tls=identity,
+    )
+    asking = client_context(plan.tls[BUS_ADMIN]) if identity else None
     config = home.run / "nats.conf"
     write_private(config, text)
     return ChildSpec(
@@ -47,7 +59,7 @@ def nats_server(plan: Plan) -> ChildSpec:
         # a token at 256 streams in one pair of runs, which is within the noise).
         environ={"GOGC": "400", **plan.environ, CIPHER_KEY_VARIABLE: plan.secrets.cipher_key("jetstream")},
         log_file=home.log_file("nats"),
-        probe=lambda: _speaks_nats(port),
+        probe=lambda: _speaks_nats(port, asking),
         stop_seconds=STOP_SECONDS,
     )
 
@@ -76,11 +88,11 @@ def _clickhouse_user(plan: Plan, user: str) -> dict[str, str]:
     return {"password_sha256_hex": hashlib.sha256(password.encode()).hexdigest(), "profile": user}
 
 
-async def _speaks_nats(port: int) -> bool:
+async def _speaks_nats(port: int, tls: SSLContext | None) -> bool:
     """Whether a NATS server greets on ``port``; by then JetStream has recovered its streams."""
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(_PROBE_SECONDS):
-            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            reader, writer = await asyncio.open_connection(LOOPBACK, port, ssl=tls)
             try:
                 return (await reader.readline()).startswith(b"INFO")
             finally:

@@ -33,6 +33,11 @@ class Home:
         return self.root / "secrets"
 
     @property
+    def certificates(self) -> Path:
+        """Of the local authority (``--tls``), with their keys."""
+        return self.secrets / "tls"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

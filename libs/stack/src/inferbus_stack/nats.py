@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import Process
 from contextlib import suppress
 from pathlib import Path
+from ssl import SSLContext
 from types import TracebackType
 
 
@@ -38,10 +39,14 @@ def plain_config(folder: Path, port: int) -> str:
 class NatsServer:
     """One nats-server with its data under ``folder``; the port stays the same over restarts."""
 
-    def __init__(self, folder: Path, port: int = 0, config_text: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, port: int = 0, config_text: str | None = None, tls: SSLContext | None = None
+    ) -> None:
+        """``tls``: how to ask it whether it is ready, if ``config_text`` says that it speaks nothing else."""
         self.folder = folder
         self.port = port or free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
+        self.url = f"{'tls' if tls else 'nats'}://127.0.0.1:{self.port}"
+        self._tls = tls
         self._config_text = config_text or plain_config(folder, self.port)
         self._process: Process | None = None
 
@@ -69,7 +74,7 @@ class NatsServer:
 
     async def _answers(self) -> bool:
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self._tls)
         except OSError:
             return False
         with suppress(OSError):
@@ -98,7 +103,11 @@ class NatsServer:
             await process.wait()
 
     async def __aenter__(self) -> "NatsServer":
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.kill()
+            raise
         return self
 
     async def __aexit__(

@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from inferbus_runtime.tls import TlsFiles
+
+from inferbus_stack.certificates import Wanted
 from inferbus_stack.child import ChildSpec
 from inferbus_stack.home import Home
 from inferbus_stack.permissions import Role
 from inferbus_stack.secrets import SecretFolder
 
 LOOPBACK = "127.0.0.1"
+_ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not listened on)
 DATABASE = "inferbus"
 ADMIN_USER, WRITER_USER, ANALYST_USER = "admin", "writer", "analyst"
 BUS_ADMIN = "admin"
@@ -21,7 +25,10 @@ STOP_SECONDS = _DRAIN_SECONDS + 12.0
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What the operator asked for. ``port`` 0: any free one, the same again at the next start if it is free."""
+    """What the operator asked for. ``port`` 0: any free one, the same again at the next start if it is free.
+
+    ``tls``: between all processes and at the edge. ``tls_names``: more host names and addresses of the edge.
+    """
 
     home: Home
     engine: str
@@ -29,6 +36,8 @@ class StackOptions:
     port: int = 0
     workers: int = 1
     edges: int = 1
+    tls: bool = False
+    tls_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,25 @@ def instances(options: StackOptions) -> tuple[Instance, ...]:
     )
 
 
+def certificates(options: StackOptions) -> tuple[Wanted, ...]:
+    """What ``options.tls`` needs: an identity for each process and for the operator, and what strangers see of an edge,
+    with which nobody can call a service."""
+    here = ("localhost", LOOPBACK)
+    ours = instances(options)
+    host = () if options.host in _ANY_ADDRESS else (options.host,)
+    public = (*here, *host, *options.tls_names)
+    return (
+        *(Wanted(one.name, here) for one in ours),
+        *(Wanted(_public(one.name), public, client=False) for one in ours if one.role is Role.EDGE),
+        Wanted("nats", here, client=False),
+        Wanted(BUS_ADMIN, server=False),
+    )
+
+
+def _public(edge: str) -> str:
+    return f"{edge}-http"
+
+
 def port_names(options: StackOptions) -> tuple[str, ...]:
     """Every port of the stack has a name, under which it is kept from start to start."""
     ours = instances(options)
@@ -72,10 +100,12 @@ class Plan:
     ports: Mapping[str, int]
     secrets: SecretFolder
     environ: Mapping[str, str] = field(repr=False)
+    # By the name of the process, as in certificates(); empty: everything is in plain text, on loopback.
+    tls: Mapping[str, TlsFiles] = field(default_factory=dict)
 
     @property
     def nats_url(self) -> str:
-        return f"nats://{self._address('nats')}"
+        return f"{'tls' if self.tls else 'nats'}://{self._address('nats')}"
 
     @property
     def clickhouse_url(self) -> str:
@@ -83,7 +113,7 @@ class Plan:
 
     def url(self, edge: str) -> str:
         """Where clients on this machine reach the edge."""
-        return f"http://{LOOPBACK}:{self.ports[f'{edge}-http']}"
+        return f"{'https' if self.tls else 'http'}://{LOOPBACK}:{self.ports[f'{edge}-http']}"
 
     def grpc(self, name: str) -> str:
         return self._address(f"{name}-grpc")
@@ -129,6 +159,9 @@ class Plan:
         }
         if instance.role is not Role.EDGE:  # an edge has /metrics on its HTTP port
             settings["METRICS_ADDRESS"] = self._address(f"{instance.name}-metrics")
+        if instance.name in self.tls:
+            files = self.tls[instance.name]
+            settings |= {"TLS_CERT": str(files.cert), "TLS_KEY": str(files.key), "TLS_CA": str(files.ca)}
         return settings
 
     def _own(self, instance: Instance) -> dict[str, str]:
@@ -138,12 +171,17 @@ class Plan:
                 "HTTP_PORT": str(self.ports[f"{instance.name}-http"]),
                 "SCHEDULER_ADDRESS": self.grpc("scheduler"),
                 "METER_ADDRESS": self.grpc("meter"),
+                **self._https(instance),
             }
         if instance.role is Role.WORKER:
             return {"ENGINE": self.options.engine}
         if instance.role is Role.METER:
             return self._clickhouse(WRITER_USER)
         return {}
+
+    def _https(self, edge: Instance) -> dict[str, str]:
+        files = self.tls.get(_public(edge.name))
+        return {} if files is None else {"HTTP_TLS_CERT": str(files.cert), "HTTP_TLS_KEY": str(files.key)}
 
     def _clickhouse(self, user: str) -> dict[str, str]:
         return {
@@ -171,6 +209,7 @@ def stack_content(plan: Plan, pids: Mapping[str, int]) -> dict[str, Any]:
     services["nats"] = {"pid": pids["nats"]}
     services["clickhouse"] = {"pid": pids["clickhouse"]}
     return {
+        **_operator_tls(plan),
         "base_url": f"{plan.url('edge-0')}/v1",
         "api_key": plan.secrets.api_key("api-key"),
         "admin_key": plan.secrets.api_key("admin-key"),
@@ -185,3 +224,11 @@ def stack_content(plan: Plan, pids: Mapping[str, int]) -> dict[str, Any]:
         "analyst": {"user": ANALYST_USER, "password": plan.clickhouse_password(ANALYST_USER)},
         "services": services,
     }
+
+
+def _operator_tls(plan: Plan) -> dict[str, Any]:
+    """``ca``: whom a client of the edge believes. ``identity``: what the operator shows to services and broker."""
+    if BUS_ADMIN not in plan.tls:
+        return {}
+    files = plan.tls[BUS_ADMIN]
+    return {"ca": str(files.ca), "identity": {"cert": str(files.cert), "key": str(files.key)}}

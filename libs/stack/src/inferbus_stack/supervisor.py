@@ -98,7 +98,7 @@ class Supervisor:
 
     async def _prepare_bus(self) -> None:
         secrets = self._plan.secrets
-        config = BusConfig(self._plan.nats_url, BUS_ADMIN, secrets.nkey(BUS_ADMIN).seed)
+        config = BusConfig(self._plan.nats_url, BUS_ADMIN, secrets.nkey(BUS_ADMIN).seed, self._plan.tls.get(BUS_ADMIN))
         await seed(config, first_keys(secrets.api_key("api-key"), secrets.api_key("admin-key")))
         self._say("streams and registries are there")
 

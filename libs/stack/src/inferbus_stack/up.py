@@ -3,16 +3,21 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from inferbus_runtime import clock
+from inferbus_runtime.tls import TlsFiles
+
+from inferbus_stack.certificates import Authority
 from inferbus_stack.child import bound_log
 from inferbus_stack.environment import inherited
 from inferbus_stack.home import StackError, hold, keep_ports, read_stack
 from inferbus_stack.secrets import SecretFolder
-from inferbus_stack.services import Plan, StackOptions, port_names
+from inferbus_stack.services import Plan, StackOptions, certificates, port_names
 from inferbus_stack.supervisor import Say, Supervisor
 from inferbus_stack.tasks import cancel_all
 
@@ -33,6 +38,7 @@ async def run_stack(options: StackOptions, say: Say, on_ready: Callable[[dict[st
             ports=keep_ports(options.home, port_names(options), fixed),
             secrets=SecretFolder(options.home.secrets),
             environ=inherited(),
+            tls=_identities(options),
         )
 
         def tell(text: str) -> None:
@@ -40,6 +46,13 @@ async def run_stack(options: StackOptions, say: Say, on_ready: Callable[[dict[st
             say(text)
 
         await _supervise(Supervisor(plan, tell), options, tell, on_ready)
+
+
+def _identities(options: StackOptions) -> Mapping[str, TlsFiles]:
+    if not options.tls:
+        return {}
+    now = datetime.fromtimestamp(clock.now_us() / 1e6, UTC)
+    return Authority(options.home.certificates, now).certificates(certificates(options))
 
 
 async def _supervise(

@@ -5,25 +5,35 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 import grpc
-from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
+from inferbus.bus.v1.control_pb2 import Attached
+from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.registry_pb2 import IdempotencyRecord, ModelRecord, ResponseRecord
 from inferbus.edge.v1.edge_pb2_grpc import add_EdgeServiceServicer_to_server
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.frames import FrameReader
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
-from inferbus_runtime import rpc
+from inferbus_bus.store import Store
+from inferbus_runtime import metrics, rpc
 from inferbus_runtime.lifecycle import Process
 
-from inferbus_edge.auth import Auth
+from inferbus_edge.attendance import Attendance
+from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.config import Config
-from inferbus_edge.keys import KeyDesk
+from inferbus_edge.directory import Directory
+from inferbus_edge.following import Following
+from inferbus_edge.idempotency import Claims
+from inferbus_edge.inference import Inference, InferenceSettings
+from inferbus_edge.limits import RateLimits
+from inferbus_edge.resume import ResumeRoutes
 from inferbus_edge.routes.admin import AdminRoutes
-from inferbus_edge.routes.chat import ChatLimits, ChatRoutes
+from inferbus_edge.routes.chat import ChatRoutes
 from inferbus_edge.routes.health import HealthRoutes
 from inferbus_edge.routes.models import ModelRoutes
 from inferbus_edge.server import Routes, listen
 from inferbus_edge.servicer import EdgeServicer
-from inferbus_edge.streaming import Replies
+from inferbus_edge.stored import Stored
+from inferbus_edge.streaming import Streams
 
 SERVICE = "inferbus.edge.v1.EdgeService"
 
@@ -31,45 +41,98 @@ SERVICE = "inferbus.edge.v1.EdgeService"
 async def wire(config: Config, process: Process) -> dict[str, str]:
     """Everything, in the order of its start; returns the addresses that it listens on."""
     seed = None if config.nats_seed is None else config.nats_seed.get_secret_value()
-    bus = await process.enter(connect(BusConfig(config.nats_url, config.name, seed)))
-    keys = Registry(bus, "keys", KeyRecord)
+    bus = await process.enter(connect(BusConfig(config.nats_url, config.name, seed, config.tls)))
     models = Registry(bus, "models", ModelRecord)
     publisher = Publisher(bus)
     await publisher.start()
-    await process.enter(_running(keys))
+    directory = Directory(bus, publisher)
+    await process.enter(_running(directory))
     await process.enter(_running(models))
+    inference = await _inference(config, process, bus, publisher, directory, Catalogue(models))
 
-    replies = Replies(send=bus.send, max_active=config.max_active_requests)
-    await process.enter(_running(FrameReader(bus, edge=config.name, on_frame=replies.on_frame)))
-    process.spawn(replies.keep_alive(config.keepalive_interval), "keep-alive comments")
-
-    auth = Auth(keys)
-    desk = KeyDesk(keys, publisher)
     token = None if config.rpc_token is None else config.rpc_token.get_secret_value()
-    scheduler = await _channel(process, config.scheduler_address, token)
-    meter = await _channel(process, config.meter_address, token)
+    scheduler = await _channel(process, config, config.scheduler_address, token)
+    meter = await _channel(process, config, config.meter_address, token)
+    auth, wait = directory.auth, config.body_timeout
 
     routes = Routes()
-    limits = ChatLimits(config.request_timeout, config.body_timeout, config.max_unsent_bytes)
-    ChatRoutes(edge=config.name, auth=auth, models=models, publisher=publisher, replies=replies, limits=limits).add_to(
-        routes
-    )
-    ModelRoutes(auth, models).add_to(routes)
-    HealthRoutes(lambda: _not_ready(bus, keys, models, replies)).add_to(routes)
-    AdminRoutes(auth=auth, desk=desk, scheduler=scheduler, meter=meter, body_timeout=config.body_timeout).add_to(routes)
+    ChatRoutes(auth, inference, wait).add_to(routes)
+    ResumeRoutes(auth, inference).add_to(routes)
+    ModelRoutes(auth, Catalogue(models)).add_to(routes)
+    HealthRoutes(lambda: _not_ready(bus, directory, models, inference)).add_to(routes)
+    AdminRoutes(auth=auth, desk=directory.keys, scheduler=scheduler, meter=meter, body_timeout=wait).add_to(routes)
 
-    servicer = EdgeServicer(auth, desk)
+    servicer = EdgeServicer(auth, directory.keys)
     # No operator's token here: each call carries an admin key.
     server = await process.enter(
         rpc.serve(
-            config.grpc_address, lambda one: add_EdgeServiceServicer_to_server(servicer, one), (SERVICE,), token=None
+            config.grpc_address,
+            lambda one: add_EdgeServiceServicer_to_server(servicer, one),
+            (SERVICE,),
+            token=None,
+            identity=config.tls,
         )
     )
     address = await process.enter(
-        listen(config.http_host, config.http_port, routes, max_body_bytes=config.max_body_bytes)
+        listen(
+            config.http_host,
+            config.http_port,
+            routes,
+            edge=config.name,
+            max_body_bytes=config.max_body_bytes,
+            tls=config.http_tls,
+        )
     )
-    process.on_drain(lambda: _drain(replies))
+    process.on_drain(lambda: _drain(inference))
     return {"http": address, "grpc": server.address}
+
+
+async def _inference(
+    config: Config, process: Process, bus: Bus, publisher: Publisher, directory: Directory, catalogue: Catalogue
+) -> Inference:
+    """All between a parsed call and its answer, running."""
+    attendance = Attendance(config.name, bus.send, config.orphan_hold.total_seconds())
+    streams = Streams(attendance, metrics.STREAMS_ACTIVE.set)
+    following = Following(bus, config.name, attendance)
+
+    def on_frame(frame: Frame, sequence: int) -> None:
+        streams.on_frame(frame, sequence)
+        following.on_own_frame(frame, sequence)
+
+    reader = FrameReader(bus, edge=config.name, on_frame=on_frame)
+    await process.enter(_running(reader))
+    following.start(reader)
+    await process.enter(_stopping(following))
+    await bus.subscribe(Attached, attendance.on_attached)
+    process.spawn(attendance.run(), "who attends to what")
+
+    limits = RateLimits(bus, edge=config.name)
+    await limits.start()
+    process.spawn(limits.run(), "limits held together")
+    inference = Inference(
+        edge=config.name,
+        auth=directory.auth,
+        catalogue=catalogue,
+        publisher=publisher,
+        streams=streams,
+        following=following,
+        attendance=attendance,
+        limits=limits,
+        claims=Claims(
+            Store(bus, "idempotency", IdempotencyRecord, publisher), config.name, config.idempotency_retention
+        ),
+        stored=Stored(Store(bus, "responses", ResponseRecord, publisher), config.response_retention),
+        settings=InferenceSettings(
+            request_timeout=config.request_timeout,
+            background_timeout=config.background_timeout,
+            max_active=config.max_active_requests,
+            max_unsent_bytes=config.max_unsent_bytes,
+            max_hold=config.max_hold,
+            idempotent_hold=config.idempotent_hold,
+        ),
+    )
+    process.spawn(inference.keep_alive(config.keepalive_interval), "keep-alive comments")
+    return inference
 
 
 class _Part(Protocol):
@@ -87,24 +150,32 @@ async def _running(part: _Part) -> AsyncIterator[None]:
         await part.stop()
 
 
-async def _channel(process: Process, address: str | None, token: str | None) -> grpc.aio.Channel | None:
-    return None if address is None else await process.enter(rpc.channel(address, token))
+@asynccontextmanager
+async def _stopping(following: Following) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await following.stop()
 
 
-def _not_ready(bus: Bus, keys: Registry[KeyRecord], models: Registry[ModelRecord], replies: Replies) -> str | None:
+async def _channel(process: Process, config: Config, address: str | None, token: str | None) -> grpc.aio.Channel | None:
+    return None if address is None else await process.enter(rpc.channel(address, token, config.tls))
+
+
+def _not_ready(bus: Bus, directory: Directory, models: Registry[ModelRecord], inference: Inference) -> str | None:
     """Why no request can be taken now; None if one can."""
-    if replies.draining:
+    if inference.draining:
         return "draining"
     if not bus.connected:
         return "bus_unavailable"
-    if not (keys.loaded and models.loaded):
+    if not (directory.loaded and models.loaded):
         return "registries_loading"
     return None
 
 
-async def _drain(replies: Replies) -> None:
+async def _drain(inference: Inference) -> None:
     """New requests are refused from now on, running ones end by themselves; at the deadline they are ended."""
     try:
-        await replies.drain()
+        await inference.drain()
     finally:
-        replies.end_all()
+        inference.end_all()

@@ -1,47 +1,104 @@
-"""Who calls: a Bearer key against the registry of keys, with no round trip."""
+"""Who calls: a key against the registries of keys, projects and tenants, with no round trip."""
 
 from collections.abc import Mapping
 
-from inferbus.bus.v1.registry_pb2 import KeyRecord
+from inferbus.bus.v1.registry_pb2 import KeyRecord, ProjectRecord, RecordState, TenantRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import key_hash
+from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
+from inferbus_edge.core.organization_rules import expired, revoked
+from inferbus_edge.key_uses import KeyUses
+
 INFERENCE = "inference"
+TENANT_ADMIN = "tenant_admin"
 ADMIN = "admin"
+# Who has the second may do what needs the first.
+_IMPLIED = {TENANT_ADMIN: ADMIN}
 _BEARER = "bearer"
+_ARCHIVED = RecordState.RECORD_STATE_ARCHIVED
+_ACTIVE = RecordState.RECORD_STATE_ACTIVE
 
 
 class Auth:
     """Checks keys. A key is looked up by its SHA-256: how long that takes says nothing about the secret, since nobody
     can choose a hash's first digits."""
 
-    def __init__(self, keys: Registry[KeyRecord]) -> None:
+    def __init__(
+        self,
+        keys: Registry[KeyRecord],
+        projects: Registry[ProjectRecord] | None = None,
+        tenants: Registry[TenantRecord] | None = None,
+        uses: KeyUses | None = None,
+    ) -> None:
         self._keys = keys
+        self._projects = projects
+        self._tenants = tenants
+        self._uses = uses
 
     def require(self, headers: Mapping[str, str], scope: str) -> KeyRecord:
-        """The record of the key in ``authorization: Bearer ...``.
+        """The record of the key in ``authorization: Bearer ...``, or without one in ``x-api-key`` (Anthropic's).
 
         Raises InferBusError UNAUTHENTICATED without a valid key, PERMISSION_DENIED if it has not the ``scope``.
         """
-        kind, _, secret = headers.get("authorization", "").partition(" ")
-        secret = secret.strip()
-        if kind.lower() != _BEARER or not secret:
-            raise _unauthenticated("Send your API key in the header 'Authorization: Bearer <key>'.", "missing_api_key")
+        secret = _secret(headers)
         # Bytes that are no UTF-8 come as surrogates, which have no hash.
         record = self._keys.get(key_hash(secret)) if secret.isascii() else None
         if record is None:
             raise _unauthenticated("This API key is not valid.", "invalid_api_key")
-        if record.HasField("revoke_time"):
-            raise _unauthenticated("This API key has been revoked.", "invalid_api_key")
-        if scope not in record.scopes:
+        now_us = clock.now_us()
+        self._living(record, now_us)
+        if self._uses is not None:
+            self._uses.note(record.key_id, now_us)
+        if scope not in record.scopes and _IMPLIED.get(scope) not in record.scopes:
             raise InferBusError(
                 ErrorClass.ERROR_CLASS_PERMISSION_DENIED,
                 "insufficient_scope",
                 f"This API key has not the scope '{scope}'.",
             )
         return record
+
+    def tenant_of(self, key: KeyRecord) -> TenantRecord:
+        """The key's tenant; with the defaults if it has no record."""
+        known = None if self._tenants is None else self._tenants.get(key.tenant_id)
+        return known or TenantRecord(tenant_id=key.tenant_id, name=key.tenant_id, state=_ACTIVE)
+
+    def project_of(self, key: KeyRecord) -> ProjectRecord:
+        """The key's project; with the defaults if it has no record."""
+        known = self._project(key)
+        return known or ProjectRecord(
+            tenant_id=key.tenant_id, project_id=key.project_id, name=key.project_id, state=_ACTIVE
+        )
+
+    def _project(self, key: KeyRecord) -> ProjectRecord | None:
+        return None if self._projects is None else self._projects.get(f"{key.tenant_id}/{key.project_id}")
+
+    def _living(self, record: KeyRecord, now_us: int) -> None:
+        """Raises InferBusError UNAUTHENTICATED if the key is not to be used any more, saying why to who has it."""
+        if revoked(record, now_us):
+            raise _unauthenticated("This API key has been revoked.", "invalid_api_key")
+        if expired(record, now_us):
+            raise _unauthenticated("This API key has expired; ask for a new one.", "expired_api_key")
+        tenant = None if self._tenants is None else self._tenants.get(record.tenant_id)
+        if tenant is not None and tenant.state == _ARCHIVED:
+            raise _unauthenticated("The organization of this API key has been archived.", "organization_archived")
+        project = self._project(record)
+        if project is not None and project.state == _ARCHIVED:
+            raise _unauthenticated(
+                "The project of this API key has been archived; use a key of another project.", "project_archived"
+            )
+
+
+def _secret(headers: Mapping[str, str]) -> str:
+    """The secret that was sent. Raises InferBusError UNAUTHENTICATED if none was."""
+    kind, _, secret = headers.get("authorization", "").partition(" ")
+    secret = secret.strip() if kind.lower() == _BEARER else ""
+    secret = secret or headers.get("x-api-key", "").strip()
+    if not secret:
+        raise _unauthenticated("Send your API key in the header 'Authorization: Bearer <key>'.", "missing_api_key")
+    return secret
 
 
 def _unauthenticated(message: str, reason: str) -> InferBusError:

@@ -1,9 +1,11 @@
 """All that an edge can be told."""
 
 from datetime import timedelta
+from pathlib import Path
 
-from inferbus_runtime.config import ADDRESS, ServiceConfig
-from pydantic import Field
+from inferbus_runtime.config import ADDRESS, ServiceConfig, together
+from inferbus_runtime.tls import TlsFiles
+from pydantic import Field, ValidationInfo, field_validator
 
 
 class Config(ServiceConfig):
@@ -11,12 +13,28 @@ class Config(ServiceConfig):
     """Address that clients reach; 0.0.0.0 for all of the machine's."""
     http_port: int = Field(default=8080, ge=0, le=65535)
     """Port of the public API; 0 takes a free one, which the ready file names."""
+    http_tls_cert: Path | None = None
+    """PEM certificate, with its chain, that clients see: the public API is HTTPS and nothing else. Unset: HTTP."""
+    http_tls_key: Path | None = None
+    """PEM private key of it, not encrypted. Read at the start: a renewed one counts from the restart on."""
     scheduler_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of the scheduler's gRPC API, for the fleet view; unset: that view answers 503."""
     meter_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of the meter's gRPC API, for usage and audit; unset: these answer 503."""
     request_timeout: timedelta = Field(default=timedelta(minutes=10), gt=timedelta(0))
     """A request that has not ended by then is cancelled: 504, or an error event in a running stream."""
+    background_timeout: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0))
+    """The same for a response that runs without a client."""
+    max_hold: timedelta = Field(default=timedelta(minutes=10), ge=timedelta(0))
+    """The longest that a request or a tenant may ask its generation to go on for a client that has vanished."""
+    idempotent_hold: timedelta = Field(default=timedelta(minutes=1), ge=timedelta(0))
+    """How long it goes on for a request with an Idempotency-Key, which says that its client will come again."""
+    orphan_hold: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
+    """After a restart: how long a generation that the edge does not know goes on, until its client is back somewhere."""
+    idempotency_retention: timedelta = Field(default=timedelta(hours=24), ge=timedelta(seconds=1))
+    """How long an Idempotency-Key stands for its first request."""
+    response_retention: timedelta = Field(default=timedelta(days=30), ge=timedelta(seconds=1))
+    """How long a stored response is found by its id."""
     keepalive_interval: timedelta = Field(default=timedelta(seconds=15), ge=timedelta(milliseconds=50))
     """A stream silent for so long gets a comment line, so that no proxy cuts it."""
     body_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0))
@@ -27,3 +45,15 @@ class Config(ServiceConfig):
     """Requests answered at once; more are refused with 503 and Retry-After."""
     max_unsent_bytes: int = Field(default=1 << 20, ge=4096)
     """A stream whose client leaves more than this unread is ended and its generation cancelled."""
+
+    @field_validator("http_tls_key")
+    @classmethod
+    def _whole_http_tls(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        return together(key, info, "http_tls_cert")
+
+    @property
+    def http_tls(self) -> TlsFiles | None:
+        """What clients of the public API see; None: plain text."""
+        if self.http_tls_cert is None or self.http_tls_key is None:
+            return None
+        return TlsFiles(self.http_tls_cert, self.http_tls_key)

@@ -7,7 +7,7 @@ middleware: here all of them end in :func:`error_response`.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,11 +15,13 @@ from typing import Any
 
 from aiohttp import web
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_contracts.ids import uuid7, uuid_text
+from inferbus_contracts.ids import request_id, uuid_text
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.tls import TlsFiles, server_context
 
 from inferbus_edge.core.errors import error_body, http_status, internal, of_status, retry_after_seconds
+from inferbus_edge.limits import RateLimitError
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +32,28 @@ _BACKLOG = 1024
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP request on its way through a route. ``tail``: the path after a prefix route's path."""
+    """One HTTP request on its way through a route. ``path``: what stands in the path for each ``{name}`` of the
+    route; ``tail``: the path after a prefix route's path."""
 
     http: web.BaseRequest
     request_id: bytes
     accepted_us: int
     tail: str
+    path: Mapping[str, str]
 
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+ErrorBody = Callable[[InferBusError], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """``name`` for the metrics: the path with its ``{name}`` parts as they are. ``errors``: how this API writes one."""
+
+    name: str
+    methods: dict[str, Handler]
+    errors: ErrorBody
+    parts: tuple[str, ...] = ()
 
 
 class WrittenResponse(web.StreamResponse):
@@ -60,28 +75,69 @@ class WrittenResponse(web.StreamResponse):
 
 
 class Routes:
-    """Which handler answers: exact paths, and prefixes that end in a slash."""
+    """Which handler answers: exact paths, paths with ``{name}`` parts, and prefixes that end in a slash."""
 
     def __init__(self) -> None:
-        self._exact: dict[str, dict[str, Handler]] = {}
-        self._prefixes: dict[str, dict[str, Handler]] = {}
+        self._exact: dict[str, Route] = {}
+        # By number of parts: few routes share one.
+        self._patterns: dict[int, list[Route]] = {}
+        self._prefixes: dict[str, Route] = {}
 
-    def add(self, method: str, path: str, handler: Handler) -> None:
-        table = self._prefixes if path.endswith("/") else self._exact
-        table.setdefault(path, {})[method] = handler
+    def add(self, method: str, path: str, handler: Handler, errors: ErrorBody = error_body) -> None:
+        self._route(path, errors).methods[method] = handler
 
-    def find(self, method: str, path: str) -> tuple[str, Handler, str]:
-        """(route for the metrics, handler, tail). Raises InferBusError ``unknown_url`` or ``method_not_allowed``."""
-        route, methods, tail = path, self._exact.get(path), ""
-        if methods is None:
-            route = next((one for one in self._prefixes if path.startswith(one) and path != one), "")
-            methods, tail = self._prefixes.get(route), path[len(route) :]
-        if methods is None:
-            raise of_status(404)
-        handler = methods.get("GET" if method == "HEAD" else method)
-        if handler is None:
-            raise of_status(405)
-        return route, handler, tail
+    def _route(self, path: str, errors: ErrorBody) -> Route:
+        if "{" not in path:
+            table = self._prefixes if path.endswith("/") else self._exact
+            return table.setdefault(path, Route(path, {}, errors))
+        parts = tuple(path.split("/"))
+        routes = self._patterns.setdefault(len(parts), [])
+        route = next((one for one in routes if one.parts == parts), None)
+        if route is None:
+            route = Route(path, {}, errors, parts)
+            # A fixed part is meant before one that takes anything.
+            routes.append(route)
+            routes.sort(key=lambda one: [part.startswith("{") for part in one.parts])
+        return route
+
+    def all(self) -> list[tuple[str, str, Handler]]:
+        """(method, path, handler) of every route: what the API's document is checked against."""
+        routes = [*self._exact.values(), *(one for some in self._patterns.values() for one in some)]
+        routes += self._prefixes.values()
+        return [(method, route.name, handler) for route in routes for method, handler in route.methods.items()]
+
+    def find(self, path: str) -> tuple[Route, str, dict[str, str]] | None:
+        """(route, tail, values of its ``{name}`` parts); None if there is no such path."""
+        route = self._exact.get(path)
+        if route is not None:
+            return route, "", {}
+        parts = path.split("/")
+        for one in self._patterns.get(len(parts), ()):
+            values = _match(one.parts, parts)
+            if values is not None:
+                return one, "", values
+        prefix = next((one for one in self._prefixes if path.startswith(one) and path != one), None)
+        return None if prefix is None else (self._prefixes[prefix], path[len(prefix) :], {})
+
+
+def _match(pattern: tuple[str, ...], parts: list[str]) -> dict[str, str] | None:
+    values: dict[str, str] = {}
+    for wanted, given in zip(pattern, parts, strict=True):
+        if wanted.startswith("{"):
+            if not given:
+                return None
+            values[wanted[1:-1]] = given
+        elif wanted != given:
+            return None
+    return values
+
+
+def _handler_of(route: Route, method: str) -> Handler:
+    """Raises InferBusError ``method_not_allowed``."""
+    handler = route.methods.get("GET" if method == "HEAD" else method)
+    if handler is None:
+        raise of_status(405)
+    return handler
 
 
 async def read_body(call: Call, timeout: timedelta) -> bytes:
@@ -99,17 +155,25 @@ async def read_body(call: Call, timeout: timedelta) -> bytes:
         raise of_status(400) from None
 
 
-def error_response(error: InferBusError, request_id: bytes) -> web.Response:
+def error_response(error: InferBusError, request_id: bytes, body: ErrorBody = error_body) -> web.Response:
     """What a client is told of ``error``."""
-    response = json_response(error_body(error), request_id, http_status(error))
+    response = json_response(body(error), request_id, http_status(error))
+    if isinstance(error, RateLimitError):
+        response.headers.update(error.headers)
     seconds = retry_after_seconds(error)
     if seconds is not None:
         response.headers["Retry-After"] = str(seconds)
     return response
 
 
-def json_response(body: bytes, request_id: bytes, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=body, content_type="application/json", headers=own_headers(request_id))
+def json_response(
+    body: bytes, request_id: bytes, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """``headers``: further ones."""
+    own = own_headers(request_id)
+    return web.Response(
+        status=status, body=body, content_type="application/json", headers={**own, **headers} if headers else own
+    )
 
 
 def own_headers(request_id: bytes) -> dict[str, str]:
@@ -133,7 +197,7 @@ class _Connection(web.RequestHandler):
             log.debug("bad HTTP", extra={"error": repr(exc)})
         if request.writer is not None and request.writer.output_size > 0:
             raise ConnectionError("a part of the answer is out: no other can be sent")
-        response = error_response(of_status(status), new_request_id())
+        response = error_response(of_status(status), new_request_id("", clock.now_us()))
         response.force_close()
         return response
 
@@ -151,35 +215,41 @@ class _Server(web.Server):
         return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
 
 
-def new_request_id() -> bytes:
-    return uuid7(clock.now_us() // 1000, secrets.token_bytes(10))
+def new_request_id(edge: str, accepted_us: int) -> bytes:
+    return request_id(accepted_us // 1000, secrets.token_bytes(10), edge)
 
 
 class Front:
     """Takes every request: finds its route, answers its failure, counts it."""
 
-    def __init__(self, routes: Routes) -> None:
+    def __init__(self, routes: Routes, edge: str) -> None:
         self._routes = routes
+        self._edge = edge
 
     async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
         accepted_us = clock.now_us()
-        request_id = uuid7(accepted_us // 1000, secrets.token_bytes(10))
+        call_id = new_request_id(self._edge, accepted_us)
         route, status = "unknown", 499
+        errors: ErrorBody = error_body
         try:
             if http.headers.get("Expect") is not None:
                 _expected(http)
-            route, handler, tail = self._routes.find(http.method, http.path)
-            response = await handler(Call(http, request_id, accepted_us, tail))
+            found = self._routes.find(http.path)
+            if found is None:
+                raise of_status(404)
+            route, errors = found[0].name, found[0].errors
+            handler = _handler_of(found[0], http.method)
+            response = await handler(Call(http, call_id, accepted_us, found[1], found[2]))
             status = response.status
         except InferBusError as error:
-            _log(error, route, request_id)
-            response = error_response(error, request_id)
+            _log(error, route, call_id)
+            response = error_response(error, call_id, errors)
             status = response.status
         except ConnectionError:
             response = WrittenResponse(keep_alive=False)
         except Exception:
-            log.exception("a route failed", extra={"route": route, "request_id": uuid_text(request_id)})
-            response = error_response(internal(), request_id)
+            log.exception("a route failed", extra={"route": route, "request_id": uuid_text(call_id)})
+            response = error_response(internal(), call_id, errors)
             status = response.status
         finally:
             metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
@@ -210,7 +280,9 @@ def _log(error: InferBusError, route: str, request_id: bytes) -> None:
 
 
 @asynccontextmanager
-async def listen(host: str, port: int, routes: Routes, *, max_body_bytes: int) -> AsyncIterator[str]:
+async def listen(
+    host: str, port: int, routes: Routes, *, edge: str, max_body_bytes: int, tls: TlsFiles | None = None
+) -> AsyncIterator[str]:
     """Serve ``routes`` until the context ends; gives "host:port" really bound. Raises OSError if it is taken."""
     loop = asyncio.get_running_loop()
 
@@ -218,7 +290,7 @@ async def listen(host: str, port: int, routes: Routes, *, max_body_bytes: int) -
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes)
 
     server = _Server(
-        Front(routes).handle,
+        Front(routes, edge).handle,
         request_factory=request,
         handler_cancellation=True,  # a client that leaves cancels its handler, and so its generation
         keepalive_timeout=_IDLE_CONNECTION_SECONDS,
@@ -226,8 +298,9 @@ async def listen(host: str, port: int, routes: Routes, *, max_body_bytes: int) -
     )
     runner = web.ServerRunner(server, shutdown_timeout=_CLOSE_SECONDS)
     await runner.setup()
+    context = None if tls is None else server_context(tls)
     try:
-        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        await web.TCPSite(runner, host, port, backlog=_BACKLOG, ssl_context=context).start()
         yield f"{host}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()

@@ -1,79 +1,133 @@
-"""Where the text of one request goes: into an SSE stream, or into the body of a unary answer.
+"""Where an answer goes: into an event stream, or into the body of a unary answer.
 
-Both take the same calls, from the bus callback: ``open``, then ``write`` for each delta, then ``finish`` or ``fail``.
-``write`` returns why the client can get no more, or None.
+All take the same calls, from the bus callback: ``open``, ``write`` for each delta, ``vector``, ``close`` for each choice,
+then ``finish`` or ``fail``. ``write`` returns why the client can get no more, or None.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core import sse
-from inferbus_edge.core.translate import completion_body
+from inferbus_edge.core.form import DONE, Form
+from inferbus_edge.core.translate import FINISH_REASONS, add_usage, completion_body
 
 CLIENT_GONE = "client_gone"
 SLOW_CLIENT = "slow_client"
+_NEVER = -1.0
 
 
-class EventStream:
-    """Writes ready bytes straight to the client's transport: no queue and no task per token.
+class Sink(Protocol):
+    """See the module."""
+
+    @property
+    def started(self) -> bool:
+        """Something of the answer is out: its status cannot change any more."""
+        ...
+
+    def open(self, choice: int, revision: str) -> None: ...
+
+    def write(
+        self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
+    ) -> str | None: ...
+
+    def vector(self, index: int, values: bytes) -> None: ...
+
+    def close(self, choice: int, revision: str, close: Close, now: float) -> None: ...
+
+    def finish(self, now: float) -> None: ...
+
+    def fail(self, error: InferBusError, now: float) -> None: ...
+
+    def silent_since(self, now: float) -> float:
+        """Seconds since something was sent; less than 0 if nobody listens for it."""
+        ...
+
+    def keepalive(self, now: float) -> str | None:
+        """Send a comment line."""
+        ...
+
+    def abort(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One client's connection. ``head``: the response's head. ``after``: events up to this number are with the client
+    already and are not sent. ``max_unsent_bytes``: what it may leave unread. ``corked``: nothing goes out before
+    :meth:`Wire.uncork`."""
+
+    transport: asyncio.WriteTransport
+    request_id: bytes
+    head: bytes
+    chunked: bool
+    max_unsent_bytes: int
+    after: int = 0
+    corked: bool = False
+
+
+class Wire:
+    """Ready bytes straight to the client's transport: no queue and no task per token.
 
     Nothing is sent before the first delta, so that an error until then has a status of its own.
     """
 
     __slots__ = (
-        "_chunked", "_facts", "_form", "_lead", "_limit", "_transport", "last_write", "started",
+        "_chunked", "_corked", "_limit", "_transport", "after", "last_write", "lead", "number", "request_id", "started",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        transport: asyncio.WriteTransport,
-        *,
-        head: bytes,
-        facts: Callable[[str], sse.StreamFacts],
-        chunked: bool,
-        max_unsent_bytes: int,
-        now: float,
-    ) -> None:
-        """``head``: the response's head; ``facts`` of a revision; ``now`` in monotonic seconds."""
-        self._transport = transport
-        self._lead = head
-        self._facts = facts
-        self._chunked = chunked
-        self._limit = max_unsent_bytes
-        self._form: sse.Template | None = None
+    def __init__(self, line: Line, now: float) -> None:
+        self._transport = line.transport
+        self._chunked = line.chunked
+        self._limit = line.max_unsent_bytes
+        self._corked = line.corked
+        self.request_id = line.request_id
+        self.after = line.after
+        self.lead = line.head
+        self.number = 0  # of the last event made
         self.last_write = now
         self.started = False
 
-    def open(self, revision: str) -> None:
-        """Text of ``revision`` follows. The role goes out with the first of it."""
-        facts = self._facts(revision)
-        if self._form is None:
-            self._lead += self._framed(sse.role_event(facts))
-        self._form = sse.template(facts, chunked=self._chunked)
+    @property
+    def chunked(self) -> bool:
+        return self._chunked
 
-    def write(self, index: int, escaped: bytes, now: float) -> str | None:
-        assert self._form is not None  # noqa: S101 (open comes first)
-        return self._send(sse.delta_event(self._form, index, escaped), now)
+    @property
+    def begun(self) -> bool:
+        """The client has a part of the answer, or will have it with the uncorking."""
+        return self.started or (self._corked and self.number > 0)
 
-    def keepalive(self, now: float) -> str | None:
-        return self._send(self._framed(sse.KEEPALIVE), now)
+    def events(self, events: Sequence[bytes]) -> bytes:
+        """``events`` with their numbers, framed, without those that the client has."""
+        data = b""
+        for one in events:
+            self.number += 1
+            if self.number > self.after:
+                data += sse.numbered(self.request_id, self.number, one)
+        return self.framed(data)
 
-    def finish(self, index: int, revision: str, finish_reason: str, usage: Usage, now: float) -> None:
-        if self._form is None:
-            self.open(revision)
-        self._send(self._framed(sse.end_events(self._facts(revision), index, finish_reason, usage)) + self._end(), now)
+    def framed(self, data: bytes) -> bytes:
+        return sse.http_chunk(data) if self._chunked and data else data
 
-    def fail(self, error: InferBusError, now: float) -> None:
-        """Before the first byte nothing is written: whoever waits for the end answers with the error's own status."""
-        if self.started:
-            self._send(self._framed(sse.error_event(error)) + self._end(), now)
+    def end(self) -> bytes:
+        return sse.LAST_CHUNK if self._chunked else b""
 
-    def _send(self, data: bytes, now: float) -> str | None:
-        if self._lead:
-            data, self._lead = self._lead + data, b""
+    def uncork(self, now: float) -> str | None:
+        """All that was made so far goes out in one write; the client may take its time with that."""
+        self._corked = False
+        self._limit += len(self.lead)
+        return self.send(b"", now)
+
+    def send(self, data: bytes, now: float) -> str | None:
+        if self.lead or self._corked:
+            if self._corked:
+                self.lead += data
+                return None
+            data, self.lead = self.lead + data, b""
             self.started = True
         transport = self._transport
         # One dead client must not cost the others their part of a frame: uvloop raises on a closed transport.
@@ -86,54 +140,250 @@ class EventStream:
         self.last_write = now
         return SLOW_CLIENT if transport.get_write_buffer_size() > self._limit else None
 
-    def _framed(self, data: bytes) -> bytes:
-        return sse.http_chunk(data) if self._chunked else data
-
-    def _end(self) -> bytes:
-        return sse.LAST_CHUNK if self._chunked else b""
-
     def abort(self) -> None:
         """Cut the connection; what was not read is dropped."""
         self._transport.abort()
 
 
-class Collector:
-    """Keeps the text of a unary answer until its end."""
+@dataclass(frozen=True, slots=True)
+class ChatFacts:
+    """What a plain chat answer says about its request. ``created`` in Unix seconds."""
+
+    request_id: bytes
+    created: int
+    model: str
+    include_usage: bool
+    choices: int
+
+
+class ChatStream:
+    """A chat stream of nothing but text: the case that must be cheap."""
+
+    __slots__ = ("_ending", "_facts", "_forms", "_revision", "_usage", "_wire")
+
+    def __init__(self, facts: ChatFacts, line: Line, now: float) -> None:
+        self._facts = facts
+        self._wire = Wire(line, now)
+        self._forms: list[sse.Template | None] = [None] * facts.choices
+        self._ending: list[bytes] = []
+        self._revision = ""
+        self._usage = Usage()
+
+    @property
+    def started(self) -> bool:
+        return self._wire.started
+
+    def open(self, choice: int, revision: str) -> None:
+        """Text of ``revision`` follows. The role goes out with the first of it."""
+        facts = self._of(revision)
+        if self._forms[choice] is None:
+            self._wire.lead += self._wire.events((sse.role_event(facts, choice),))
+        self._forms[choice] = sse.template(facts, choice, chunked=self._wire.chunked)
+
+    def write(
+        self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
+    ) -> str | None:
+        wire, form = self._wire, self._forms[choice]
+        assert form is not None  # noqa: S101 (open comes first)
+        wire.number = number = wire.number + 1
+        if number <= wire.after:
+            return None
+        return wire.send(sse.delta_event(form, number, escaped), now)
+
+    def vector(self, index: int, values: bytes) -> None:
+        """A chat has none."""
+
+    def close(self, choice: int, revision: str, close: Close, now: float) -> None:
+        if self._forms[choice] is None:
+            self.open(choice, revision)
+        self._revision = revision
+        add_usage(self._usage, close.usage)
+        end = sse.end_event(self._of(revision), choice, FINISH_REASONS[close.finish_reason])
+        if self._facts.choices > 1:
+            self._wire.send(self._wire.events((end,)), now)
+        else:
+            self._ending = [end]  # one write for all of the end
+
+    def finish(self, now: float) -> None:
+        if self._facts.include_usage:
+            self._ending.append(sse.usage_event(self._of(self._revision), self._usage))
+        self._wire.send(self._wire.events((*self._ending, DONE)) + self._wire.end(), now)
+
+    def fail(self, error: InferBusError, now: float) -> None:
+        """Before the first byte nothing is written: whoever waits for the end answers with the error's own status."""
+        if self._wire.begun:
+            self._wire.send(self._wire.framed(sse.error_event(error)) + self._wire.end(), now)
+
+    def uncork(self, now: float) -> str | None:
+        return self._wire.uncork(now)
+
+    def silent_since(self, now: float) -> float:
+        return now - self._wire.last_write
+
+    def keepalive(self, now: float) -> str | None:
+        return self._wire.send(self._wire.framed(sse.KEEPALIVE), now)
+
+    def abort(self) -> None:
+        self._wire.abort()
+
+    def _of(self, revision: str) -> sse.StreamFacts:
+        facts = self._facts
+        return sse.StreamFacts(facts.request_id, facts.created, facts.model, revision, facts.include_usage)
+
+
+class FormStream:
+    """An event stream in the form of any API."""
+
+    __slots__ = ("_form", "_wire")
+
+    def __init__(self, form: Form, line: Line, now: float) -> None:
+        self._form = form
+        self._wire = Wire(line, now)
+
+    @property
+    def body(self) -> bytes:
+        """The answer in one piece, for the store."""
+        return self._form.body()
+
+    @property
+    def started(self) -> bool:
+        return self._wire.started
+
+    def open(self, choice: int, revision: str) -> None:
+        self._wire.lead += self._wire.events(self._form.open(choice, revision))
+
+    def write(
+        self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
+    ) -> str | None:
+        data = self._wire.events(self._form.delta(choice, text.decode(), count, logprobs))
+        return self._wire.send(data, now) if data or self._wire.lead else None
+
+    def vector(self, index: int, values: bytes) -> None:
+        self._form.vector(index, values)
+
+    def close(self, choice: int, revision: str, close: Close, now: float) -> None:
+        data = self._wire.events(self._form.close(choice, revision, close))
+        if data:
+            self._wire.send(data, now)
+
+    def finish(self, now: float) -> None:
+        self._wire.send(self._wire.events(self._form.finish()) + self._wire.end(), now)
+
+    def fail(self, error: InferBusError, now: float) -> None:
+        if self._wire.begun:
+            self._wire.send(self._wire.framed(b"".join(self._form.fail(error))) + self._wire.end(), now)
+
+    def uncork(self, now: float) -> str | None:
+        return self._wire.uncork(now)
+
+    def silent_since(self, now: float) -> float:
+        return now - self._wire.last_write
+
+    def keepalive(self, now: float) -> str | None:
+        return self._wire.send(self._wire.framed(sse.KEEPALIVE), now)
+
+    def abort(self) -> None:
+        self._wire.abort()
+
+
+class ChatBody:
+    """The text of a plain unary chat answer, kept until its end."""
 
     __slots__ = ("_created", "_model", "_parts", "_request_id", "body")
     started = False
 
-    def __init__(self, *, request_id: bytes, created: int, model: str) -> None:
-        """``created`` in Unix seconds."""
-        self._request_id = request_id
-        self._created = created
-        self._model = model
+    def __init__(self, facts: ChatFacts) -> None:
+        """For one choice."""
+        self._request_id = facts.request_id
+        self._created = facts.created
+        self._model = facts.model
         self._parts: list[bytes] = []
         self.body = b""
 
-    def open(self, revision: str) -> None:
+    def open(self, choice: int, revision: str) -> None:
         """Nothing to say before the end."""
 
-    def write(self, index: int, escaped: bytes, now: float) -> str | None:
+    def write(
+        self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
+    ) -> str | None:
         self._parts.append(escaped)
         return None
 
-    def finish(self, index: int, revision: str, finish_reason: str, usage: Usage, now: float) -> None:
+    def vector(self, index: int, values: bytes) -> None:
+        """A chat has none."""
+
+    def close(self, choice: int, revision: str, close: Close, now: float) -> None:
         self.body = completion_body(
             request_id=self._request_id,
             created=self._created,
             model=self._model,
             revision=revision,
             escaped=b"".join(self._parts),
-            finish_reason=finish_reason,
-            usage=usage,
+            finish_reason=FINISH_REASONS[close.finish_reason],
+            usage=close.usage,
         )
+
+    def finish(self, now: float) -> None:
+        """The body is made already."""
 
     def fail(self, error: InferBusError, now: float) -> None:
         """The error is the answer; whoever waits for the end gives it."""
+
+    def silent_since(self, now: float) -> float:
+        return _NEVER
+
+    def keepalive(self, now: float) -> str | None:
+        return None
 
     def abort(self) -> None:
         """Nobody reads this yet."""
 
 
-Sink = EventStream | Collector
+class FormBody:
+    """A unary answer in the form of any API."""
+
+    __slots__ = ("form",)
+    started = False
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+
+    @property
+    def body(self) -> bytes:
+        """What is there so far; all of it after the end."""
+        return self.form.body()
+
+    def open(self, choice: int, revision: str) -> None:
+        self.form.open(choice, revision)
+
+    def write(
+        self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
+    ) -> str | None:
+        self.form.delta(choice, text.decode(), count, logprobs)
+        return None
+
+    def vector(self, index: int, values: bytes) -> None:
+        self.form.vector(index, values)
+
+    def close(self, choice: int, revision: str, close: Close, now: float) -> None:
+        self.form.close(choice, revision, close)
+
+    def finish(self, now: float) -> None:
+        self.form.finish()
+
+    def fail(self, error: InferBusError, now: float) -> None:
+        self.form.fail(error)
+
+    def silent_since(self, now: float) -> float:
+        return _NEVER
+
+    def keepalive(self, now: float) -> str | None:
+        return None
+
+    def abort(self) -> None:
+        """Nobody reads this yet."""
+
+
+Stream = ChatStream | FormStream
+Body = ChatBody | FormBody
+

@@ -2,77 +2,125 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
-from datetime import timedelta
+from typing import Protocol
 
-from inferbus.bus.v1.control_pb2 import Cancel
 from inferbus.bus.v1.frame_pb2 import Close, Frame
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import Usage
-from inferbus_contracts.ids import uuid_text
+from inferbus_contracts.ids import choice_id, uuid_text
 from inferbus_runtime import clock, metrics
-from inferbus_runtime.errors import InferBusError, unavailable
+from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.frames import deltas
 from inferbus_edge.core.order import Verdict, judge
-from inferbus_edge.core.translate import FINISH_REASONS, error_of
+from inferbus_edge.core.translate import add_usage, error_of
 from inferbus_edge.measure import Timing, record
-from inferbus_edge.sinks import CLIENT_GONE, SLOW_CLIENT, EventStream, Sink
+from inferbus_edge.sinks import SLOW_CLIENT, Sink
 
 log = logging.getLogger(__name__)
 
-# Deltas of a request that nobody here waits for: say so again, but not for each of them.
-_CANCEL_AGAIN_SECONDS = 1.0
-_MAX_STRAYS = 10_000
-_RETRY_AFTER = timedelta(seconds=1)
 
+class Part:
+    """One choice of an answer: how far it is on the log."""
 
-class Reply:
-    """What one client is owed. ``done`` ends when nothing more comes; then ``error`` says how."""
+    __slots__ = ("answer", "attempt", "choice", "closed", "index", "request_id", "revision", "sink", "timing")
 
-    __slots__ = ("attempt", "done", "error", "gone", "index", "request_id", "revision", "sink", "timing", "usage")
-
-    def __init__(self, request_id: bytes, sink: Sink, timing: Timing) -> None:
-        self.request_id = request_id
-        self.sink = sink
-        self.timing = timing
+    def __init__(self, answer: "Answer", choice: int) -> None:
+        self.answer = answer
+        self.choice = choice
+        self.request_id = choice_id(answer.first, choice)
+        self.sink = answer.sink
+        self.timing = answer.timing
         self.attempt = 0
         self.index = 0  # tokens delivered
         self.revision = ""
+        self.closed = False
+
+
+class Answer:
+    """What one client is owed: ``choices`` parts into one sink. ``done`` ends when nothing more comes; then ``error``
+    says how. ``first``: the id of the first choice, which names the whole."""
+
+    __slots__ = (
+        "attended", "done", "error", "first", "foreign", "gone", "hold", "parts", "resumed", "sink", "timing",
+        "usage",
+    )  # fmt: skip
+
+    def __init__(self, first: bytes, choices: int, sink: Sink, timing: Timing, hold: float = 0.0) -> None:
+        """``hold``: seconds that its generations go on for a client that has vanished."""
+        self.first = first
+        self.sink = sink
+        self.timing = timing
+        self.hold = hold
+        self.foreign = False  # another edge accepted it
+        self.attended = True  # by a client: its generations are wanted
+        self.resumed = False  # from the log: it has been counted in the metrics before
+        self.parts = [Part(self, choice) for choice in range(choices)]
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: InferBusError | None = None
-        self.usage: Usage | None = None  # from its end on the log
+        self.usage: Usage | None = None  # of all choices, once they have ended
         self.gone = False  # the client is: nothing can be said to it
 
+    @property
+    def ids(self) -> tuple[bytes, ...]:
+        return tuple(part.request_id for part in self.parts)
 
-class Replies:
-    """All requests that this edge is answering; the one mutable thing of the room.
+    @property
+    def output_tokens(self) -> int:
+        """Delivered so far."""
+        return sum(part.index for part in self.parts)
 
-    ``send`` publishes a Cancel without acknowledgement.
-    """
 
-    def __init__(self, *, send: Callable[[Cancel], None], max_active: int) -> None:
-        self._send = send
-        self._max_active = max_active
-        self._replies: dict[bytes, Reply] = {}
-        self._strays: OrderedDict[bytes, float] = OrderedDict()
+class Listener(Protocol):
+    """Who wants to know what becomes of the answers of some :class:`Streams`."""
+
+    def stray(self, request_id: bytes, now: float) -> None:
+        """A delta that nobody in these streams waits for."""
+        ...
+
+    def left(self, answer: Answer, reason: str) -> None:
+        """Its client is gone or does not read."""
+        ...
+
+    def broken(self, answer: Answer, reason: str) -> None:
+        """It was failed by this edge: its generations are wanted by nobody."""
+        ...
+
+    def ended(self, answer: Answer) -> None:
+        """Its last choice has ended on the log."""
+        ...
+
+
+class Streams:
+    """Answers by the ids of their choices, and the delivery of frames to them."""
+
+    def __init__(self, listener: Listener, on_size: Callable[[int], None] = lambda size: None) -> None:
+        self._listener = listener
+        self._on_size = on_size
+        self._parts: dict[bytes, Part] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        self.draining = False
 
-    def admit(self) -> None:
-        """Raises InferBusError UNAVAILABLE if no request can be taken now."""
-        if self.draining:
-            raise unavailable("draining", "This server is stopping; retry.", retry_after=_RETRY_AFTER)
-        if len(self._replies) >= self._max_active:
-            raise unavailable("edge_full", "The server is overloaded; retry later.", retry_after=_RETRY_AFTER)
+    def __len__(self) -> int:
+        return len(self._parts)
 
-    def add(self, reply: Reply) -> None:
-        """Deliver to ``reply`` from now on. Before the publish: frames may be faster than its ack."""
-        self._replies[reply.request_id] = reply
-        metrics.STREAMS_ACTIVE.set(len(self._replies))
+    def __contains__(self, request_id: bytes) -> bool:
+        return request_id in self._parts
+
+    def answers(self) -> list[Answer]:
+        return list({id(part.answer): part.answer for part in self._parts.values()}.values())
+
+    def add(self, answer: Answer) -> None:
+        """Deliver to ``answer`` from now on. Before the publish: frames may be faster than its ack."""
+        for part in answer.parts:
+            self._parts[part.request_id] = part
+        self._on_size(len(self._parts))
         self._idle.clear()
+
+    async def idle(self) -> None:
+        """Returns when no answer is owed."""
+        await self._idle.wait()
 
     def on_frame(self, frame: Frame, _sequence: int) -> None:
         """Deliver one frame. Never raises, never waits."""
@@ -82,130 +130,125 @@ class Replies:
             log.error("a frame is broken", extra={"reason": error.reason, "diagnostic": error.diagnostic})
             return
         now, now_us = clock.monotonic(), clock.now_us()
-        replies = self._replies
-        for request_id, context, attempt, first_index, count, text in rows:
-            reply = replies.get(request_id)
-            if reply is None:
-                self._stray(request_id, now)
+        parts = self._parts
+        for request_id, context, attempt, first_index, count, text, escaped, logprobs in rows:
+            part = parts.get(request_id)
+            if part is None:
+                self._listener.stray(request_id, now)
                 continue
-            if attempt != reply.attempt or first_index != reply.index:
+            if attempt != part.attempt or first_index != part.index:
                 revision = frame.contexts[context].revision
-                if not self._judged(reply, revision, attempt, first_index, count):
+                if not self._judged(part, revision, attempt, first_index, count):
                     continue
-            reply.index = index = first_index + count
-            timing = reply.timing
+            part.index = first_index + count
+            timing = part.timing
             if timing.first_us == 0:
                 timing.first_us = now_us
             timing.last_us = now_us
-            trouble = reply.sink.write(index, text, now)
+            trouble = part.sink.write(part.choice, count, text, escaped, logprobs, now)
             if trouble is not None:
-                self.abandon(reply, trouble)
+                self.leave(part.answer, trouble)
+        for vector in frame.embeddings:
+            part = parts.get(vector.request_id)
+            if part is not None:
+                part.sink.vector(vector.index, vector.values)
         for close in frame.closes:
             self._close(close, frame.contexts[close.context_index].revision, now)
 
-    def _judged(self, reply: Reply, revision: str, attempt: int, first_index: int, count: int) -> bool:
+    def _judged(self, part: Part, revision: str, attempt: int, first_index: int, count: int) -> bool:
         """Whether an unexpected delta is delivered: the first of an attempt is, a repeated or void one is not."""
-        verdict = judge(reply.attempt, reply.index, attempt, first_index, count)
+        verdict = judge(part.attempt, part.index, attempt, first_index, count)
         if verdict is Verdict.GAP:
-            self._break(reply, f"attempt {attempt} gives index {first_index}")
-        elif attempt > reply.attempt:
-            reply.attempt, reply.revision = attempt, revision
-            reply.sink.open(revision)
+            self._break(part, f"attempt {attempt} gives index {first_index}")
+        elif attempt > part.attempt:
+            part.attempt, part.revision = attempt, revision
+            part.sink.open(part.choice, revision)
         return verdict is Verdict.ACCEPT
 
     def _close(self, close: Close, revision: str, now: float) -> None:
-        reply = self._replies.get(close.request_id)
-        if reply is None or close.attempt < reply.attempt:
+        part = self._parts.get(close.request_id)
+        if part is None or part.closed or close.attempt < part.attempt:
             return
         error = error_of(close)
         if error is not None:
-            self._end(reply, error, close)
+            self.fail(part.answer, error, cancel="choice_failed" if len(part.answer.parts) > 1 else None)
             return
-        if close.usage.output_tokens > reply.index:
-            self._break(reply, f"the end counts {close.usage.output_tokens} tokens")
+        if close.usage.output_tokens > part.index:
+            self._break(part, f"the end counts {close.usage.output_tokens} tokens")
             return
-        if close.usage.output_tokens < reply.index:
-            log.error("a request ended with fewer tokens than were delivered", extra=_fields(reply))
-        if close.attempt > reply.attempt:
-            reply.attempt, reply.revision = close.attempt, revision
-        reply.sink.finish(reply.index, reply.revision, FINISH_REASONS[close.finish_reason], close.usage, now)
-        self._end(reply, None, close)
+        if close.usage.output_tokens < part.index:
+            log.error("a request ended with fewer tokens than were delivered", extra=_fields(part))
+        if close.attempt > part.attempt:
+            part.attempt, part.revision = close.attempt, revision
+        part.closed = True
+        answer = part.answer
+        part.sink.close(part.choice, part.revision, close, now)
+        answer.usage = answer.usage or Usage()
+        add_usage(answer.usage, close.usage)
+        if all(one.closed for one in answer.parts):
+            answer.sink.finish(now)
+            self._end(answer, None)
+            self._listener.ended(answer)
 
-    def _break(self, reply: Reply, detail: str) -> None:
+    def _break(self, part: Part, detail: str) -> None:
         """Tokens are missing: a law of the log is broken, and nothing right can follow."""
-        log.error("tokens are missing in a stream", extra={**_fields(reply), "detail": detail})
+        log.error("tokens are missing in a stream", extra={**_fields(part), "detail": detail})
         error = InferBusError(ErrorClass.ERROR_CLASS_INTERNAL, "token_gap", "The stream was interrupted; retry.")
-        self.fail(reply, error, cancel="token_gap")
+        self.fail(part.answer, error, cancel="token_gap")
 
-    def fail(self, reply: Reply, error: InferBusError, *, cancel: str) -> None:
-        """End ``reply`` with ``error`` and its generation for the reason ``cancel``."""
-        if reply.request_id in self._replies:
-            self._cancel(reply.request_id, cancel, clock.monotonic())
-            self._end(reply, error, None)
-
-    def abandon(self, reply: Reply, reason: str) -> None:
-        """The client is gone, or does not read: end its generation at once. Nothing happens after the end."""
-        if reply.request_id not in self._replies:
+    def fail(self, answer: Answer, error: InferBusError, *, cancel: str | None) -> None:
+        """End ``answer`` with ``error``, and its generations for the reason ``cancel`` unless they have ended."""
+        if self._parts.get(answer.first) not in answer.parts:
             return
-        reply.gone = True
-        (metrics.STREAM_STALLS if reason == SLOW_CLIENT else metrics.CLIENT_CANCELS).inc()
-        reply.sink.abort()
-        self._cancel(reply.request_id, reason, clock.monotonic())
-        error = InferBusError(ErrorClass.ERROR_CLASS_CANCELLED, reason, "The client left.")
-        self._end(reply, error, None)
+        self._end(answer, error)
+        if cancel is None:
+            self._listener.ended(answer)
+        else:
+            self._listener.broken(answer, cancel)
 
-    def _end(self, reply: Reply, error: InferBusError | None, close: Close | None) -> None:
-        del self._replies[reply.request_id]
-        reply.error = error
-        reply.usage = close.usage if close else None
-        if error is not None and not reply.gone:
-            reply.sink.fail(error, clock.monotonic())
-        if not reply.done.done():  # cancelled with the handler that waited for it
-            reply.done.set_result(None)
-        record(reply.timing, error.reason if error else "", reply.usage, clock.now_us())
-        metrics.STREAMS_ACTIVE.set(len(self._replies))
-        if not self._replies:
+    def leave(self, answer: Answer, reason: str) -> None:
+        """The client is gone, or does not read. Nothing happens after the end."""
+        if self._parts.get(answer.first) not in answer.parts:
+            return
+        answer.gone = True
+        (metrics.STREAM_STALLS if reason == SLOW_CLIENT else metrics.CLIENT_CANCELS).inc()
+        answer.sink.abort()
+        self._end(answer, InferBusError(ErrorClass.ERROR_CLASS_CANCELLED, reason, "The client left."))
+        self._listener.left(answer, reason)
+
+    def release(self, answer: Answer) -> None:
+        """Deliver nothing more to it; its generations go on."""
+        for part in answer.parts:
+            if self._parts.get(part.request_id) is part:
+                del self._parts[part.request_id]
+
+    def _end(self, answer: Answer, error: InferBusError | None) -> None:
+        for part in answer.parts:
+            del self._parts[part.request_id]
+        answer.error = error
+        if error is not None and not answer.gone:
+            answer.sink.fail(error, clock.monotonic())
+        if not answer.done.done():  # cancelled with the handler that waited for it
+            answer.done.set_result(None)
+        if not answer.resumed:
+            record(answer.timing, error.reason if error else "", answer.usage, clock.now_us())
+        self._on_size(len(self._parts))
+        if not self._parts:
             self._idle.set()
 
-    def _stray(self, request_id: bytes, now: float) -> None:
-        """Someone generates what nobody here waits for: a cancel was lost, or this edge was started anew."""
-        if now - self._strays.get(request_id, -_CANCEL_AGAIN_SECONDS) >= _CANCEL_AGAIN_SECONDS:
-            self._cancel(request_id, CLIENT_GONE, now)
+    def keep_alive(self, seconds: float, now: float) -> None:
+        """A comment line for each stream that was silent for ``seconds``."""
+        for answer in self.answers():
+            if answer.sink.silent_since(now) >= seconds:
+                trouble = answer.sink.keepalive(now)
+                if trouble is not None:
+                    self.leave(answer, trouble)
 
-    def _cancel(self, request_id: bytes, reason: str, now: float) -> None:
-        self._strays[request_id] = now
-        self._strays.move_to_end(request_id)
-        if len(self._strays) > _MAX_STRAYS:
-            self._strays.popitem(last=False)
-        try:
-            self._send(Cancel(request_id=request_id, reason=reason))
-        except BufferError as error:
-            log.warning("a cancel was not sent", extra={"request_id": uuid_text(request_id), "error": repr(error)})
-
-    async def keep_alive(self, interval: timedelta) -> None:
-        """Comment lines for the streams that were silent for ``interval``: one timer for all, for ever."""
-        seconds = interval.total_seconds()
-        while True:
-            await asyncio.sleep(seconds / 4)
-            now = clock.monotonic()
-            for reply in list(self._replies.values()):
-                if isinstance(reply.sink, EventStream) and now - reply.sink.last_write >= seconds:
-                    trouble = reply.sink.keepalive(now)
-                    if trouble is not None:
-                        self.abandon(reply, trouble)
-
-    async def drain(self) -> None:
-        """Take no new requests; returns when the present ones have ended."""
-        self.draining = True
-        await self._idle.wait()
-
-    def end_all(self) -> None:
-        """The drain's deadline is over: end what is left, so that every client knows."""
-        self.draining = True
-        error = unavailable("draining", "This server has stopped; retry.", retry_after=_RETRY_AFTER)
-        for reply in list(self._replies.values()):
-            self.fail(reply, error, cancel="edge_stopped")
+    def fail_all(self, error: InferBusError, cancel: str | None) -> None:
+        for answer in self.answers():
+            self.fail(answer, error, cancel=cancel)
 
 
-def _fields(reply: Reply) -> dict[str, object]:
-    return {"request_id": uuid_text(reply.request_id), "attempt": reply.attempt, "index": reply.index}
+def _fields(part: Part) -> dict[str, object]:
+    return {"request_id": uuid_text(part.request_id), "attempt": part.attempt, "index": part.index}
+

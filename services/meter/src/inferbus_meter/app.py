@@ -28,7 +28,7 @@ _AGAIN_SECONDS = 1.0
 
 async def wire(config: Config, process: Process) -> dict[str, str]:
     seed = config.nats_seed.get_secret_value() if config.nats_seed else None
-    bus = await process.enter(connect(BusConfig(config.nats_url, config.name, seed)))
+    bus = await process.enter(connect(BusConfig(config.nats_url, config.name, seed, config.tls)))
     store = await process.enter(open_store(StoreConfig.of(config)))
     prices = await process.enter(price_book(bus))
     frames = FrameLog(bus)
@@ -42,7 +42,13 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     token = config.rpc_token.get_secret_value() if config.rpc_token else None
     servicer = MeterServicer(store, frames, ingest, prices)
     server = await process.enter(
-        rpc.serve(config.grpc_address, partial(add_MeterServiceServicer_to_server, servicer), [SERVICE_NAME], token)
+        rpc.serve(
+            config.grpc_address,
+            partial(add_MeterServiceServicer_to_server, servicer),
+            [SERVICE_NAME],
+            token,
+            config.tls,
+        )
     )
     return {"grpc": server.address}
 

@@ -34,7 +34,7 @@ SWEEP_SECONDS = 1.0
 async def wire(config: Config, process: Process) -> ReadyInfo:
     """Build everything; returns when requests are taken and gRPC listens."""
     seed = config.nats_seed.get_secret_value() if config.nats_seed is not None else None
-    bus_config = BusConfig(config.nats_url, config.name, seed)
+    bus_config = BusConfig(config.nats_url, config.name, seed, config.tls)
     bus = await process.enter(connect(bus_config))
     models = await process.enter(_registry(Registry(bus, "models", ModelRecord)))
     fleet = await _fleet(config, process, bus)
@@ -70,6 +70,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
             lambda grpc_server: scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, grpc_server),
             [scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name],
             config.rpc_token.get_secret_value() if config.rpc_token is not None else None,
+            config.tls,
         )
     )
     return {"grpc": server.address}

@@ -41,9 +41,8 @@ _LAST_PART = 0.2
 async def wire(config: Config, process: Process) -> Mapping[str, str]:
     """Everything runs and listens when it returns."""
     boot = clock.now_us()
-    bus_config = BusConfig(
-        config.nats_url, config.name, config.nats_seed.get_secret_value() if config.nats_seed else None
-    )
+    seed = config.nats_seed.get_secret_value() if config.nats_seed else None
+    bus_config = BusConfig(config.nats_url, config.name, seed, config.tls)
     bus = await process.enter(connect(bus_config))
     engine: Engine = engine_class(config.engine).from_config(config)
     info = await process.enter(_started(engine))
@@ -84,7 +83,7 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     servicer = WorkerServicer(registration, generations, frames, direct, drain)
     add = partial(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer)
     token = config.rpc_token.get_secret_value() if config.rpc_token else None
-    rpc = await process.enter(serve(config.grpc_address, add, [SERVICE], token))
+    rpc = await process.enter(serve(config.grpc_address, add, [SERVICE], token, config.tls))
     process.spawn(generations.run(), "steps into frames")
     process.spawn(generations.run_deadlines(), "deadlines")
     process.spawn(intake.run_recovery(), "recovery")

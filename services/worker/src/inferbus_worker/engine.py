@@ -34,12 +34,93 @@ class Sampling:
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
+    min_p: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)."""
+    logprobs: int | None = None
+    """Log-probabilities are wanted, with so many alternatives a token; None: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made in an earlier turn. ``arguments``: JSON text."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """``role``: system, user, assistant or tool. ``tool_call_id``: of a tool's message, the call that it answers."""
+
     role: str
     content: str
+    name: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call. ``parameters``: JSON Schema as text; empty: no parameters."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+
+
+class ToolMode(Enum):
+    """REQUIRED: calls and no text, enforced. NONE: text only, though the tools are shown to the model."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """Messages for the model's chat template.
+
+    With any model, the output holds each call as three lines: ``<tool_call>``, ``{"name": ..., "arguments": {...}}``
+    and ``</tool_call>``.
+    ``tool_name``: with REQUIRED, the one to call; empty: any. ``reasoning_effort`` empty: the model's own default.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_mode: ToolMode = ToolMode.AUTO
+    tool_name: str = ""
+    parallel_tool_calls: bool = True
+    reasoning_effort: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads as it is, without a template: text (its special tokens read as such) or token ids."""
+
+    content: str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Inputs of which each becomes a vector; no token is generated."""
+
+    inputs: tuple[Prompt, ...]
+
+
+class ConstraintKind(Enum):
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the output must look like, enforced at every token. ``source``: JSON text of a schema, or an expression."""
+
+    kind: ConstraintKind
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +129,33 @@ class Generation:
 
     ``resume_ids`` are output tokens that an earlier attempt has already delivered: the engine goes on after them and
     yields only what is new. ``sampling.max_tokens`` counts from the first token of the request, those included.
+    Generations share cached prefixes only if their ``cache_salt`` is equal.
     """
 
     key: bytes
-    messages: tuple[Message, ...]
-    sampling: Sampling
+    input: Chat | Prompt | Embed
+    sampling: Sampling = Sampling()
     resume_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
+    cache_salt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a started engine serves. ``capacity``: generations that it runs at once."""
+    """What a started engine serves. ``capacity``: generations that it runs at once.
+
+    ``capabilities``: of chat, completions, embeddings, tools, structured_output, logprobs, logit_bias, reasoning and
+    vision.
+    ``embedding_dimensions``: length of its vectors, 0 if it makes none.
+    """
 
     engine: str
     model: str
     revision: str
     capacity: int
     context_length: int
+    capabilities: tuple[str, ...] = ("chat",)
+    embedding_dimensions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +172,42 @@ class Finished:
     error: InferBusError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """``text``: what the token stands for, maybe a part of a character. ``logprob``: natural logarithm."""
+
+    token_id: int
+    text: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A delivered token with the most probable ones at its place, best first; before temperature and truncation."""
+
+    token_id: int
+    text: bytes
+    logprob: float
+    top: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """The vector of input ``index`` of generation ``key``: float32, little-endian, of length 1."""
+
+    key: bytes
+    index: int
+    values: bytes
+
+
 @dataclass(slots=True)
 class Step:
     """Columns, one entry a delta, in generation order; a key appears at most once.
 
     ``token_ids`` holds ``counts[i]`` ids for delta ``i``, one after the other. A delta's text is valid UTF-8 by itself
     (an engine holds back half characters and what may become a stop string); ``counts[i]`` may be 0 with text, or a
-    text empty with tokens.
+    text empty with tokens. ``logprobs``: by the number of the delta, one entry a token of it; only of generations that
+    asked. ``embeddings``: at most half a megabyte of them in a step.
     """
 
     time_us: int
@@ -96,6 +216,16 @@ class Step:
     token_ids: list[int] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
+    logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    embeddings: list[Vector] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """``pieces``: what each id stands for, maybe a part of a character."""
+
+    ids: list[int]
+    pieces: list[bytes]
 
 
 class EngineDiedError(Exception):
@@ -125,6 +255,15 @@ class Engine(Protocol):
 
         One consumer. While it does not ask, generation pauses as soon as a bounded buffer is full.
         """
+        ...
+
+    async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
+        """As the model reads it. ``parse_special``: special tokens in a text are read as such. ``open_turn``: a chat
+        ends with the beginning of the assistant's turn. Raises InferBusError."""
+        ...
+
+    async def detokenize(self, ids: Sequence[int]) -> bytes:
+        """The text of ``ids``; not valid UTF-8 where they begin or end in a character. Raises InferBusError."""
         ...
 
     async def stop(self) -> None:

@@ -34,12 +34,29 @@ MODELS = {"llama_cpp": "smollm2-135m-instruct", "synthetic": "synthetic"}
     show_default=True,
     help="llama_cpp: a real small model on the CPU. synthetic: a timing model of a GPU, for load tests.",
 )
-def up(home: Path, port: int, host: str, workers: int, edges: int, engine: str) -> None:
+@click.option(
+    "--tls",
+    is_flag=True,
+    help="HTTPS at the edge, mutual TLS between services and to the broker, by a certificate authority of this stack.",
+)
+@click.option("--tls-name", "tls_names", multiple=True, help="Another host name or address of the edge; implies --tls.")
+def up(
+    home: Path, port: int, host: str, workers: int, edges: int, engine: str, tls: bool, tls_names: tuple[str, ...]
+) -> None:
     """Start everything on this machine; Ctrl-C stops it in order, a second one at once.
 
     All data is under --home: starting again on it continues with the same keys and data.
     """
-    options = StackOptions(home=Home(home.resolve()), engine=engine, host=host, port=port, workers=workers, edges=edges)
+    options = StackOptions(
+        home=Home(home.resolve()),
+        engine=engine,
+        host=host,
+        port=port,
+        workers=workers,
+        edges=edges,
+        tls=tls or bool(tls_names),
+        tls_names=tls_names,
+    )
     console = Console(highlight=False, soft_wrap=True)
     began = clock.monotonic()
     with console.status("starting") as status:
@@ -67,10 +84,13 @@ def _ready(console: Console, status: Status, stack: dict[str, Any], model: str, 
         console.print(f"  and        {url}/v1")
     console.print(f"  API key    {stack['api_key']}")
     console.print(f"  admin key  {stack['admin_key']}")
+    if "ca" in stack:
+        console.print(f"  authority  {stack['ca']}", markup=False)
     console.print("\nTry:")
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+    believe = f" --cacert '{stack['ca']}'" if "ca" in stack else ""
     console.print(
-        f"  curl -N {stack['base_url']}/chat/completions -H 'Authorization: Bearer {stack['api_key']}' "
+        f"  curl -N{believe} {stack['base_url']}/chat/completions -H 'Authorization: Bearer {stack['api_key']}' "
         f"-H 'Content-Type: application/json' -d '{body}'\n",
         markup=False,
     )

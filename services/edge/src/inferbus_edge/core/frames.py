@@ -1,17 +1,19 @@
 """A frame's columns, decoded to be walked once: the inside of the hot path, so no object per token is kept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, repeat
 
-from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.frame_pb2 import Frame, TokenLogprob
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import REQUEST_ID_BYTES
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.sse import escape, needs_escape
 
-# request id, index into the frame's contexts, attempt, first index, token count, text escaped for JSON
-Delta = tuple[bytes, int, int, int, int, bytes]
+# request id, index into the frame's contexts, attempt, first index, token count, text, text escaped for JSON,
+# log-probabilities (one a token, or none)
+Delta = tuple[bytes, int, int, int, int, bytes, bytes, Sequence[TokenLogprob]]
+_NONE: tuple[TokenLogprob, ...] = ()
 
 
 def deltas(frame: Frame) -> Iterator[Delta]:
@@ -31,14 +33,18 @@ def deltas(frame: Frame) -> Iterator[Delta]:
         or 0 in attempts  # an attempt counts from 1; only an end may have none
         or max(contexts, default=-1) >= len(frame.contexts)
         or any(close.context_index >= len(frame.contexts) for close in frame.closes)
+        or any(one.context_index >= len(frame.contexts) for one in frame.opens)
     ):
         raise _broken(frame)
     ends = list(accumulate(sizes))
     texts = [text[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    if needs_escape(text):
-        texts = [escape(one) for one in texts]
+    escaped = [escape(one) for one in texts] if needs_escape(text) else texts
+    logprobs: Iterable[Sequence[TokenLogprob]] = repeat(_NONE, total)
+    if frame.logprobs:
+        known = {one.delta: one.tokens for one in frame.logprobs}
+        logprobs = [known.get(at, _NONE) for at in range(total)]
     names = [ids[at : at + REQUEST_ID_BYTES] for at in range(0, len(ids), REQUEST_ID_BYTES)]
-    return zip(names, contexts, attempts, first_index, counts, texts, strict=True)
+    return zip(names, contexts, attempts, first_index, counts, texts, escaped, logprobs, strict=True)
 
 
 def _broken(frame: Frame) -> InferBusError:

@@ -1,7 +1,7 @@
-"""The bytes of an OpenAI stream: events made from a prefix per request and the escaped text of a delta.
+"""The bytes of a plain chat stream: events made from a prefix per choice and the escaped text of a delta.
 
-Each event carries ``id: <request uuid>:<index>``, where index counts the output tokens delivered with that event and
-before it: the index at which a resumed stream goes on.
+Each event of any stream carries ``id: <request uuid>:<number>``; the number counts the answer's events from 1. What the
+log says decides what the events are, so the number names the same event at every edge: there a stream is resumed.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 from inferbus.common.v1.usage_pb2 import Usage
-from inferbus_contracts.ids import uuid_text
+from inferbus_contracts.ids import parse_uuid, uuid_text
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.errors import error_body
@@ -51,52 +51,64 @@ class StreamFacts:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """All bytes of a request's delta events that do not change from one to the next.
+    """All bytes of a choice's delta events that do not change from one to the next.
 
     With ``chunked`` an event is an HTTP/1.1 chunk of its own, and the end of the chunk is part of ``after``.
     """
 
-    before: bytes  # up to the index
-    between: bytes  # from the index to the text
+    before: bytes  # up to the event's number
+    between: bytes  # from the number to the text
     after: bytes  # from the text to the end
-    overhead: int  # bytes of the event besides index and text
+    overhead: int  # bytes of the event besides number and text
     chunked: bool
 
 
-def template(facts: StreamFacts, *, chunked: bool) -> Template:
-    before = _id_mark(facts)
+def template(facts: StreamFacts, choice: int, *, chunked: bool) -> Template:
+    before = id_mark(facts.request_id)
     # The choice is the last thing in a chunk that holds text of ours, so the last match is the right one.
-    head, mark, tail = _chunk(facts, [_choice({"content": ""}, None)]).rpartition(b'"content":"')
+    head, mark, tail = _chunk(facts, [_choice(choice, {"content": ""}, None)]).rpartition(b'"content":"')
     between, after = b"\ndata: " + head + mark, tail + b"\n\n"
     overhead = len(before) + len(between) + len(after)
     return Template(before, between, after + b"\r\n" if chunked else after, overhead, chunked)
 
 
-def delta_event(form: Template, index: int, escaped: bytes) -> bytes:
+def delta_event(form: Template, number: int, escaped: bytes) -> bytes:
     """The event of one delta, ready for the transport: one join, since this runs for every token."""
-    digits = b"%d" % index
+    digits = b"%d" % number
     if not form.chunked:
         return b"".join((form.before, digits, form.between, escaped, form.after))
     size = b"%x\r\n" % (form.overhead + len(digits) + len(escaped))
     return b"".join((size, form.before, digits, form.between, escaped, form.after))
 
 
-def role_event(facts: StreamFacts) -> bytes:
-    """The first event: who speaks."""
-    return _event(facts, 0, _chunk(facts, [_choice({"role": "assistant", "content": "", "refusal": None}, None)]))
+def role_event(facts: StreamFacts, choice: int) -> bytes:
+    """The first event of a choice: who speaks."""
+    delta = {"role": "assistant", "content": "", "refusal": None}
+    return event(_chunk(facts, [_choice(choice, delta, None)]))
 
 
-def end_events(facts: StreamFacts, index: int, finish_reason: str, usage: Usage) -> bytes:
-    """The last events of a good end: finish reason, usage if it was asked for, ``[DONE]``."""
-    events = _event(facts, index, _chunk(facts, [_choice({}, finish_reason)]))
-    if facts.include_usage:
-        events += _event(facts, index, _chunk(facts, [], usage_object(usage)))
-    return events + DONE
+def end_event(facts: StreamFacts, choice: int, finish_reason: str) -> bytes:
+    """The last event of a choice."""
+    return event(_chunk(facts, [_choice(choice, {}, finish_reason)]))
+
+
+def usage_event(facts: StreamFacts, usage: Usage) -> bytes:
+    """The last event of all, if it was asked for."""
+    return event(_chunk(facts, [], usage_object(usage)))
 
 
 def error_event(error: InferBusError) -> bytes:
     """The last event of a bad end: the body that the client would have got, had nothing been sent before."""
-    return b"data: " + error_body(error) + b"\n\n"
+    return event(error_body(error))
+
+
+def event(data: bytes) -> bytes:
+    return b"data: %s\n\n" % data
+
+
+def numbered(request_id: bytes, number: int, one: bytes) -> bytes:
+    """An event with its ``id:`` line."""
+    return b"%s%d\n%s" % (id_mark(request_id), number, one)
 
 
 def http_chunk(data: bytes) -> bytes:
@@ -104,16 +116,20 @@ def http_chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def _id_mark(facts: StreamFacts) -> bytes:
-    return b"id: %s:" % uuid_text(facts.request_id).encode()
+def id_mark(request_id: bytes) -> bytes:
+    return b"id: %s:" % uuid_text(request_id).encode()
 
 
-def _event(facts: StreamFacts, index: int, chunk: bytes) -> bytes:
-    return b"%s%d\ndata: %s\n\n" % (_id_mark(facts), index, chunk)
+def parse_event_id(text: str) -> tuple[bytes, int]:
+    """(request id, number) of an event's id. Raises ValueError."""
+    name, colon, number = text.strip().rpartition(":")
+    if not colon or not number.isascii() or not number.isdigit() or len(number) > 12:
+        raise ValueError("an event id is a request id, a colon and a number")
+    return parse_uuid(name), int(number)
 
 
-def _choice(delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _choice(choice: int, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
 def _chunk(facts: StreamFacts, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:

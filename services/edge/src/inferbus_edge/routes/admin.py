@@ -1,19 +1,17 @@
-"""/inferbus/v1/...: what an operator's tools need, with an admin key. Keys are handled here; usage, the live view and
-the audit are the meter's, the fleet is the scheduler's: their gRPC answers are passed on in protobuf's JSON."""
+"""/inferbus/v1/...: what an operator's tools need, with an admin key. Keys and tenants are handled next door
+(tenants.py); usage, the live view and the audit are the meter's, the fleet is the scheduler's: their gRPC answers are
+passed on in protobuf's JSON."""
 
 import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any, TypeVar
-from urllib.parse import unquote
+from typing import Any
 
 import grpc
 import orjson
 from aiohttp import web
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from inferbus.bus.v1.registry_pb2 import KeyRecord
-from inferbus.edge.v1.edge_pb2 import CreateKeyRequest, CreateKeyResponse, ListKeysResponse, RevokeKeyResponse
 from inferbus.meter.v1.meter_pb2 import AuditRequest, GetLiveRequest, GetUsageRequest
 from inferbus.meter.v1.meter_pb2_grpc import MeterServiceStub
 from inferbus.scheduler.v1.scheduler_pb2 import WatchFleetRequest
@@ -24,7 +22,9 @@ from inferbus_runtime.rpc import error_of
 from inferbus_edge.auth import ADMIN, Auth
 from inferbus_edge.core.errors import error_body
 from inferbus_edge.keys import KeyDesk
-from inferbus_edge.server import Call, Routes, json_response, own_headers, read_body
+from inferbus_edge.routes.messages import answer, as_dict, body_object, parse
+from inferbus_edge.routes.tenants import KeyRoutes
+from inferbus_edge.server import Call, Routes, own_headers
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ PREFIX = "/inferbus/v1"
 _CALL_SECONDS = 30.0
 _AUDIT_SECONDS = 3600.0
 _RETRY_AFTER = timedelta(seconds=2)
-MessageT = TypeVar("MessageT", bound=Message)
 
 
 class AdminRoutes:
@@ -48,59 +47,36 @@ class AdminRoutes:
         body_timeout: timedelta,
     ) -> None:
         self._auth = auth
-        self._desk = desk
+        self._keys = KeyRoutes(auth, desk, body_timeout)
         self._scheduler = None if scheduler is None else SchedulerServiceStub(scheduler)
         self._meter = None if meter is None else MeterServiceStub(meter)
         self._body_timeout = body_timeout
 
     def add_to(self, routes: Routes) -> None:
-        routes.add("GET", f"{PREFIX}/keys", self.list_keys)
-        routes.add("POST", f"{PREFIX}/keys", self.create_key)
-        routes.add("DELETE", f"{PREFIX}/keys/", self.revoke_key)
+        self._keys.add_to(routes)
         routes.add("GET", f"{PREFIX}/usage", self.usage)
         routes.add("GET", f"{PREFIX}/live", self.live)
         routes.add("GET", f"{PREFIX}/fleet", self.fleet)
         routes.add("POST", f"{PREFIX}/audit", self.audit)
 
-    async def list_keys(self, call: Call) -> web.StreamResponse:
-        self._admin(call)
-        keys = self._desk.list(call.http.query.get("tenant", ""))
-        return _answer(call, ListKeysResponse(keys=keys))
-
-    async def create_key(self, call: Call) -> web.StreamResponse:
-        actor = self._admin(call)
-        asked = _parse(await self._json(call), CreateKeyRequest())
-        key, secret = await self._desk.create(
-            tenant_id=asked.tenant_id,
-            project_id=asked.project_id,
-            name=asked.name,
-            scopes=list(asked.scopes),
-            actor=actor,
-        )
-        return _answer(call, CreateKeyResponse(key=key, secret=secret), status=201)
-
-    async def revoke_key(self, call: Call) -> web.StreamResponse:
-        actor = self._admin(call)
-        return _answer(call, RevokeKeyResponse(key=await self._desk.revoke(unquote(call.tail), actor)))
-
     async def usage(self, call: Call) -> web.StreamResponse:
         self._admin(call)
         query = _named(call, {"start": "start_time", "end": "end_time", "tenant": "tenant_id"})
-        return await _relay(call, self._stub(self._meter, "meter").GetUsage, _parse(query, GetUsageRequest()))
+        return await _relay(call, self._stub(self._meter, "meter").GetUsage, parse(query, GetUsageRequest()))
 
     async def live(self, call: Call) -> web.StreamResponse:
         self._admin(call)
         query = _named(call, {"window": "window"})
         if "window" in query:
             query["window"] = _duration(query["window"], "window")
-        return await _relay(call, self._stub(self._meter, "meter").GetLive, _parse(query, GetLiveRequest()))
+        return await _relay(call, self._stub(self._meter, "meter").GetLive, parse(query, GetLiveRequest()))
 
     async def fleet(self, call: Call) -> web.StreamResponse:
         self._admin(call)
         watch = self._stub(self._scheduler, "scheduler").WatchFleet(WatchFleetRequest(), timeout=_CALL_SECONDS)
         try:
             async for first in watch:
-                return _answer(call, first)
+                return answer(call, first)
         except grpc.aio.AioRpcError as error:
             raise error_of(error) from error
         finally:
@@ -110,28 +86,17 @@ class AdminRoutes:
     async def audit(self, call: Call) -> web.StreamResponse:
         """NDJSON, one line an event as it comes; a failure half-way is a last line with ``error``."""
         self._admin(call)
-        body = await self._json(call)
+        body = await body_object(call, self._body_timeout)
         names = {"start": "start_time", "end": "end_time", "timeout": "timeout"}
         asked = {names.get(name, name): value for name, value in body.items() if value is not None}
         if "timeout" in asked:
             asked["timeout"] = _duration(asked["timeout"], "timeout")
-        request = _parse(asked, AuditRequest())
+        request = parse(asked, AuditRequest())
         events = self._stub(self._meter, "meter").Audit(request, timeout=_AUDIT_SECONDS)
         return await _ndjson(call, events)
 
     def _admin(self, call: Call) -> KeyRecord:
         return self._auth.require(call.http.headers, ADMIN)
-
-    async def _json(self, call: Call) -> dict[str, Any]:
-        """The body's object; empty without a body."""
-        body = await read_body(call, self._body_timeout)
-        try:
-            value = orjson.loads(body or b"{}")
-        except orjson.JSONDecodeError as error:
-            raise invalid("The body is not valid JSON.", reason="invalid_json") from error
-        if not isinstance(value, dict):
-            raise invalid("The body must be a JSON object.", reason="invalid_type")
-        return value
 
     @staticmethod
     def _stub(stub: Any, service: str) -> Any:
@@ -140,22 +105,6 @@ class AdminRoutes:
                 f"{service}_unavailable", f"No {service} is configured at this edge.", retry_after=_RETRY_AFTER
             )
         return stub
-
-
-def _answer(call: Call, message: Message, status: int = 200) -> web.Response:
-    return json_response(orjson.dumps(_dict(message)), call.request_id, status)
-
-
-def _dict(message: Message) -> dict[str, Any]:
-    return MessageToDict(message, preserving_proto_field_name=True)
-
-
-def _parse(values: dict[str, Any], message: MessageT) -> MessageT:
-    """``values`` as ``message``. Raises InferBusError INVALID_ARGUMENT; protobuf names the field."""
-    try:
-        return ParseDict(values, message)
-    except ParseError as error:
-        raise invalid(f"{error}") from error
 
 
 def _named(call: Call, names: dict[str, str]) -> dict[str, Any]:
@@ -180,7 +129,7 @@ def _duration(value: Any, param: str) -> str:
 
 async def _relay(call: Call, method: Any, request: Message) -> web.Response:
     try:
-        return _answer(call, await method(request, timeout=_CALL_SECONDS))
+        return answer(call, await method(request, timeout=_CALL_SECONDS))
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
 
@@ -192,7 +141,7 @@ async def _ndjson(call: Call, events: AsyncIterator[Message]) -> web.StreamRespo
         async for event in events:
             if not response.prepared:
                 await response.prepare(call.http)
-            await response.write(orjson.dumps(_dict(event)) + b"\n")
+            await response.write(orjson.dumps(as_dict(event)) + b"\n")
     except grpc.aio.AioRpcError as error:
         known: InferBusError = error_of(error)
         if not response.prepared:

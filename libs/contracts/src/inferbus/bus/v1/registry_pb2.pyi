@@ -404,8 +404,8 @@ Global___IdempotencyRecord: _TypeAlias = IdempotencyRecord  # noqa: Y015
 
 @_typing.final
 class ResponseRecord(_message.Message):
-    """Bucket responses; the KV key is "<tenant id>/<request id in hex>" as a subject token: a response of another tenant
-    cannot even be asked for. Ends by its time to live.
+    """Bucket responses; the KV key is "<tenant id>/<project id>/<request id in hex>" as a subject token: a response of
+    another tenant cannot even be asked for. Ends by its time to live.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

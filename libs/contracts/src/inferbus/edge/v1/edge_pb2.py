@@ -22,30 +22,89 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from inferbus.bus.v1 import registry_pb2 as inferbus_dot_bus_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1binferbus/edge/v1/edge.proto\x12\x10inferbus.edge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x10\x43reateKeyRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\"G\n\x11\x43reateKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.inferbus.edge.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"$\n\x0fListKeysRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"7\n\x10ListKeysResponse\x12#\n\x04keys\x18\x01 \x03(\x0b\x32\x15.inferbus.edge.v1.Key\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"7\n\x11RevokeKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.inferbus.edge.v1.Key2\x8c\x02\n\x0b\x45\x64geService\x12T\n\tCreateKey\x12\".inferbus.edge.v1.CreateKeyRequest\x1a#.inferbus.edge.v1.CreateKeyResponse\x12Q\n\x08ListKeys\x12!.inferbus.edge.v1.ListKeysRequest\x1a\".inferbus.edge.v1.ListKeysResponse\x12T\n\tRevokeKey\x12\".inferbus.edge.v1.RevokeKeyRequest\x1a#.inferbus.edge.v1.RevokeKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1binferbus/edge/v1/edge.proto\x12\x10inferbus.edge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1einferbus/bus/v1/registry.proto\"\xfb\x02\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06models\x18\n \x03(\t\x12\'\n\x06limits\x18\x0b \x01(\x0b\x32\x17.inferbus.bus.v1.Limits\x12\x10\n\x08owner_id\x18\x0c \x01(\t\x12\x31\n\rlast_use_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc1\x01\n\x10\x43reateKeyRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06models\x18\x06 \x03(\t\x12\'\n\x06limits\x18\x07 \x01(\x0b\x32\x17.inferbus.bus.v1.Limits\"G\n\x11\x43reateKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.inferbus.edge.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x1f\n\rGetKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"4\n\x0eGetKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.inferbus.edge.v1.Key\"8\n\x0fListKeysRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\"7\n\x10ListKeysResponse\x12#\n\x04keys\x18\x01 \x03(\x0b\x32\x15.inferbus.edge.v1.Key\"g\n\x10UpdateKeyRequest\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.inferbus.edge.v1.Key\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"7\n\x11UpdateKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.inferbus.edge.v1.Key\"N\n\x10RotateKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"G\n\x11RotateKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.inferbus.edge.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"7\n\x11RevokeKeyResponse\x12\"\n\x03key\x18\x01 \x01(\x0b\x32\x15.inferbus.edge.v1.Key\"D\n\x13\x43reateTenantRequest\x12-\n\x06tenant\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.TenantRecord\"E\n\x14\x43reateTenantResponse\x12-\n\x06tenant\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.TenantRecord\"%\n\x10GetTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"B\n\x11GetTenantResponse\x12-\n\x06tenant\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.TenantRecord\"\x14\n\x12ListTenantsRequest\"E\n\x13ListTenantsResponse\x12.\n\x07tenants\x18\x01 \x03(\x0b\x32\x1d.inferbus.bus.v1.TenantRecord\"u\n\x13UpdateTenantRequest\x12-\n\x06tenant\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.TenantRecord\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"E\n\x14UpdateTenantResponse\x12-\n\x06tenant\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.TenantRecord\")\n\x14\x41rchiveTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"F\n\x15\x41rchiveTenantResponse\x12-\n\x06tenant\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.TenantRecord\")\n\x14RestoreTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"F\n\x15RestoreTenantResponse\x12-\n\x06tenant\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.TenantRecord\"G\n\x14\x43reateProjectRequest\x12/\n\x07project\x18\x01 \x01(\x0b\x32\x1e.inferbus.bus.v1.ProjectRecord\"H\n\x15\x43reateProjectResponse\x12/\n\x07project\x18\x01 \x01(\x0b\x32\x1e.inferbus.bus.v1.ProjectRecord\":\n\x11GetProjectRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\"E\n\x12GetProjectResponse\x12/\n\x07project\x18\x01 \x01(\x0b\x32\x1e.inferbus.bus.v1.ProjectRecord\"B\n\x13ListProjectsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x18\n\x10include_archived\x18\x02 \x01(\x08\"H\n\x14ListProjectsResponse\x12\x30\n\x08projects\x18\x01 \x03(\x0b\x32\x1e.inferbus.bus.v1.ProjectRecord\"x\n\x14UpdateProjectRequest\x12/\n\x07project\x18\x01 \x01(\x0b\x32\x1e.inferbus.bus.v1.ProjectRecord\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"H\n\x15UpdateProjectResponse\x12/\n\x07project\x18\x01 \x01(\x0b\x32\x1e.inferbus.bus.v1.ProjectRecord\">\n\x15\x41rchiveProjectRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\"I\n\x16\x41rchiveProjectResponse\x12/\n\x07project\x18\x01 \x01(\x0b\x32\x1e.inferbus.bus.v1.ProjectRecord2\x9a\x0c\n\x0b\x45\x64geService\x12T\n\tCreateKey\x12\".inferbus.edge.v1.CreateKeyRequest\x1a#.inferbus.edge.v1.CreateKeyResponse\x12K\n\x06GetKey\x12\x1f.inferbus.edge.v1.GetKeyRequest\x1a .inferbus.edge.v1.GetKeyResponse\x12Q\n\x08ListKeys\x12!.inferbus.edge.v1.ListKeysRequest\x1a\".inferbus.edge.v1.ListKeysResponse\x12T\n\tUpdateKey\x12\".inferbus.edge.v1.UpdateKeyRequest\x1a#.inferbus.edge.v1.UpdateKeyResponse\x12T\n\tRotateKey\x12\".inferbus.edge.v1.RotateKeyRequest\x1a#.inferbus.edge.v1.RotateKeyResponse\x12T\n\tRevokeKey\x12\".inferbus.edge.v1.RevokeKeyRequest\x1a#.inferbus.edge.v1.RevokeKeyResponse\x12]\n\x0c\x43reateTenant\x12%.inferbus.edge.v1.CreateTenantRequest\x1a&.inferbus.edge.v1.CreateTenantResponse\x12T\n\tGetTenant\x12\".inferbus.edge.v1.GetTenantRequest\x1a#.inferbus.edge.v1.GetTenantResponse\x12Z\n\x0bListTenants\x12$.inferbus.edge.v1.ListTenantsRequest\x1a%.inferbus.edge.v1.ListTenantsResponse\x12]\n\x0cUpdateTenant\x12%.inferbus.edge.v1.UpdateTenantRequest\x1a&.inferbus.edge.v1.UpdateTenantResponse\x12`\n\rArchiveTenant\x12&.inferbus.edge.v1.ArchiveTenantRequest\x1a\'.inferbus.edge.v1.ArchiveTenantResponse\x12`\n\rRestoreTenant\x12&.inferbus.edge.v1.RestoreTenantRequest\x1a\'.inferbus.edge.v1.RestoreTenantResponse\x12`\n\rCreateProject\x12&.inferbus.edge.v1.CreateProjectRequest\x1a\'.inferbus.edge.v1.CreateProjectResponse\x12W\n\nGetProject\x12#.inferbus.edge.v1.GetProjectRequest\x1a$.inferbus.edge.v1.GetProjectResponse\x12]\n\x0cListProjects\x12%.inferbus.edge.v1.ListProjectsRequest\x1a&.inferbus.edge.v1.ListProjectsResponse\x12`\n\rUpdateProject\x12&.inferbus.edge.v1.UpdateProjectRequest\x1a\'.inferbus.edge.v1.UpdateProjectResponse\x12\x63\n\x0e\x41rchiveProject\x12\'.inferbus.edge.v1.ArchiveProjectRequest\x1a(.inferbus.edge.v1.ArchiveProjectResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.edge.v1.edge_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEY']._serialized_start=83
-  _globals['_KEY']._serialized_end=287
-  _globals['_CREATEKEYREQUEST']._serialized_start=289
-  _globals['_CREATEKEYREQUEST']._serialized_end=376
-  _globals['_CREATEKEYRESPONSE']._serialized_start=378
-  _globals['_CREATEKEYRESPONSE']._serialized_end=449
-  _globals['_LISTKEYSREQUEST']._serialized_start=451
-  _globals['_LISTKEYSREQUEST']._serialized_end=487
-  _globals['_LISTKEYSRESPONSE']._serialized_start=489
-  _globals['_LISTKEYSRESPONSE']._serialized_end=544
-  _globals['_REVOKEKEYREQUEST']._serialized_start=546
-  _globals['_REVOKEKEYREQUEST']._serialized_end=580
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=582
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=637
-  _globals['_EDGESERVICE']._serialized_start=640
-  _globals['_EDGESERVICE']._serialized_end=908
+  _globals['_KEY']._serialized_start=181
+  _globals['_KEY']._serialized_end=560
+  _globals['_CREATEKEYREQUEST']._serialized_start=563
+  _globals['_CREATEKEYREQUEST']._serialized_end=756
+  _globals['_CREATEKEYRESPONSE']._serialized_start=758
+  _globals['_CREATEKEYRESPONSE']._serialized_end=829
+  _globals['_GETKEYREQUEST']._serialized_start=831
+  _globals['_GETKEYREQUEST']._serialized_end=862
+  _globals['_GETKEYRESPONSE']._serialized_start=864
+  _globals['_GETKEYRESPONSE']._serialized_end=916
+  _globals['_LISTKEYSREQUEST']._serialized_start=918
+  _globals['_LISTKEYSREQUEST']._serialized_end=974
+  _globals['_LISTKEYSRESPONSE']._serialized_start=976
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1031
+  _globals['_UPDATEKEYREQUEST']._serialized_start=1033
+  _globals['_UPDATEKEYREQUEST']._serialized_end=1136
+  _globals['_UPDATEKEYRESPONSE']._serialized_start=1138
+  _globals['_UPDATEKEYRESPONSE']._serialized_end=1193
+  _globals['_ROTATEKEYREQUEST']._serialized_start=1195
+  _globals['_ROTATEKEYREQUEST']._serialized_end=1273
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=1275
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=1346
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1348
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1382
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=1384
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=1439
+  _globals['_CREATETENANTREQUEST']._serialized_start=1441
+  _globals['_CREATETENANTREQUEST']._serialized_end=1509
+  _globals['_CREATETENANTRESPONSE']._serialized_start=1511
+  _globals['_CREATETENANTRESPONSE']._serialized_end=1580
+  _globals['_GETTENANTREQUEST']._serialized_start=1582
+  _globals['_GETTENANTREQUEST']._serialized_end=1619
+  _globals['_GETTENANTRESPONSE']._serialized_start=1621
+  _globals['_GETTENANTRESPONSE']._serialized_end=1687
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1689
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1709
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1711
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1780
+  _globals['_UPDATETENANTREQUEST']._serialized_start=1782
+  _globals['_UPDATETENANTREQUEST']._serialized_end=1899
+  _globals['_UPDATETENANTRESPONSE']._serialized_start=1901
+  _globals['_UPDATETENANTRESPONSE']._serialized_end=1970
+  _globals['_ARCHIVETENANTREQUEST']._serialized_start=1972
+  _globals['_ARCHIVETENANTREQUEST']._serialized_end=2013
+  _globals['_ARCHIVETENANTRESPONSE']._serialized_start=2015
+  _globals['_ARCHIVETENANTRESPONSE']._serialized_end=2085
+  _globals['_RESTORETENANTREQUEST']._serialized_start=2087
+  _globals['_RESTORETENANTREQUEST']._serialized_end=2128
+  _globals['_RESTORETENANTRESPONSE']._serialized_start=2130
+  _globals['_RESTORETENANTRESPONSE']._serialized_end=2200
+  _globals['_CREATEPROJECTREQUEST']._serialized_start=2202
+  _globals['_CREATEPROJECTREQUEST']._serialized_end=2273
+  _globals['_CREATEPROJECTRESPONSE']._serialized_start=2275
+  _globals['_CREATEPROJECTRESPONSE']._serialized_end=2347
+  _globals['_GETPROJECTREQUEST']._serialized_start=2349
+  _globals['_GETPROJECTREQUEST']._serialized_end=2407
+  _globals['_GETPROJECTRESPONSE']._serialized_start=2409
+  _globals['_GETPROJECTRESPONSE']._serialized_end=2478
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=2480
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=2546
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=2548
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=2620
+  _globals['_UPDATEPROJECTREQUEST']._serialized_start=2622
+  _globals['_UPDATEPROJECTREQUEST']._serialized_end=2742
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_start=2744
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_end=2816
+  _globals['_ARCHIVEPROJECTREQUEST']._serialized_start=2818
+  _globals['_ARCHIVEPROJECTREQUEST']._serialized_end=2880
+  _globals['_ARCHIVEPROJECTRESPONSE']._serialized_start=2882
+  _globals['_ARCHIVEPROJECTRESPONSE']._serialized_end=2955
+  _globals['_EDGESERVICE']._serialized_start=2958
+  _globals['_EDGESERVICE']._serialized_end=4520
 # @@protoc_insertion_point(module_scope)

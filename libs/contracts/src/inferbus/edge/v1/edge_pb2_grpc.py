@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class EdgeServiceStub:
-    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata.
+    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata. A change
+    that loses against another one at the same moment is refused with FAILED_PRECONDITION: retry.
     """
 
     def __init__(self, channel):
@@ -40,25 +41,102 @@ class EdgeServiceStub:
                 request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateKeyRequest.SerializeToString,
                 response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateKeyResponse.FromString,
                 _registered_method=True)
+        self.GetKey = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/GetKey',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetKeyRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetKeyResponse.FromString,
+                _registered_method=True)
         self.ListKeys = channel.unary_unary(
                 '/inferbus.edge.v1.EdgeService/ListKeys',
                 request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.UpdateKey = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/UpdateKey',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateKeyRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateKeyResponse.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/RotateKey',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RotateKeyResponse.FromString,
                 _registered_method=True)
         self.RevokeKey = channel.unary_unary(
                 '/inferbus.edge.v1.EdgeService/RevokeKey',
                 request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.CreateTenant = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/CreateTenant',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateTenantRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateTenantResponse.FromString,
+                _registered_method=True)
+        self.GetTenant = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/GetTenant',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetTenantRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetTenantResponse.FromString,
+                _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/ListTenants',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
+        self.UpdateTenant = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/UpdateTenant',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateTenantRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateTenantResponse.FromString,
+                _registered_method=True)
+        self.ArchiveTenant = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/ArchiveTenant',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveTenantRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveTenantResponse.FromString,
+                _registered_method=True)
+        self.RestoreTenant = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/RestoreTenant',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RestoreTenantRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RestoreTenantResponse.FromString,
+                _registered_method=True)
+        self.CreateProject = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/CreateProject',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateProjectRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateProjectResponse.FromString,
+                _registered_method=True)
+        self.GetProject = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/GetProject',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetProjectRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetProjectResponse.FromString,
+                _registered_method=True)
+        self.ListProjects = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/ListProjects',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListProjectsRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListProjectsResponse.FromString,
+                _registered_method=True)
+        self.UpdateProject = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/UpdateProject',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateProjectRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateProjectResponse.FromString,
+                _registered_method=True)
+        self.ArchiveProject = channel.unary_unary(
+                '/inferbus.edge.v1.EdgeService/ArchiveProject',
+                request_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveProjectRequest.SerializeToString,
+                response_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveProjectResponse.FromString,
+                _registered_method=True)
 
 
 class EdgeServiceServicer:
-    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata.
+    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata. A change
+    that loses against another one at the same moment is refused with FAILED_PRECONDITION: retry.
     """
 
     def CreateKey(self, request, context):
         """Makes a key; the secret is in this answer and never again.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKey(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -69,8 +147,93 @@ class EdgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateKey(self, request, context):
+        """Changes name, expire_time, models and limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """Gives the key a new secret, which is in this answer and never again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeKey(self, request, context):
         """Refuses the key from now on. Revoking twice is the same as once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTenant(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTenant(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTenants(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTenant(self, request, context):
+        """Changes name, limits and hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveTenant(self, request, context):
+        """Refuses all keys of the tenant from now on. Nothing of it is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreTenant(self, request, context):
+        """The opposite of ArchiveTenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateProject(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProject(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProjects(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateProject(self, request, context):
+        """Changes name and limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveProject(self, request, context):
+        """Refuses all keys of the project from now on, for good.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,15 +247,85 @@ def add_EdgeServiceServicer_to_server(servicer, server):
                     request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateKeyRequest.FromString,
                     response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateKeyResponse.SerializeToString,
             ),
+            'GetKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKey,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetKeyRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetKeyResponse.SerializeToString,
+            ),
             'ListKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ListKeys,
                     request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListKeysRequest.FromString,
                     response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListKeysResponse.SerializeToString,
             ),
+            'UpdateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateKey,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateKeyRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateKeyResponse.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RotateKeyRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RotateKeyResponse.SerializeToString,
+            ),
             'RevokeKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeKey,
                     request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RevokeKeyRequest.FromString,
                     response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'CreateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTenant,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateTenantRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateTenantResponse.SerializeToString,
+            ),
+            'GetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenant,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetTenantRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetTenantResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListTenantsRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'UpdateTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTenant,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateTenantRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateTenantResponse.SerializeToString,
+            ),
+            'ArchiveTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveTenant,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveTenantRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveTenantResponse.SerializeToString,
+            ),
+            'RestoreTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreTenant,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RestoreTenantRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.RestoreTenantResponse.SerializeToString,
+            ),
+            'CreateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateProject,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateProjectRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateProjectResponse.SerializeToString,
+            ),
+            'GetProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProject,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetProjectRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.GetProjectResponse.SerializeToString,
+            ),
+            'ListProjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjects,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListProjectsRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ListProjectsResponse.SerializeToString,
+            ),
+            'UpdateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateProject,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateProjectRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateProjectResponse.SerializeToString,
+            ),
+            'ArchiveProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveProject,
+                    request_deserializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveProjectRequest.FromString,
+                    response_serializer=inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveProjectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -103,7 +336,8 @@ def add_EdgeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EdgeService:
-    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata.
+    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata. A change
+    that loses against another one at the same moment is refused with FAILED_PRECONDITION: retry.
     """
 
     @staticmethod
@@ -123,6 +357,33 @@ class EdgeService:
             '/inferbus.edge.v1.EdgeService/CreateKey',
             inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateKeyRequest.SerializeToString,
             inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/GetKey',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.GetKeyRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.GetKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -161,6 +422,60 @@ class EdgeService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/UpdateKey',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateKeyRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/RotateKey',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.RotateKeyRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RevokeKey(request,
             target,
             options=(),
@@ -177,6 +492,303 @@ class EdgeService:
             '/inferbus.edge.v1.EdgeService/RevokeKey',
             inferbus_dot_edge_dot_v1_dot_edge__pb2.RevokeKeyRequest.SerializeToString,
             inferbus_dot_edge_dot_v1_dot_edge__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/CreateTenant',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateTenantRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/GetTenant',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.GetTenantRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.GetTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/ListTenants',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.ListTenantsRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/UpdateTenant',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateTenantRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/ArchiveTenant',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveTenantRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/RestoreTenant',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.RestoreTenantRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.RestoreTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/CreateProject',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateProjectRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.CreateProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/GetProject',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.GetProjectRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.GetProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/ListProjects',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.ListProjectsRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.ListProjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/UpdateProject',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateProjectRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.UpdateProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.edge.v1.EdgeService/ArchiveProject',
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveProjectRequest.SerializeToString,
+            inferbus_dot_edge_dot_v1_dot_edge__pb2.ArchiveProjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EdgeServiceStub:
-    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata."""
+    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata. A change
+    that loses against another one at the same moment is refused with FAILED_PRECONDITION: retry.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,23 +37,69 @@ class EdgeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EdgeServiceAsyncStub: ...
     CreateKey: _grpc.UnaryUnaryMultiCallable[_edge_pb2.CreateKeyRequest, _edge_pb2.CreateKeyResponse]
     """Makes a key; the secret is in this answer and never again."""
+    GetKey: _grpc.UnaryUnaryMultiCallable[_edge_pb2.GetKeyRequest, _edge_pb2.GetKeyResponse]
     ListKeys: _grpc.UnaryUnaryMultiCallable[_edge_pb2.ListKeysRequest, _edge_pb2.ListKeysResponse]
+    UpdateKey: _grpc.UnaryUnaryMultiCallable[_edge_pb2.UpdateKeyRequest, _edge_pb2.UpdateKeyResponse]
+    """Changes name, expire_time, models and limits."""
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_edge_pb2.RotateKeyRequest, _edge_pb2.RotateKeyResponse]
+    """Gives the key a new secret, which is in this answer and never again."""
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_edge_pb2.RevokeKeyRequest, _edge_pb2.RevokeKeyResponse]
     """Refuses the key from now on. Revoking twice is the same as once."""
+    CreateTenant: _grpc.UnaryUnaryMultiCallable[_edge_pb2.CreateTenantRequest, _edge_pb2.CreateTenantResponse]
+    GetTenant: _grpc.UnaryUnaryMultiCallable[_edge_pb2.GetTenantRequest, _edge_pb2.GetTenantResponse]
+    ListTenants: _grpc.UnaryUnaryMultiCallable[_edge_pb2.ListTenantsRequest, _edge_pb2.ListTenantsResponse]
+    UpdateTenant: _grpc.UnaryUnaryMultiCallable[_edge_pb2.UpdateTenantRequest, _edge_pb2.UpdateTenantResponse]
+    """Changes name, limits and hold."""
+    ArchiveTenant: _grpc.UnaryUnaryMultiCallable[_edge_pb2.ArchiveTenantRequest, _edge_pb2.ArchiveTenantResponse]
+    """Refuses all keys of the tenant from now on. Nothing of it is deleted."""
+    RestoreTenant: _grpc.UnaryUnaryMultiCallable[_edge_pb2.RestoreTenantRequest, _edge_pb2.RestoreTenantResponse]
+    """The opposite of ArchiveTenant."""
+    CreateProject: _grpc.UnaryUnaryMultiCallable[_edge_pb2.CreateProjectRequest, _edge_pb2.CreateProjectResponse]
+    GetProject: _grpc.UnaryUnaryMultiCallable[_edge_pb2.GetProjectRequest, _edge_pb2.GetProjectResponse]
+    ListProjects: _grpc.UnaryUnaryMultiCallable[_edge_pb2.ListProjectsRequest, _edge_pb2.ListProjectsResponse]
+    UpdateProject: _grpc.UnaryUnaryMultiCallable[_edge_pb2.UpdateProjectRequest, _edge_pb2.UpdateProjectResponse]
+    """Changes name and limits."""
+    ArchiveProject: _grpc.UnaryUnaryMultiCallable[_edge_pb2.ArchiveProjectRequest, _edge_pb2.ArchiveProjectResponse]
+    """Refuses all keys of the project from now on, for good."""
 
 @_typing.type_check_only
 class EdgeServiceAsyncStub(EdgeServiceStub):
-    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata."""
+    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata. A change
+    that loses against another one at the same moment is refused with FAILED_PRECONDITION: retry.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateKey: _aio.UnaryUnaryMultiCallable[_edge_pb2.CreateKeyRequest, _edge_pb2.CreateKeyResponse]  # type: ignore[assignment]
     """Makes a key; the secret is in this answer and never again."""
+    GetKey: _aio.UnaryUnaryMultiCallable[_edge_pb2.GetKeyRequest, _edge_pb2.GetKeyResponse]  # type: ignore[assignment]
     ListKeys: _aio.UnaryUnaryMultiCallable[_edge_pb2.ListKeysRequest, _edge_pb2.ListKeysResponse]  # type: ignore[assignment]
+    UpdateKey: _aio.UnaryUnaryMultiCallable[_edge_pb2.UpdateKeyRequest, _edge_pb2.UpdateKeyResponse]  # type: ignore[assignment]
+    """Changes name, expire_time, models and limits."""
+    RotateKey: _aio.UnaryUnaryMultiCallable[_edge_pb2.RotateKeyRequest, _edge_pb2.RotateKeyResponse]  # type: ignore[assignment]
+    """Gives the key a new secret, which is in this answer and never again."""
     RevokeKey: _aio.UnaryUnaryMultiCallable[_edge_pb2.RevokeKeyRequest, _edge_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Refuses the key from now on. Revoking twice is the same as once."""
+    CreateTenant: _aio.UnaryUnaryMultiCallable[_edge_pb2.CreateTenantRequest, _edge_pb2.CreateTenantResponse]  # type: ignore[assignment]
+    GetTenant: _aio.UnaryUnaryMultiCallable[_edge_pb2.GetTenantRequest, _edge_pb2.GetTenantResponse]  # type: ignore[assignment]
+    ListTenants: _aio.UnaryUnaryMultiCallable[_edge_pb2.ListTenantsRequest, _edge_pb2.ListTenantsResponse]  # type: ignore[assignment]
+    UpdateTenant: _aio.UnaryUnaryMultiCallable[_edge_pb2.UpdateTenantRequest, _edge_pb2.UpdateTenantResponse]  # type: ignore[assignment]
+    """Changes name, limits and hold."""
+    ArchiveTenant: _aio.UnaryUnaryMultiCallable[_edge_pb2.ArchiveTenantRequest, _edge_pb2.ArchiveTenantResponse]  # type: ignore[assignment]
+    """Refuses all keys of the tenant from now on. Nothing of it is deleted."""
+    RestoreTenant: _aio.UnaryUnaryMultiCallable[_edge_pb2.RestoreTenantRequest, _edge_pb2.RestoreTenantResponse]  # type: ignore[assignment]
+    """The opposite of ArchiveTenant."""
+    CreateProject: _aio.UnaryUnaryMultiCallable[_edge_pb2.CreateProjectRequest, _edge_pb2.CreateProjectResponse]  # type: ignore[assignment]
+    GetProject: _aio.UnaryUnaryMultiCallable[_edge_pb2.GetProjectRequest, _edge_pb2.GetProjectResponse]  # type: ignore[assignment]
+    ListProjects: _aio.UnaryUnaryMultiCallable[_edge_pb2.ListProjectsRequest, _edge_pb2.ListProjectsResponse]  # type: ignore[assignment]
+    UpdateProject: _aio.UnaryUnaryMultiCallable[_edge_pb2.UpdateProjectRequest, _edge_pb2.UpdateProjectResponse]  # type: ignore[assignment]
+    """Changes name and limits."""
+    ArchiveProject: _aio.UnaryUnaryMultiCallable[_edge_pb2.ArchiveProjectRequest, _edge_pb2.ArchiveProjectResponse]  # type: ignore[assignment]
+    """Refuses all keys of the project from now on, for good."""
 
 class EdgeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata."""
+    """Administration of who may call. Every call needs an admin key ("authorization: Bearer ...") in its metadata. A change
+    that loses against another one at the same moment is refused with FAILED_PRECONDITION: retry.
+    """
 
     @_abc_1.abstractmethod
     def CreateKey(
@@ -62,11 +110,34 @@ class EdgeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes a key; the secret is in this answer and never again."""
 
     @_abc_1.abstractmethod
+    def GetKey(
+        self,
+        request: _edge_pb2.GetKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.GetKeyResponse, _abc.Awaitable[_edge_pb2.GetKeyResponse]]: ...
+
+    @_abc_1.abstractmethod
     def ListKeys(
         self,
         request: _edge_pb2.ListKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_edge_pb2.ListKeysResponse, _abc.Awaitable[_edge_pb2.ListKeysResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateKey(
+        self,
+        request: _edge_pb2.UpdateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.UpdateKeyResponse, _abc.Awaitable[_edge_pb2.UpdateKeyResponse]]:
+        """Changes name, expire_time, models and limits."""
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _edge_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.RotateKeyResponse, _abc.Awaitable[_edge_pb2.RotateKeyResponse]]:
+        """Gives the key a new secret, which is in this answer and never again."""
 
     @_abc_1.abstractmethod
     def RevokeKey(
@@ -75,5 +146,87 @@ class EdgeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_edge_pb2.RevokeKeyResponse, _abc.Awaitable[_edge_pb2.RevokeKeyResponse]]:
         """Refuses the key from now on. Revoking twice is the same as once."""
+
+    @_abc_1.abstractmethod
+    def CreateTenant(
+        self,
+        request: _edge_pb2.CreateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.CreateTenantResponse, _abc.Awaitable[_edge_pb2.CreateTenantResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTenant(
+        self,
+        request: _edge_pb2.GetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.GetTenantResponse, _abc.Awaitable[_edge_pb2.GetTenantResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListTenants(
+        self,
+        request: _edge_pb2.ListTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.ListTenantsResponse, _abc.Awaitable[_edge_pb2.ListTenantsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateTenant(
+        self,
+        request: _edge_pb2.UpdateTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.UpdateTenantResponse, _abc.Awaitable[_edge_pb2.UpdateTenantResponse]]:
+        """Changes name, limits and hold."""
+
+    @_abc_1.abstractmethod
+    def ArchiveTenant(
+        self,
+        request: _edge_pb2.ArchiveTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.ArchiveTenantResponse, _abc.Awaitable[_edge_pb2.ArchiveTenantResponse]]:
+        """Refuses all keys of the tenant from now on. Nothing of it is deleted."""
+
+    @_abc_1.abstractmethod
+    def RestoreTenant(
+        self,
+        request: _edge_pb2.RestoreTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.RestoreTenantResponse, _abc.Awaitable[_edge_pb2.RestoreTenantResponse]]:
+        """The opposite of ArchiveTenant."""
+
+    @_abc_1.abstractmethod
+    def CreateProject(
+        self,
+        request: _edge_pb2.CreateProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.CreateProjectResponse, _abc.Awaitable[_edge_pb2.CreateProjectResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetProject(
+        self,
+        request: _edge_pb2.GetProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.GetProjectResponse, _abc.Awaitable[_edge_pb2.GetProjectResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListProjects(
+        self,
+        request: _edge_pb2.ListProjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.ListProjectsResponse, _abc.Awaitable[_edge_pb2.ListProjectsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateProject(
+        self,
+        request: _edge_pb2.UpdateProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.UpdateProjectResponse, _abc.Awaitable[_edge_pb2.UpdateProjectResponse]]:
+        """Changes name and limits."""
+
+    @_abc_1.abstractmethod
+    def ArchiveProject(
+        self,
+        request: _edge_pb2.ArchiveProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_edge_pb2.ArchiveProjectResponse, _abc.Awaitable[_edge_pb2.ArchiveProjectResponse]]:
+        """Refuses all keys of the project from now on, for good."""
 
 def add_EdgeServiceServicer_to_server(servicer: EdgeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,102 @@
+"""Who attends to which generation, told to the bus: cancels, and that a client came back to this edge."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from inferbus.bus.v1.control_pb2 import Attached, Cancel
+from inferbus_contracts.ids import choice_id, uuid_text
+from inferbus_runtime import clock
+
+from inferbus_edge.core.lifetimes import ATTACHED_SECONDS, Ending, Lifetimes
+from inferbus_edge.streaming import Answer
+
+log = logging.getLogger(__name__)
+_TICK_SECONDS = 0.5
+_SAY_AGAIN_SECONDS = ATTACHED_SECONDS / 3
+
+
+class Attendance:
+    """The listener of all streams of this edge. ``send`` publishes without acknowledgement."""
+
+    def __init__(self, edge: str, send: Callable[[Cancel | Attached], None], orphan_seconds: float) -> None:
+        self._edge = edge
+        self._send = send
+        self._lifetimes = Lifetimes(orphan_seconds)
+        # Answers that another edge accepted, and how many clients have them here.
+        self._foreign: dict[bytes, int] = {}
+
+    def arrive(self, answer: Answer, *, foreign: bool = False) -> None:
+        """Its client is here. ``foreign``: another edge accepted it, and must not cancel it."""
+        answer.foreign = foreign
+        if not answer.attended:
+            return
+        self._lifetimes.arrive(answer.first)
+        if foreign:
+            self._foreign[answer.first] = self._foreign.get(answer.first, 0) + 1
+            self._say([answer.first])
+
+    def stray(self, request_id: bytes, now: float) -> None:
+        self._cancel(self._lifetimes.stray(request_id, choice_id(request_id, 0), now))
+
+    def cancel(self, ids: tuple[bytes, ...], reason: str) -> None:
+        """End these, whoever wants them."""
+        self._cancel(self._lifetimes.cancel(ids, reason, clock.monotonic()))
+
+    def left(self, answer: Answer, reason: str) -> None:
+        if not answer.attended:
+            return
+        self._gone(answer)
+        self._cancel(self._lifetimes.leave(answer.ids, reason, answer.hold, clock.monotonic()))
+
+    def broken(self, answer: Answer, reason: str) -> None:
+        if not answer.attended:
+            return
+        self._gone(answer)
+        self._lifetimes.finish(answer.first)
+        self._cancel(self._lifetimes.cancel(answer.ids, reason, clock.monotonic()))
+
+    def ended(self, answer: Answer) -> None:
+        if not answer.attended:
+            return
+        self._gone(answer)
+        self._lifetimes.finish(answer.first)
+        self._lifetimes.ended(answer.first)
+
+    def on_attached(self, message: Attached) -> None:
+        if message.edge != self._edge:
+            self._lifetimes.elsewhere(message.request_ids, clock.monotonic())
+
+    async def run(self) -> None:
+        """Holds that end, and word to the other edges; for ever."""
+        said = clock.monotonic()
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            now = clock.monotonic()
+            for ending in self._lifetimes.due(now):
+                self._cancel(ending)
+            if self._foreign and now - said >= _SAY_AGAIN_SECONDS:
+                said = now
+                self._say(list(self._foreign))
+
+    def _gone(self, answer: Answer) -> None:
+        if not answer.foreign:
+            return
+        left = self._foreign.get(answer.first, 0) - 1
+        if left > 0:
+            self._foreign[answer.first] = left
+        else:
+            self._foreign.pop(answer.first, None)
+
+    def _say(self, firsts: list[bytes]) -> None:
+        try:
+            self._send(Attached(edge=self._edge, request_ids=firsts))
+        except BufferError as error:
+            log.warning("other edges were not told of streams that came here", extra={"error": repr(error)})
+
+    def _cancel(self, ending: Ending | None) -> None:
+        for request_id in ending.ids if ending is not None else ():
+            try:
+                self._send(Cancel(request_id=request_id, reason=ending.reason if ending else ""))
+            except BufferError as error:
+                log.warning("a cancel was not sent", extra={"request_id": uuid_text(request_id), "error": repr(error)})

@@ -1,0 +1,104 @@
+"""What a tenant, a project or a key may be called and hold, and how a change to its record is made. Pure."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_runtime.errors import InferBusError, invalid
+
+MAX_NAME = 200
+MAX_MODELS = 100
+MAX_OVERLAP_SECONDS = 30 * 86_400
+# Protobuf's timestamps end with the year 9999.
+MAX_EXPIRY_SECONDS = 253_402_300_799
+NO_PROJECT = "default"
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def checked_name(value: str, param: str, *, required: bool = False) -> str:
+    """A name for people. Raises InferBusError INVALID_ARGUMENT."""
+    if required and not value:
+        raise invalid(f"'{param}' must be set.", param=param, reason="missing_required_parameter")
+    if len(value) > MAX_NAME:
+        raise invalid(f"'{param}' is longer than {MAX_NAME} characters.", param=param)
+    if not value.isprintable() or value != value.strip():
+        raise invalid(f"'{param}' has control characters, or space at its ends.", param=param)
+    return value
+
+
+def checked_id(value: str, param: str) -> str:
+    """A name for machines: no slash, since ids stand in paths and in the names of records, next to each other."""
+    checked_name(value, param, required=True)
+    if "/" in value:
+        raise invalid(f"'{param}' must have no '/'.", param=param)
+    return value
+
+
+def checked_models(models: Sequence[str]) -> list[str]:
+    """An allow-list, in its order, each name once."""
+    if len(models) > MAX_MODELS:
+        raise invalid(f"'models' names more than {MAX_MODELS} models; leave it empty to allow all.", param="models")
+    return list(dict.fromkeys(checked_name(model, "models", required=True) for model in models))
+
+
+def checked_limits(limits: Limits) -> Limits:
+    for field, value in limits.ListFields():
+        if value < 1:
+            raise invalid(f"'{field.name}' must be at least 1; leave it out for no limit.", param=field.name)
+    return limits
+
+
+def checked_expiry(unix_seconds: int, now_us: int) -> None:
+    if not now_us // 1_000_000 < unix_seconds <= MAX_EXPIRY_SECONDS:
+        raise invalid("The time at which a key expires must be in the future.", param="expire_time")
+
+
+def with_changes(record: MessageT, given: Message, mask: Iterable[str], allowed: Collection[str]) -> MessageT:
+    """A copy of ``record`` that has, for each field in ``mask``, what ``given`` has, or nothing where it has none.
+
+    Raises InferBusError INVALID_ARGUMENT for a field that is not in ``allowed``.
+    """
+    changed = type(record)()
+    changed.CopyFrom(record)
+    for name in mask:
+        if name not in allowed:
+            raise invalid(f"'{name}' cannot be changed; {', '.join(allowed)} can.", param=name)
+        _copy_field(given, changed, name)
+    return changed
+
+
+def _copy_field(source: Any, target: Any, name: str) -> None:
+    target.ClearField(name)
+    field = source.DESCRIPTOR.fields_by_name[name]
+    if field.is_repeated:
+        getattr(target, name).extend(getattr(source, name))
+    elif field.message_type is None:
+        setattr(target, name, getattr(source, name))
+    elif source.HasField(name):
+        getattr(target, name).CopyFrom(getattr(source, name))
+
+
+def revoked(record: KeyRecord, now_us: int) -> bool:
+    """The time may lie ahead: an old secret outlives its rotation by the overlap."""
+    return record.HasField("revoke_time") and record.revoke_time.ToNanoseconds() <= now_us * 1000
+
+
+def expired(record: KeyRecord, now_us: int) -> bool:
+    return record.HasField("expire_time") and record.expire_time.ToNanoseconds() <= now_us * 1000
+
+
+def allows(record: KeyRecord, model: str) -> bool:
+    """Whether the key may use the model."""
+    return not record.models or model in record.models
+
+
+def conflict(message: str, reason: str, param: str = "") -> InferBusError:
+    return InferBusError(ErrorClass.ERROR_CLASS_CONFLICT, reason, message, param=param)
+
+
+def not_found(what: str) -> InferBusError:
+    """One answer for what is not there and for what is another tenant's."""
+    reason = f"{what.replace(' ', '_')}_not_found"
+    return InferBusError(ErrorClass.ERROR_CLASS_NOT_FOUND, reason, f"There is no such {what}.", param="id")

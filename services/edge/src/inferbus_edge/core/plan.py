@@ -1,0 +1,42 @@
+"""What a client call comes to, whatever API it came by."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from inferbus.bus.v1.request_pb2 import GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The model must be able to do this (see ModelRecord.capabilities); ``param`` is what asked for it."""
+
+    capability: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``requests``: one a choice, with input, sampling, constraint and class; ids, context and times are added when it
+    is accepted. ``reply``: all that its form needs besides the log, as JSON; it must have ``api`` and ``n``
+    (choices); ``model`` and ``created`` (Unix seconds) are added.
+
+    ``stored``: the input as JSON text, if the answer is to be found again by its id. ``detached``: it is accepted and
+    runs without a client (background).
+    """
+
+    operation: str
+    model: str
+    stream: bool
+    requests: tuple[GenerateRequest, ...]
+    reply: dict[str, Any]
+    needs: tuple[Need, ...] = ()
+    input_estimate: int = 0
+    output_bound: int | None = None
+    stored: bytes | None = None
+    previous: bytes = b""
+    detached: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def api(self) -> str:
+        return str(self.reply["api"])

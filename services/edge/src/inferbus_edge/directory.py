@@ -1,0 +1,58 @@
+"""Who may call: the registries of keys, tenants, projects and members, and the desks that change them."""
+
+import asyncio
+
+from inferbus.bus.v1.registry_pb2 import KeyRecord, KeyUseRecord, MemberRecord, ProjectRecord, TenantRecord
+from inferbus_bus.connection import Bus
+from inferbus_bus.publish import Publisher
+from inferbus_bus.registry import Registry
+
+from inferbus_edge.audit_log import AuditLog
+from inferbus_edge.auth import Auth
+from inferbus_edge.key_uses import KeyUses
+from inferbus_edge.keys import KeyDesk
+from inferbus_edge.members import MemberDesk
+from inferbus_edge.projects import ProjectDesk
+from inferbus_edge.tenants import TenantDesk
+
+
+class Directory:
+    """The registries are whole in memory while it runs: whoever asks :attr:`auth` waits for nothing."""
+
+    def __init__(self, bus: Bus, publisher: Publisher) -> None:
+        """``publisher`` must have been started."""
+        keys = Registry(bus, "keys", KeyRecord)
+        key_uses = Registry(bus, "key_uses", KeyUseRecord)
+        tenants = Registry(bus, "tenants", TenantRecord)
+        projects = Registry(bus, "projects", ProjectRecord)
+        members = Registry(bus, "members", MemberRecord)
+        self._registries: tuple[Registry[KeyRecord] | Registry[KeyUseRecord] | Registry[TenantRecord]
+                                | Registry[ProjectRecord] | Registry[MemberRecord], ...] = (
+            keys, key_uses, tenants, projects, members,
+        )  # fmt: skip
+        self._uses = KeyUses(key_uses)
+        self._writing: asyncio.Task[None] | None = None
+        self.auth = Auth(keys, projects, tenants, self._uses)
+        self.keys = KeyDesk(keys, publisher, key_uses)
+        self.tenants = TenantDesk(tenants, keys, publisher)
+        self.projects = ProjectDesk(projects, keys, publisher)
+        self.members = MemberDesk(members, self.keys, publisher)
+        self.audit_log = AuditLog(bus)
+
+    async def start(self) -> None:
+        """Returns when all of them are here. Raises like :meth:`Registry.start`."""
+        for registry in self._registries:
+            await registry.start()
+        self._writing = asyncio.create_task(self._uses.run(), name="last use of keys")
+
+    async def stop(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
+            await self._uses.write(all_of_them=True)
+        for registry in self._registries:
+            await registry.stop()
+
+    @property
+    def loaded(self) -> bool:
+        return all(registry.loaded for registry in self._registries)

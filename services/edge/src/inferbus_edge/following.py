@@ -1,0 +1,292 @@
+"""Clients that come back: their answers are made again from the log, from the first frame on, and go on live.
+
+One pass over the log serves all that wait for the same edge's frames. At the end of it, between two frames, they are
+handed to that edge's live reader: this edge's own, or one made for as long as somebody needs it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from google.protobuf.message import DecodeError
+from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.common.v1.context_pb2 import RequestContext
+from inferbus_bus.connection import Bus
+from inferbus_bus.errors import StreamApiError
+from inferbus_bus.frames import FrameReader
+from inferbus_bus.log import FrameLog
+from inferbus_contracts.ids import choice_id, edge_tag, tag_of, unix_ms_of
+from inferbus_contracts.subjects import edge_tokens
+from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError, unavailable
+
+from inferbus_edge.attendance import Attendance
+from inferbus_edge.sinks import CLIENT_GONE
+from inferbus_edge.streaming import Answer, Streams
+
+log = logging.getLogger(__name__)
+
+Opened = Callable[[bytes, RequestContext], Answer | None]
+"""(reply description, whose request) → what is owed; None: not to this caller."""
+
+# The worker's clock says when a frame was made, the edge's when a request was accepted.
+_CLOCK_SKEW_US = 60_000_000
+_EDGES_SECONDS = 2.0
+_IDLE_READER_SECONDS = 10.0
+_GATHER_SECONDS = 0.02
+_RETRY_AFTER = timedelta(seconds=1)
+
+
+@dataclass(slots=True, eq=False)
+class _Join:
+    """``found``: the answer, or None if the log does not know the request, or it is not the caller's. ``absent``: what
+    to do if the log has nothing of it yet; then it is waited for."""
+
+    first: bytes
+    opened: Opened
+    absent: Callable[[], None] | None
+    found: asyncio.Future[Answer | None]
+    answer: Answer | None = None
+
+
+class _Batch:
+    """Those of one pass over the log, from its first frame on. ``wanted``: not begun on the log as far as it was read."""
+
+    def __init__(self, joins: list[_Join], attendance: Attendance, *, foreign: bool) -> None:
+        self.streams = Streams(_Followed(attendance))
+        self.wanted = {join.first: join for join in joins}
+        self._attendance = attendance
+        self._foreign = foreign
+        self.is_live = False
+
+    def __bool__(self) -> bool:
+        return bool(self.wanted) or len(self.streams) > 0
+
+    def on_frame(self, frame: Frame, sequence: int) -> None:
+        if self.wanted:
+            for one in frame.opens:
+                join = self.wanted.pop(choice_id(one.request_id, 0), None)
+                if join is not None and not join.found.done():
+                    self._open(join, one.reply, frame.contexts[one.context_index])
+        if len(self.streams):
+            self.streams.on_frame(frame, sequence)
+
+    def _open(self, join: _Join, reply: bytes, context: RequestContext) -> None:
+        join.answer = join.opened(reply, context)
+        if join.answer is None:
+            join.found.set_result(None)
+            return
+        self._attendance.arrive(join.answer, foreign=self._foreign)
+        self.streams.add(join.answer)
+        if self.is_live:
+            join.found.set_result(join.answer)
+
+    def caught_up(self, joins: list[_Join]) -> None:
+        """Everything that was on the log has been delivered: tell those that wait."""
+        self.is_live = True
+        for join in joins:
+            if join.found.done():  # refused, or its client left meanwhile
+                self.wanted.pop(join.first, None)
+                if join.answer is not None:
+                    self.streams.leave(join.answer, CLIENT_GONE)
+            elif join.answer is not None:
+                join.found.set_result(join.answer)
+            elif join.absent is None:
+                del self.wanted[join.first]
+                join.found.set_result(None)
+            else:
+                join.absent()
+
+    def fail(self, joins: list[_Join], error: InferBusError) -> None:
+        self.wanted.clear()
+        self.streams.fail_all(error, None)
+        for join in joins:
+            if not join.found.done():
+                join.found.set_exception(error)
+
+
+class _Tail:
+    """The frames of one edge. ``batches``: those that are caught up and live."""
+
+    def __init__(self, bus: Bus, edge: str, own: FrameReader | None = None) -> None:
+        self.edge = edge
+        self.foreign = own is None
+        self.reader = own or FrameReader(bus, edge=edge, on_frame=self.on_frame)
+        self.started = own is not None
+        self.waiting: list[_Join] = []
+        self.batches: list[_Batch] = []
+        self.task: asyncio.Task[None] | None = None
+        self.used = clock.monotonic()
+
+    def on_frame(self, frame: Frame, sequence: int) -> None:
+        for batch in self.batches:
+            batch.on_frame(frame, sequence)
+
+
+class Following:
+    """Made first, since the reader of this edge's own frames calls :meth:`on_own_frame`; then started with it."""
+
+    def __init__(self, bus: Bus, edge: str, attendance: Attendance) -> None:
+        self._bus = bus
+        self._edge = edge
+        self._log = FrameLog(bus)
+        self._attendance = attendance
+        self._tails: dict[str, _Tail] = {}
+        self._edges: list[str] = []
+        self._edges_at = -_EDGES_SECONDS
+
+    def start(self, own: FrameReader) -> None:
+        self._tails[self._edge] = _Tail(self._bus, self._edge, own)
+
+    async def stop(self) -> None:
+        tails, self._tails = list(self._tails.values()), {}
+        for tail in tails:
+            if tail.task is not None:
+                tail.task.cancel()
+            if tail.foreign and tail.started:
+                await tail.reader.stop()
+
+    def on_own_frame(self, frame: Frame, sequence: int) -> None:
+        own = self._tails.get(self._edge)
+        if own is not None and own.batches:
+            own.on_frame(frame, sequence)
+
+    def streams(self) -> list[Streams]:
+        """All that are followed live."""
+        return [batch.streams for tail in self._tails.values() for batch in tail.batches]
+
+    def leave(self, answer: Answer, reason: str) -> None:
+        """Its client is gone."""
+        for streams in self.streams():
+            streams.leave(answer, reason)
+
+    def release(self, answer: Answer) -> None:
+        """Nobody looks at it any more."""
+        for streams in self.streams():
+            streams.release(answer)
+
+    async def join(self, first: bytes, opened: Opened, absent: Callable[[], None] | None = None) -> Answer | None:
+        """The answer to the request whose first choice is ``first``, from its beginning on the log; when this returns
+        all that was on the log has been delivered.
+
+        If the log has nothing of it: None; or, with ``absent``, that is called and its beginning waited for.
+        Raises InferBusError.
+        """
+        edges = await self._candidates(first)
+        for number, edge in enumerate(edges):
+            last = number == len(edges) - 1
+            answer = await self._join(edge, first, opened, absent if last else None)
+            if answer is not None:
+                return answer
+        return None
+
+    async def _candidates(self, first: bytes) -> list[str]:
+        """Edges that may have accepted the request: those whose tag it carries."""
+        tag = tag_of(first)
+        if tag == edge_tag(self._edge):
+            return [self._edge]
+        if clock.monotonic() - self._edges_at > _EDGES_SECONDS:
+            try:
+                self._edges = await self._log.edges()
+            except StreamApiError as error:
+                raise _log_unavailable(str(error)) from error
+            self._edges_at = clock.monotonic()
+        return [edge for edge in self._edges if edge_tag(edge) == tag]
+
+    async def _join(
+        self, edge: str, first: bytes, opened: Opened, absent: Callable[[], None] | None
+    ) -> Answer | None:
+        tail = self._tails.get(edge)
+        if tail is None:
+            tail = self._tails[edge] = _Tail(self._bus, edge)
+        join = _Join(first, opened, absent, asyncio.get_running_loop().create_future())
+        tail.waiting.append(join)
+        tail.used = clock.monotonic()
+        if tail.task is None or tail.task.done():
+            tail.task = asyncio.create_task(self._serve(tail), name=f"follow {edge}")
+        try:
+            return await join.found
+        except asyncio.CancelledError:
+            # If it was found in this very moment nobody takes it; else the pass sees that nobody waits any more.
+            if join.answer is not None and not join.found.cancelled():
+                self.leave(join.answer, CLIENT_GONE)
+            raise
+
+    async def _serve(self, tail: _Tail) -> None:
+        """Passes over the log as long as somebody waits; then, for another edge, the end of its reader."""
+        while True:
+            joins, tail.waiting = _distinct(tail.waiting)
+            if joins:
+                await self._pass(tail, joins)
+                continue
+            tail.batches = [batch for batch in tail.batches if batch]
+            if not tail.foreign:
+                return
+            if not tail.batches and clock.monotonic() - tail.used > _IDLE_READER_SECONDS:
+                self._tails.pop(tail.edge, None)
+                await tail.reader.stop()
+                return
+            # They come in bursts, after an edge has died: this also gathers them into one pass.
+            await asyncio.sleep(_GATHER_SECONDS)
+
+    async def _pass(self, tail: _Tail, joins: list[_Join]) -> None:
+        batch = _Batch(joins, self._attendance, foreign=tail.foreign)
+        try:
+            if not tail.started:
+                await tail.reader.start()
+                tail.started = True
+            await self._catch_up(tail, joins, batch)
+        except (InferBusError, StreamApiError, DecodeError) as error:
+            log.warning("a pass over the log failed", extra={"edge": tail.edge, "error": repr(error)})
+            batch.fail(joins, _log_unavailable(repr(error)))
+            return
+        tail.used = clock.monotonic()
+        tail.batches.append(batch)
+        batch.caught_up(joins)
+
+    async def _catch_up(self, tail: _Tail, joins: list[_Join], batch: _Batch) -> None:
+        """All of the log since the oldest of ``joins``, to exactly where the live reader is."""
+        since: int | None = min(unix_ms_of(join.first) for join in joins) * 1000 - _CLOCK_SKEW_US
+        position, target = 0, tail.reader.last_sequence
+        while True:
+            read = self._log.read(position + 1, target, subject=edge_tokens(tail.edge), since_us=since)
+            async for stored in read:
+                for sequence, _, data in stored:
+                    batch.on_frame(Frame.FromString(data), sequence)
+                await asyncio.sleep(0)
+            position, since = target, None
+            # From here on nothing is awaited until the batch is live, so no frame comes in between.
+            target = tail.reader.last_sequence
+            if target <= position:
+                return
+
+
+class _Followed:
+    """The listener of followed streams: what they do not know is not theirs to judge."""
+
+    def __init__(self, attendance: Attendance) -> None:
+        self._attendance = attendance
+        self.left = attendance.left
+        self.broken = attendance.broken
+        self.ended = attendance.ended
+
+    def stray(self, request_id: bytes, now: float) -> None:
+        """The log carries everybody's deltas."""
+
+
+def _distinct(waiting: list[_Join]) -> tuple[list[_Join], list[_Join]]:
+    """(one for each request, the others): a batch delivers a request to one answer."""
+    first: dict[bytes, _Join] = {}
+    rest = []
+    for join in waiting:
+        if first.setdefault(join.first, join) is not join:
+            rest.append(join)
+    return list(first.values()), rest
+
+
+def _log_unavailable(diagnostic: str) -> InferBusError:
+    return unavailable(
+        "bus_unavailable", "The service is restarting; retry.", retry_after=_RETRY_AFTER, diagnostic=diagnostic
+    )

@@ -1,0 +1,557 @@
+"""From a parsed call of any API to its answer: accepted once, answered from the log, found again after a break."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from email.utils import formatdate
+from typing import Any
+
+import orjson
+from aiohttp import HttpVersion11, web
+from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
+from inferbus.bus.v1.request_pb2 import GenerateRequest
+from inferbus.common.v1.context_pb2 import RequestContext
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_bus.publish import Publisher
+from inferbus_contracts.ids import MAX_CHOICES, choice_id, detached, unix_ms_of, uuid_text
+from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError, invalid, unavailable
+from inferbus_runtime.telemetry import Span, span
+from opentelemetry.trace import SpanKind
+
+from inferbus_edge.attendance import Attendance
+from inferbus_edge.auth import Auth
+from inferbus_edge.catalogue import Catalogue
+from inferbus_edge.core.errors import internal
+from inferbus_edge.core.forms import form_of
+from inferbus_edge.core.plan import Plan
+from inferbus_edge.following import Following
+from inferbus_edge.idempotency import HEADER, Claim, Claims, fingerprint_of
+from inferbus_edge.limits import RateLimits, Ticket
+from inferbus_edge.measure import Timing
+from inferbus_edge.server import Call, WrittenResponse, json_response
+from inferbus_edge.sinks import CLIENT_GONE, Body, ChatBody, ChatFacts, ChatStream, FormBody, FormStream, Line, Stream
+from inferbus_edge.stored import Stored
+from inferbus_edge.streaming import Answer, Streams
+
+log = logging.getLogger(__name__)
+
+HOLD_HEADER = "x-inferbus-hold"
+STREAM_HEADER = "x-inferbus-stream"
+_RETRY_AFTER = timedelta(seconds=1)
+# A retry of what ended so may succeed; anything else is the answer, also to a retry.
+_WORTH_A_RETRY = (
+    ErrorClass.ERROR_CLASS_UNAVAILABLE,
+    ErrorClass.ERROR_CLASS_CANCELLED,
+    ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED,
+    ErrorClass.ERROR_CLASS_INTERNAL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceSettings:
+    """See the fields of the same names in ``config``."""
+
+    request_timeout: timedelta
+    background_timeout: timedelta
+    max_active: int
+    max_unsent_bytes: int
+    max_hold: timedelta
+    idempotent_hold: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """One call that is being answered. ``fields``: headers of its answer."""
+
+    call: Call
+    key: KeyRecord
+    plan: Plan
+    reply: bytes
+    ticket: Ticket
+    fields: Mapping[str, str]
+    trace: Span
+
+
+class Inference:
+    """``streams``: what this edge accepted; ``following``: what came back here."""
+
+    def __init__(
+        self,
+        *,
+        edge: str,
+        auth: Auth,
+        catalogue: Catalogue,
+        publisher: Publisher,
+        streams: Streams,
+        following: Following,
+        attendance: Attendance,
+        limits: RateLimits,
+        claims: Claims,
+        stored: Stored,
+        settings: InferenceSettings,
+    ) -> None:
+        self._edge = edge
+        self._auth = auth
+        self._catalogue = catalogue
+        self._publisher = publisher
+        self._streams = streams
+        self._following = following
+        self._attendance = attendance
+        self._limits = limits
+        self._claims = claims
+        self._stored = stored
+        self._settings = settings
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.draining = False
+
+    # --- a new call -------------------------------------------------------------------------------------------------
+
+    async def answer(self, call: Call, key: KeyRecord, plan: Plan, body: bytes) -> web.StreamResponse:
+        """The answer; InferBusError as long as nothing of it was sent. ``body``: as it came, for idempotency."""
+        model = self._catalogue.require(key, plan)
+        self._admit()
+        if plan.detached:
+            call = replace(call, request_id=detached(call.request_id))
+        name = call.http.headers.get(HEADER)
+        claim = None
+        if name is not None:
+            fingerprint = fingerprint_of(call.http.path, body)
+            claim = await self._claims.claim(key, name, fingerprint, call.request_id, call.accepted_us)
+        facts = {
+            "gen_ai.operation.name": plan.operation,
+            "gen_ai.request.model": plan.model,
+            "inferbus.request_id": uuid_text(call.request_id),
+            "inferbus.tenant_id": key.tenant_id,
+        }
+        with span(f"{plan.operation} {plan.model}", call.http.headers, kind=SpanKind.SERVER, **facts) as trace:
+            if claim is not None and not claim.mine:
+                response = await self._again(call, key, plan, model, claim, trace)
+                if response is not None:
+                    return response
+                await claim.renew(call.request_id, self._edge, call.accepted_us)
+            return await self._begin(call, key, plan, model, claim, trace)
+
+    async def _begin(
+        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim | None, trace: Span
+    ) -> web.StreamResponse:
+        reply = reply_of(plan, call.accepted_us)
+        hold = self.hold_of(call, key, idempotent=claim is not None)
+        try:
+            ticket = self._limits.admit(key, self._auth.project_of(key), self._auth.tenant_of(key), _tokens(plan, model))
+        except InferBusError:
+            await _release(claim)
+            raise
+        fields = {STREAM_HEADER: uuid_text(call.request_id), **ticket.headers(), **plan.headers}
+        accepted = _Accepted(call, key, plan, reply, ticket, fields, trace)
+        try:
+            sink = self._sink(call, orjson.loads(reply), plan.stream, fields)
+        except BaseException:
+            ticket.settle(0)
+            await _release(claim)
+            raise
+        timing = Timing(plan.model, call.accepted_us)
+        answer = Answer(call.request_id, len(plan.requests), sink, timing, hold)
+        if plan.detached and not plan.stream:
+            await self._accept(accepted, answer, claim)
+            if answer.error is not None:
+                self._settle(accepted, answer)
+                raise answer.error
+            first_state = sink.body if isinstance(sink, FormBody) else b""
+            self._spawn(self._finish(accepted, answer))
+            return json_response(first_state, call.request_id, headers=fields)
+        try:
+            await self._accept(accepted, answer, claim)
+            await self._wait(answer, self._timeout_of(plan))
+        except asyncio.CancelledError:
+            self._streams.leave(answer, CLIENT_GONE)
+            self._settle(accepted, answer)
+            if plan.stored is not None and (plan.detached or answer.hold > 0):
+                self._spawn(self._keep(key, answer.first, reply))
+            raise
+        self._settle(accepted, answer)
+        if plan.stored is not None and answer.error is None:
+            await self._store_body(key, answer)
+        return self._response(answer, call, fields)
+
+    async def _accept(self, accepted: _Accepted, answer: Answer, claim: Claim | None) -> None:
+        """Publish; how that failed, if it did, is in ``answer``."""
+        call, plan = accepted.call, accepted.plan
+        messages = self._messages(accepted, answer)
+        self._streams.add(answer)
+        self._attendance.arrive(answer)
+        try:
+            if plan.stored is not None:
+                await self._stored.create(accepted.key, answer.first, call.accepted_us, plan, accepted.reply)
+            headers = accepted.trace.headers()
+            if len(messages) == 1:
+                await self._publisher.publish(messages[0], headers)
+            else:
+                await asyncio.gather(*(self._publisher.publish(one, headers) for one in messages))
+        except InferBusError as error:
+            # It may be stored all the same (only its ack was lost), so the generation is cancelled as well.
+            self._streams.fail(answer, error, cancel="not_accepted")
+            await _release(claim)
+            if plan.stored is not None:
+                self._spawn(self._forget(accepted.key, answer.first))
+
+    async def _wait(self, answer: Answer, timeout: timedelta) -> None:
+        """To the end of the answer; how it ended is in it. Raises CancelledError if the client left."""
+        try:
+            async with asyncio.timeout(timeout.total_seconds()):
+                await answer.done
+        except TimeoutError:
+            self._fail(answer, _timed_out(timeout), "deadline")
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("a request failed", extra={"request_id": uuid_text(answer.first)})
+            self._fail(answer, internal(), "edge_error")
+
+    def _messages(self, accepted: _Accepted, answer: Answer) -> list[GenerateRequest]:
+        call, key, plan = accepted.call, accepted.key, accepted.plan
+        expire_us = call.accepted_us + self._timeout_of(plan) // timedelta(microseconds=1)
+        return messages_of(plan, key, answer.first, self._edge, call.accepted_us, expire_us, accepted.reply)
+
+    # --- a call that comes again ------------------------------------------------------------------------------------
+
+    async def _again(
+        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
+    ) -> web.StreamResponse | None:
+        """The answer that this idempotency key already has, running or ended; None if it must be made anew."""
+        record = claim.record
+        first = record.request_id
+        accepted_us = record.accepted_time.ToMicroseconds()
+
+        def publish_again() -> None:
+            """Who was first may have died between its claim and its publish. The same ids: stored once."""
+            expire_us = accepted_us + self._timeout_of(plan) // timedelta(microseconds=1)
+            reply = reply_of(plan, accepted_us)
+            for one in messages_of(plan, key, first, record.edge, accepted_us, expire_us, reply):
+                self._publisher.publish_then(one, _log_outcome, trace.headers())
+
+        call = replace(call, request_id=first)
+        if plan.detached and plan.stored is not None and not plan.stream:
+            publish_again()
+            return json_response(await self.snapshot(key, first) or b"", first)
+        found = await self._resume(call, key, first, 0, stream=plan.stream, absent=publish_again)
+        if found is None:
+            return None
+        answer, fields = found
+        if answer.done.done() and answer.error is not None and answer.error.error_class in _WORTH_A_RETRY:
+            return None
+        return await self._deliver(answer, call, fields)
+
+    async def resume(
+        self, call: Call, key: KeyRecord, first: bytes, after: int, *, stream: bool = True
+    ) -> web.StreamResponse:
+        """The answer of an earlier call, without the events up to number ``after``. Raises InferBusError NOT_FOUND for
+        one that the log does not have any more, or that is not of the caller's project."""
+        self._admit()
+        call = replace(call, request_id=first)
+        found = await self._resume(call, key, first, after, stream=stream, absent=None)
+        if found is None:
+            raise not_found()
+        return await self._deliver(found[0], call, found[1])
+
+    async def _resume(
+        self, call: Call, key: KeyRecord, first: bytes, after: int, *, stream: bool, absent: Callable[[], None] | None
+    ) -> tuple[Answer, Mapping[str, str]] | None:
+        fields = {STREAM_HEADER: uuid_text(first)}
+        hold = self.hold_of(call, key, idempotent=absent is not None)
+
+        def opened(reply: bytes, context: RequestContext) -> Answer | None:
+            if (context.tenant_id, context.project_id) != (key.tenant_id, key.project_id):
+                return None
+            described: dict[str, Any] = orjson.loads(reply)
+            sink = self._sink(call, described, stream, fields, after=after, corked=True)
+            answer = Answer(first, described["n"], sink, Timing(context.model, unix_ms_of(first) * 1000), hold)
+            answer.resumed = True
+            return answer
+
+        answer = await self._following.join(first, opened, absent)
+        return None if answer is None else (answer, fields)
+
+    async def _deliver(self, answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:
+        """From the end of its replay to its end."""
+        if isinstance(answer.sink, Stream):
+            trouble = answer.sink.uncork(clock.monotonic())
+            if trouble is not None:
+                self._following.leave(answer, trouble)
+        try:
+            await self._wait(answer, self._settings.background_timeout)
+        except asyncio.CancelledError:
+            self._following.leave(answer, CLIENT_GONE)
+            raise
+        return self._response(answer, call, fields)
+
+    async def snapshot(self, key: KeyRecord, first: bytes) -> bytes | None:
+        """A stored answer as it is now, ended or not; None if there is none for this caller."""
+        record = await self._stored.get(key, first)
+        if record is None:
+            return None
+        if record.body:
+            return bytes(record.body)
+        form = form_of(first, orjson.loads(record.reply), stream=False)
+        sink = FormBody(form)
+
+        def opened(reply: bytes, context: RequestContext) -> Answer | None:
+            described = orjson.loads(record.reply)
+            return _watching(first, described, sink, context)
+
+        answer = await self._following.join(first, opened)
+        if answer is not None:
+            if answer.done.done():
+                self._spawn(self._stored.finish(key, first, sink.body))
+            else:
+                self._following.release(answer)
+        return sink.body
+
+    def cancel(self, first: bytes, choices: int = 1) -> None:
+        """End the generations of a request, whoever is attached to it."""
+        self._attendance.cancel(tuple(choice_id(first, choice) for choice in range(choices)), "client_cancelled")
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def hold_of(self, call: Call, key: KeyRecord, *, idempotent: bool) -> float:
+        """Seconds that a generation goes on for a client that has vanished. Raises InferBusError INVALID_ARGUMENT."""
+        longest = self._settings.max_hold.total_seconds()
+        asked = call.http.headers.get(HOLD_HEADER)
+        if asked is not None:
+            if not asked.isascii() or not asked.isdigit() or int(asked[:9]) > longest:
+                raise invalid(f"'{HOLD_HEADER}' is a number of seconds from 0 to {longest:g}.", param=HOLD_HEADER)
+            return float(asked)
+        tenant = self._auth.tenant_of(key)
+        if tenant.HasField("hold"):
+            return min(tenant.hold.ToTimedelta().total_seconds(), longest)
+        return self._settings.idempotent_hold.total_seconds() if idempotent else 0.0
+
+    def _admit(self) -> None:
+        if self.draining:
+            raise unavailable("draining", "This server is stopping; retry.", retry_after=_RETRY_AFTER)
+        running = len(self._streams) + sum(len(one) for one in self._following.streams())
+        if running >= self._settings.max_active:
+            raise unavailable("edge_full", "The server is overloaded; retry later.", retry_after=_RETRY_AFTER)
+
+    def _timeout_of(self, plan: Plan) -> timedelta:
+        return self._settings.background_timeout if plan.detached else self._settings.request_timeout
+
+    def _sink(
+        self,
+        call: Call,
+        reply: Mapping[str, Any],
+        stream: bool,
+        fields: Mapping[str, str],
+        *,
+        after: int = 0,
+        corked: bool = False,
+    ) -> Stream | Body:
+        first = call.request_id
+        plain = reply.get("plain", False)
+        if not stream:
+            if plain and reply["n"] == 1:
+                return ChatBody(_facts(first, reply))
+            return FormBody(form_of(first, reply, stream=False))
+        transport = call.http.transport
+        if transport is None:
+            raise ConnectionResetError("the client left before its answer began")
+        chunked = call.http.version >= HttpVersion11
+        head = _head(call, fields, chunked=chunked, keep_alive=_keeps_alive(call))
+        line = Line(transport, first, head, chunked, self._settings.max_unsent_bytes, after, corked)
+        now = clock.monotonic()
+        if plain:
+            return ChatStream(_facts(first, reply), line, now)
+        return FormStream(form_of(first, reply, stream=True), line, now)
+
+    def _response(self, answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:
+        sink = answer.sink
+        if isinstance(sink, Body):
+            if answer.error is not None:
+                raise answer.error
+            return json_response(sink.body, call.request_id, headers=fields)
+        if answer.error is not None and not sink.started and not answer.gone:
+            raise answer.error
+        # In HTTP/1.0 the end of the connection is the end of the answer.
+        return WrittenResponse(keep_alive=_keeps_alive(call) and not answer.gone)
+
+    def _fail(self, answer: Answer, error: InferBusError, cancel: str) -> None:
+        self._streams.fail(answer, error, cancel=cancel)
+        for one in self._following.streams():
+            one.fail(answer, error, cancel=cancel)
+
+    def _settle(self, accepted: _Accepted, answer: Answer) -> None:
+        usage = answer.usage
+        if usage is None:
+            accepted.ticket.settle(accepted.plan.input_estimate + answer.output_tokens if answer.output_tokens else 0)
+        else:
+            accepted.ticket.settle(usage.input_tokens + usage.output_tokens)
+            facts = {
+                "gen_ai.usage.input_tokens": usage.input_tokens,
+                "gen_ai.usage.output_tokens": usage.output_tokens,
+            }
+            accepted.trace.set(**facts)
+        accepted.trace.end(answer.error)
+
+    # --- answers without a client -----------------------------------------------------------------------------------
+
+    async def _finish(self, accepted: _Accepted, answer: Answer) -> None:
+        """A detached answer to its end, and into the store."""
+        await self._wait(answer, self._timeout_of(accepted.plan))
+        self._settle(accepted, answer)
+        await self._store_body(accepted.key, answer)
+
+    async def _keep(self, key: KeyRecord, first: bytes, reply: bytes) -> None:
+        """Its client has left and it goes on: follow it to its end, for the store."""
+        described = orjson.loads(reply)
+
+        def opened(_: bytes, context: RequestContext) -> Answer:
+            sink = FormBody(form_of(first, described, stream=False))
+            return _watching(first, described, sink, context)
+
+        answer = await self._following.join(first, opened)
+        if answer is not None:
+            await self._wait(answer, self._settings.background_timeout)
+            await self._store_body(key, answer)
+
+    async def _store_body(self, key: KeyRecord, answer: Answer) -> None:
+        sink = answer.sink
+        if answer.error is not None or not isinstance(sink, FormStream | Body):
+            return
+        try:
+            await self._stored.finish(key, answer.first, sink.body)
+        except InferBusError as error:
+            # Not lost: it is made from the log when it is asked for.
+            log.warning("an answer was not stored", extra={"request_id": uuid_text(answer.first), "error": str(error)})
+
+    async def _forget(self, key: KeyRecord, first: bytes) -> None:
+        await self._stored.delete(key, first)
+
+    def _spawn(self, coroutine: Any) -> None:
+        async def run() -> None:
+            try:
+                await coroutine
+            except InferBusError as error:
+                log.warning("a task without a client failed", extra={"reason": error.reason, "error": str(error)})
+
+        task = asyncio.create_task(run(), name="answer without a client")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- the process ------------------------------------------------------------------------------------------------
+
+    async def keep_alive(self, interval: timedelta) -> None:
+        """Comment lines for silent streams: one timer for all, for ever."""
+        seconds = interval.total_seconds()
+        while True:
+            await asyncio.sleep(seconds / 4)
+            now = clock.monotonic()
+            for streams in (self._streams, *self._following.streams()):
+                streams.keep_alive(seconds, now)
+
+    async def drain(self) -> None:
+        """Take no new requests; returns when the present ones have ended."""
+        self.draining = True
+        await self._streams.idle()
+        for streams in self._following.streams():
+            await streams.idle()
+
+    def end_all(self) -> None:
+        """The drain's deadline is over: end what is left, so that every client knows. Detached ones run on."""
+        self.draining = True
+        error = unavailable("draining", "This server has stopped; retry.", retry_after=_RETRY_AFTER)
+        self._streams.fail_all(error, "edge_stopped")
+        for streams in self._following.streams():
+            streams.fail_all(error, None)
+        for task in self._tasks:
+            task.cancel()
+
+
+def not_found() -> InferBusError:
+    return InferBusError(
+        ErrorClass.ERROR_CLASS_NOT_FOUND, "not_found", "There is no such answer here, or it is too old to be found."
+    )
+
+
+def reply_of(plan: Plan, accepted_us: int) -> bytes:
+    """The reply description that travels with the request."""
+    return orjson.dumps({**plan.reply, "model": plan.model, "created": accepted_us // 1_000_000})
+
+
+def messages_of(
+    plan: Plan, key: KeyRecord, first: bytes, edge: str, accepted_us: int, expire_us: int, reply: bytes
+) -> list[GenerateRequest]:
+    """One message for each choice. Times are Unix microseconds."""
+    context = RequestContext(
+        tenant_id=key.tenant_id, project_id=key.project_id, key_id=key.key_id, model=plan.model
+    )
+    messages = []
+    for choice, asked in enumerate(plan.requests[:MAX_CHOICES]):
+        message = GenerateRequest()
+        message.CopyFrom(asked)
+        message.request_id = choice_id(first, choice)
+        message.context.CopyFrom(context)
+        message.edge = edge
+        message.accepted_time.FromMicroseconds(accepted_us)
+        message.expire_time.FromMicroseconds(expire_us)
+        message.cache_salt = key.tenant_id.encode()
+        message.reply = reply
+        message.input_counted_elsewhere = choice > 0
+        messages.append(message)
+    return messages
+
+
+def _tokens(plan: Plan, model: ModelRecord) -> int:
+    """What is set aside of a limit on tokens until the real number is known."""
+    return plan.input_estimate + (plan.output_bound or 0)
+
+
+def _watching(first: bytes, reply: Mapping[str, Any], sink: Body, context: RequestContext) -> Answer:
+    """One that is read for ourselves: no client attends to it."""
+    answer = Answer(first, reply["n"], sink, Timing(context.model, unix_ms_of(first) * 1000))
+    answer.attended, answer.resumed = False, True
+    return answer
+
+
+async def _release(claim: Claim | None) -> None:
+    if claim is not None and claim.mine:
+        await claim.release()
+
+
+def _log_outcome(outcome: object) -> None:
+    if isinstance(outcome, InferBusError):
+        log.warning("a request was not published again", extra={"reason": outcome.reason})
+
+
+def _facts(first: bytes, reply: Mapping[str, Any]) -> ChatFacts:
+    return ChatFacts(first, reply["created"], reply["model"], reply.get("include_usage", False), reply["n"])
+
+
+def _timed_out(timeout: timedelta) -> InferBusError:
+    seconds = timeout.total_seconds()
+    return InferBusError(
+        ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "request_deadline", f"The request took longer than {seconds:g} s."
+    )
+
+
+def _keeps_alive(call: Call) -> bool:
+    return call.http.version >= HttpVersion11 and bool(call.http.keep_alive)
+
+
+def _head(call: Call, fields: Mapping[str, str], *, chunked: bool, keep_alive: bool) -> bytes:
+    lines = [
+        "HTTP/1.1 200 OK",
+        "Server: inferbus",
+        "Content-Type: text/event-stream; charset=utf-8",
+        "Cache-Control: no-cache",
+        "X-Accel-Buffering: no",  # nginx would hold tokens back
+        f"Date: {formatdate(call.accepted_us // 1_000_000, usegmt=True)}",
+        f"x-request-id: {uuid_text(call.request_id)}",
+        *(f"{name}: {value}" for name, value in fields.items()),
+    ]
+    if chunked:
+        lines.append("Transfer-Encoding: chunked")
+    if not keep_alive:
+        lines.append("Connection: close")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()

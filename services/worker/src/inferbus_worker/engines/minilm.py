@@ -1,0 +1,307 @@
+"""Engine ``minilm``: vectors of texts from a small model on the CPU, and nothing else.
+
+Tokenizer and forward pass run in threads. Each thread of the model takes one small batch after the other out of what
+all running generations still need, in turn, so that one with thousands of texts does not hold up one with a single one.
+"""
+
+import asyncio
+import hashlib
+import logging
+from array import array
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError, invalid, unavailable
+
+from inferbus_worker.config import Config, usable_cores
+from inferbus_worker.engine import (
+    Chat,
+    Embed,
+    EngineDiedError,
+    EngineInfo,
+    Finish,
+    Finished,
+    Generation,
+    Prompt,
+    Step,
+    Tokens,
+    Vector,
+)
+from inferbus_worker.engines.minilm_batches import Input, batch_bound, next_batch, queue_of
+from inferbus_worker.engines.minilm_bert import Floats
+from inferbus_worker.engines.minilm_model import PUBLIC_NAME, Model, load
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CAPACITY = 64
+# 1.5 KB each: a step stays below half a megabyte.
+_STEP_VECTORS = 256
+# Vectors that wait for a consumer who does not ask; then the model pauses.
+_BUFFERED_VECTORS = 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A submitted generation. ``queue``: inputs not yet in a batch. ``left``: inputs without a vector."""
+
+    key: bytes
+    inputs: tuple[Prompt, ...]
+    left: int
+    queue: deque[Input] = field(default_factory=deque)
+    embedded_tokens: int = 0
+    reading: asyncio.Task[None] | None = None
+
+
+class MiniLm:
+    """Engine ``minilm``."""
+
+    def __init__(self, model: str, capacity: int, threads: int, context_length: int | None) -> None:
+        self._name = model
+        self._capacity = capacity
+        self._threads = threads
+        self._wanted_context = context_length
+        self._reset()
+
+    @classmethod
+    def from_config(cls, config: Config) -> "MiniLm":
+        return cls(
+            config.model or PUBLIC_NAME,
+            config.capacity or DEFAULT_CAPACITY,
+            config.threads or usable_cores(),
+            config.context_length,
+        )
+
+    def _reset(self) -> None:
+        self._waiting: deque[_Run] = deque()
+        self._running: dict[bytes, _Run] = {}
+        self._queues: deque[deque[Input]] = deque()
+        self._outbox: deque[Vector | Finished] = deque()
+        self._ready = asyncio.Event()
+        self._work = asyncio.Event()
+        self._model: Model | None = None
+        self._context = 0
+        self._death: BaseException | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pools: list[ThreadPoolExecutor] = []
+
+    async def start(self) -> EngineInfo:
+        """Reads the weights (0.2 s). Raises InferBusError if their package is not installed."""
+        model = self._model = await asyncio.to_thread(load)
+        self._context = min(self._wanted_context or model.context_length, model.context_length)
+        # The tokenizer has a thread of its own: it is quick, and must not wait until a batch is over.
+        reader, forward = ThreadPoolExecutor(1, "minilm-read"), ThreadPoolExecutor(self._threads, "minilm-forward")
+        self._pools = [reader, forward]
+        self._tasks = [asyncio.create_task(self._forward(model), name="minilm") for _ in range(self._threads)]
+        for task in self._tasks:
+            task.add_done_callback(self._died)
+        revision = hashlib.sha256(f"{model.digest} {self._context}".encode()).hexdigest()[:12]
+        return EngineInfo(
+            engine="minilm",
+            model=self._name,
+            revision=revision,
+            capacity=self._capacity,
+            context_length=self._context,
+            capabilities=("embeddings",),
+            embedding_dimensions=model.dimensions,
+        )
+
+    def submit(self, generation: Generation) -> None:
+        if not isinstance(generation.input, Embed):
+            self._put(Finished(generation.key, Finish.ERROR, 0, error=_no_text()))
+        elif not generation.input.inputs:
+            fault = invalid("Send at least one input.", param="input")
+            self._put(Finished(generation.key, Finish.ERROR, 0, error=fault))
+        else:
+            self._waiting.append(_Run(generation.key, generation.input.inputs, len(generation.input.inputs)))
+            self._admit()
+
+    def close(self, key: bytes) -> None:
+        run = self._running.get(key)
+        if run is None:
+            run = next((waiting for waiting in self._waiting if waiting.key == key), None)
+            if run is None:
+                return
+            self._waiting.remove(run)
+        self._end(run, Finish.CANCELLED)
+
+    async def steps(self) -> AsyncIterator[Step]:
+        while self._model is not None:
+            if not self._outbox:
+                if self._death is not None:
+                    raise EngineDiedError(repr(self._death))
+                self._ready.clear()
+                await self._ready.wait()
+                continue
+            step = self._take_step()
+            self._work.set()
+            yield step
+
+    async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
+        if isinstance(source, Chat):
+            raise _no_text()
+        model = self._started()
+        [ids] = await self._read_ids(model, (source,), parse_special)
+        _check_ids(ids, model.vocabulary, "prompt")
+        return Tokens(list(ids), [piece.encode() for piece in model.pieces(ids)])
+
+    async def detokenize(self, ids: Sequence[int]) -> bytes:
+        model = self._started()
+        _check_ids(ids, model.vocabulary, "tokens")
+        text = await asyncio.get_running_loop().run_in_executor(self._pools[0], model.detokenize, ids)
+        return text.encode()
+
+    async def stop(self) -> None:
+        tasks = [*self._tasks, *(run.reading for run in self._running.values() if run.reading is not None)]
+        pools, ready = self._pools, self._ready
+        self._reset()
+        ready.set()  # whoever waits for a step sees that there is no model any more
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for pool in pools:
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+
+    # --- who runs ---------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._capacity:
+            run = self._waiting.popleft()
+            self._running[run.key] = run
+            run.reading = asyncio.create_task(self._read(run), name="minilm-read")
+
+    def _end(self, run: _Run, reason: Finish, error: InferBusError | None = None) -> None:
+        """The one end of a generation, whatever ended it. What is in a batch right now comes out for nobody."""
+        self._running.pop(run.key, None)
+        if run.reading is not None and run.reading is not asyncio.current_task():
+            run.reading.cancel()
+        self._queues = deque(queue for queue in self._queues if queue is not run.queue)
+        self._put(Finished(run.key, reason, run.embedded_tokens, error=error))
+        self._admit()
+
+    # --- from texts to vectors --------------------------------------------------------------------------------------
+
+    async def _read(self, run: _Run) -> None:
+        """Inputs into token ids, and these into the queues."""
+        model = self._started()
+        try:
+            inputs = await self._read_ids(model, run.inputs, True)
+            _check_inputs(inputs, model.vocabulary, self._context)
+        except InferBusError as error:
+            self._end(run, Finish.ERROR, error)
+            return
+        except Exception as error:
+            log.exception("the tokenizer failed")
+            self._end(run, Finish.ERROR, _engine_failed(repr(error)))
+            return
+        run.inputs = ()  # nobody needs the texts any more
+        run.queue = queue_of(run.key, inputs)
+        self._queues.append(run.queue)
+        self._work.set()
+
+    async def _forward(self, model: Model) -> None:
+        """One thread's work: batch after batch, as long as somebody takes the vectors."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._queues or len(self._outbox) >= _BUFFERED_VECTORS:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            batch = next_batch(self._queues, batch_bound(self._queues, self._threads))
+            try:
+                ids = [one.ids for one in batch]
+                vectors = await loop.run_in_executor(self._pools[1], model.embed, ids)
+            except Exception as error:  # what the machine cannot do for these inputs ends their generations only
+                log.exception("the model failed")
+                for run in [self._running[key] for key in {one.key for one in batch} if key in self._running]:
+                    self._end(run, Finish.ERROR, _engine_failed(repr(error)))
+                continue
+            self._deliver(batch, vectors)
+
+    def _deliver(self, batch: list[Input], vectors: Floats) -> None:
+        rows = vectors.astype("<f4", copy=False)
+        for one, row in zip(batch, rows, strict=True):
+            run = self._running.get(one.key)
+            if run is None:
+                continue  # closed meanwhile
+            self._put(Vector(one.key, one.index, row.tobytes()))
+            run.left -= 1
+            run.embedded_tokens += len(one.ids)
+            if not run.left:
+                self._end(run, Finish.STOP)
+
+    def _died(self, task: asyncio.Task[None]) -> None:
+        """A thread's loop ends only by :meth:`stop`, else by a fault of ours: then the worker starts us again."""
+        if not task.cancelled() and task in self._tasks:
+            self._death = task.exception()
+            self._ready.set()
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def _put(self, item: Vector | Finished) -> None:
+        self._outbox.append(item)
+        self._ready.set()
+
+    def _take_step(self) -> Step:
+        """What is ready, in its order: a generation's end never comes before its last vector."""
+        step = Step(clock.now_us())
+        while self._outbox and len(step.embeddings) < _STEP_VECTORS:
+            item = self._outbox.popleft()
+            if isinstance(item, Vector):
+                step.embeddings.append(item)
+            else:
+                step.finished.append(item)
+        return step
+
+    # --- the model --------------------------------------------------------------------------------------------------
+
+    def _started(self) -> Model:
+        if self._model is None:
+            raise RuntimeError("the engine is not started")
+        return self._model
+
+    async def _read_ids(self, model: Model, sources: Sequence[Prompt], parse_special: bool) -> list[Sequence[int]]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pools[0], _tokenized, model, sources, parse_special)
+
+
+def _tokenized(model: Model, sources: Sequence[Prompt], parse_special: bool) -> list[Sequence[int]]:
+    """Ids of each input, kept small: a generation may have half a million. Ids that were sent are taken as they are."""
+    return [
+        array("I", model.tokenize(source.content, parse_special=parse_special))
+        if isinstance(source.content, str)
+        else source.content
+        for source in sources
+    ]
+
+
+def _check_inputs(inputs: Sequence[Sequence[int]], vocabulary: int, context: int) -> None:
+    for number, ids in enumerate(inputs):
+        name = "The input" if len(inputs) == 1 else f"Input {number}"
+        if len(ids) > context:
+            raise invalid(
+                f"{name} has {len(ids)} tokens, but the model reads at most {context}. Send it in shorter parts.",
+                param="input",
+                reason="context_length_exceeded",
+            )
+        if not ids:
+            raise invalid(f"{name} has no tokens. Send at least one.", param="input")
+        _check_ids(ids, vocabulary, "input")
+
+
+def _check_ids(ids: Sequence[int], vocabulary: int, param: str) -> None:
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise invalid(f"The model's token ids are from 0 to {vocabulary - 1}.", param=param)
+
+
+def _no_text() -> InferBusError:
+    return invalid("This model makes vectors and writes no text. Use it for embeddings.", param="model")
+
+
+def _engine_failed(diagnostic: str) -> InferBusError:
+    return unavailable(
+        "engine_failed", "The engine failed; retry.", retry_after=timedelta(seconds=1), diagnostic=diagnostic
+    )
