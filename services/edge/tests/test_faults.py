@@ -95,13 +95,14 @@ async def test_a_cancel_that_was_lost_is_said_again_but_not_for_each_token(
 
 
 async def test_a_request_that_nobody_waits_for_is_cancelled(edge: Any, worker: Any, model: str, rig: Any) -> None:
-    """As after a restart of the edge, when generations of the old one run on."""
+    """As after a restart of the edge, when generations of the old one run on and no client comes back."""
     client, request = await started(edge, worker, model, rig)
     stranger = type(request)()
     stranger.CopyFrom(request)
     stranger.request_id = b"\x01" * 16
     worker.say(stranger, ["x"])
-    await worker.cancel_of(stranger)
+    _, reason = await worker.cancel_of(stranger)
+    assert reason == "orphan"
     worker.close(request, 1)
     await client.until(b"0\r\n\r\n")
 

@@ -7,6 +7,7 @@ from inferbus_edge.core.lifetimes import ATTACHED_SECONDS, Lifetimes
 
 FIRST = request_id(1_000_000, bytes(range(10)), "edge-0")
 ORPHAN = 30.0
+MOVES = ["arrive", "finish", "leave", "hold", "stray", "elsewhere", "due"]
 
 
 def test_the_last_client_to_leave_ends_it_at_once() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from inferbus.bus.v1.control_pb2 import ScopeSpend, Spend
-from inferbus_edge.core.limits import SILENT_MS, SLOTS, TICK_MS, WINDOW_MS, Ledger, Limits, Spent, Window
+from inferbus_edge.core.limits import SILENT_MS, TICK_MS, Ledger, Limits, Spent
+from inferbus_edge.core.window import SLOTS, WINDOW_MS, Window
 
 SCOPE = "key:k"
 START = 1_000_000
@@ -58,7 +59,7 @@ def test_a_window_is_the_sum_of_the_last_sixty_one_seconds(added: list[tuple[int
         log[target] -= expected
         last = range(second - SLOTS + 1, second + 1)
         assert window.total == sum(log.get(one, 0) for one in last)
-        assert [window.at(one) for one in last] == [log.get(one, 0) for one in last]
+        assert window.slots() == [log.get(one, 0) for one in last]
 
 
 CALLS = st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 60), st.integers(0, 80)), min_size=1, max_size=80)

@@ -5,8 +5,9 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inferbus_edge.core.limits import Ledger, Level, Limits, Refusal
+from inferbus_edge.core.limits import Ledger, Limits, Refusal
 from inferbus_edge.core.ratelimit_headers import duration, headers, message
+from inferbus_edge.core.window import Level
 
 NOW = 1_000_000
 

@@ -33,7 +33,8 @@ Opened = Callable[[bytes, RequestContext], Answer | None]
 
 # The worker's clock says when a frame was made, the edge's when a request was accepted.
 _CLOCK_SKEW_US = 60_000_000
-_EDGES_SECONDS = 2.0
+# Ids that nobody made must not ask the broker each time.
+_LOOK_AGAIN_SECONDS = 0.1
 _IDLE_READER_SECONDS = 10.0
 _GATHER_SECONDS = 0.02
 _RETRY_AFTER = timedelta(seconds=1)
@@ -135,7 +136,7 @@ class Following:
         self._attendance = attendance
         self._tails: dict[str, _Tail] = {}
         self._edges: list[str] = []
-        self._edges_at = -_EDGES_SECONDS
+        self._edges_at = -_LOOK_AGAIN_SECONDS
 
     def start(self, own: FrameReader) -> None:
         self._tails[self._edge] = _Tail(self._bus, self._edge, own)
@@ -167,17 +168,19 @@ class Following:
         for streams in self.streams():
             streams.release(answer)
 
-    async def join(self, first: bytes, opened: Opened, absent: Callable[[], None] | None = None) -> Answer | None:
+    async def join(
+        self, first: bytes, opened: Opened, absent: Callable[[], None] | None = None, edge: str | None = None
+    ) -> Answer | None:
         """The answer to the request whose first choice is ``first``, from its beginning on the log; when this returns
-        all that was on the log has been delivered.
+        all that was on the log has been delivered. ``edge``: which one accepted it, if that is known.
 
         If the log has nothing of it: None; or, with ``absent``, that is called and its beginning waited for.
         Raises InferBusError.
         """
-        edges = await self._candidates(first)
-        for number, edge in enumerate(edges):
+        edges = [edge] if edge is not None else await self._candidates(first)
+        for number, one in enumerate(edges):
             last = number == len(edges) - 1
-            answer = await self._join(edge, first, opened, absent if last else None)
+            answer = await self._join(one, first, opened, absent if last else None)
             if answer is not None:
                 return answer
         return None
@@ -187,17 +190,17 @@ class Following:
         tag = tag_of(first)
         if tag == edge_tag(self._edge):
             return [self._edge]
-        if clock.monotonic() - self._edges_at > _EDGES_SECONDS:
-            try:
-                self._edges = await self._log.edges()
-            except StreamApiError as error:
-                raise _log_unavailable(str(error)) from error
-            self._edges_at = clock.monotonic()
+        known = [edge for edge in self._edges if edge_tag(edge) == tag]
+        if known or clock.monotonic() - self._edges_at < _LOOK_AGAIN_SECONDS:
+            return known
+        try:
+            self._edges = await self._log.edges()
+        except StreamApiError as error:
+            raise _log_unavailable(str(error)) from error
+        self._edges_at = clock.monotonic()
         return [edge for edge in self._edges if edge_tag(edge) == tag]
 
-    async def _join(
-        self, edge: str, first: bytes, opened: Opened, absent: Callable[[], None] | None
-    ) -> Answer | None:
+    async def _join(self, edge: str, first: bytes, opened: Opened, absent: Callable[[], None] | None) -> Answer | None:
         tail = self._tails.get(edge)
         if tail is None:
             tail = self._tails[edge] = _Tail(self._bus, edge)

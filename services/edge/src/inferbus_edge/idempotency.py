@@ -80,10 +80,10 @@ class Claim:
         """Nothing was accepted under it: the next one is the first again."""
         await self._store.delete(self._name)
 
-    async def renew(self, request_id: bytes, edge: str, accepted_us: int) -> None:
+    async def renew(self, request_id: bytes, edge: str, accepted_us: int) -> bool:
         """What it stood for failed in a way that a retry may mend: from now on it stands for a new request.
 
-        Raises InferBusError CONFLICT if another retry was faster.
+        False if another retry was faster.
         """
         record = IdempotencyRecord(
             request_id=request_id,
@@ -91,8 +91,14 @@ class Claim:
             edge=edge,
             accepted_time=clock.timestamp(accepted_us),
         )
-        ack = await self._store.update(self._name, record, self._revision, self._ttl)
+        try:
+            ack = await self._store.update(self._name, record, self._revision, self._ttl)
+        except InferBusError as error:
+            if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
+                raise
+            return False
         self.record, self._revision, self.mine = record, ack.sequence, True
+        return True
 
 
 def fingerprint_of(path: str, body: bytes) -> bytes:

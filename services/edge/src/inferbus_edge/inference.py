@@ -115,11 +115,6 @@ class Inference:
         self._admit()
         if plan.detached:
             call = replace(call, request_id=detached(call.request_id))
-        name = call.http.headers.get(HEADER)
-        claim = None
-        if name is not None:
-            fingerprint = fingerprint_of(call.http.path, body)
-            claim = await self._claims.claim(key, name, fingerprint, call.request_id, call.accepted_us)
         facts = {
             "gen_ai.operation.name": plan.operation,
             "gen_ai.request.model": plan.model,
@@ -127,12 +122,19 @@ class Inference:
             "inferbus.tenant_id": key.tenant_id,
         }
         with span(f"{plan.operation} {plan.model}", call.http.headers, kind=SpanKind.SERVER, **facts) as trace:
-            if claim is not None and not claim.mine:
-                response = await self._again(call, key, plan, model, claim, trace)
-                if response is not None:
-                    return response
-                await claim.renew(call.request_id, self._edge, call.accepted_us)
-            return await self._begin(call, key, plan, model, claim, trace)
+            name = call.http.headers.get(HEADER)
+            if name is None:
+                return await self._begin(call, key, plan, model, None, trace)
+            fingerprint = fingerprint_of(call.http.path, body)
+            while True:
+                claim = await self._claims.claim(key, name, fingerprint, call.request_id, call.accepted_us)
+                if not claim.mine:
+                    response = await self._again(call, key, plan, claim, trace)
+                    if response is not None:
+                        return response
+                    if not await claim.renew(call.request_id, self._edge, call.accepted_us):
+                        continue
+                return await self._begin(call, key, plan, model, claim, trace)
 
     async def _begin(
         self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim | None, trace: Span
@@ -140,7 +142,9 @@ class Inference:
         reply = reply_of(plan, call.accepted_us)
         hold = self.hold_of(call, key, idempotent=claim is not None)
         try:
-            ticket = self._limits.admit(key, self._auth.project_of(key), self._auth.tenant_of(key), _tokens(plan, model))
+            ticket = self._limits.admit(
+                key, self._auth.project_of(key), self._auth.tenant_of(key), _tokens(plan, model)
+            )
         except InferBusError:
             await _release(claim)
             raise
@@ -218,7 +222,7 @@ class Inference:
     # --- a call that comes again ------------------------------------------------------------------------------------
 
     async def _again(
-        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
+        self, call: Call, key: KeyRecord, plan: Plan, claim: Claim, trace: Span
     ) -> web.StreamResponse | None:
         """The answer that this idempotency key already has, running or ended; None if it must be made anew."""
         record = claim.record
@@ -236,7 +240,7 @@ class Inference:
         if plan.detached and plan.stored is not None and not plan.stream:
             publish_again()
             return json_response(await self.snapshot(key, first) or b"", first)
-        found = await self._resume(call, key, first, 0, stream=plan.stream, absent=publish_again)
+        found = await self._resume(call, key, first, 0, stream=plan.stream, absent=publish_again, edge=record.edge)
         if found is None:
             return None
         answer, fields = found
@@ -251,13 +255,21 @@ class Inference:
         one that the log does not have any more, or that is not of the caller's project."""
         self._admit()
         call = replace(call, request_id=first)
-        found = await self._resume(call, key, first, after, stream=stream, absent=None)
+        found = await self._resume(call, key, first, after, stream=stream)
         if found is None:
             raise not_found()
         return await self._deliver(found[0], call, found[1])
 
     async def _resume(
-        self, call: Call, key: KeyRecord, first: bytes, after: int, *, stream: bool, absent: Callable[[], None] | None
+        self,
+        call: Call,
+        key: KeyRecord,
+        first: bytes,
+        after: int,
+        *,
+        stream: bool,
+        absent: Callable[[], None] | None = None,
+        edge: str | None = None,
     ) -> tuple[Answer, Mapping[str, str]] | None:
         fields = {STREAM_HEADER: uuid_text(first)}
         hold = self.hold_of(call, key, idempotent=absent is not None)
@@ -271,7 +283,7 @@ class Inference:
             answer.resumed = True
             return answer
 
-        answer = await self._following.join(first, opened, absent)
+        answer = await self._following.join(first, opened, absent, edge)
         return None if answer is None else (answer, fields)
 
     async def _deliver(self, answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:
@@ -483,9 +495,7 @@ def messages_of(
     plan: Plan, key: KeyRecord, first: bytes, edge: str, accepted_us: int, expire_us: int, reply: bytes
 ) -> list[GenerateRequest]:
     """One message for each choice. Times are Unix microseconds."""
-    context = RequestContext(
-        tenant_id=key.tenant_id, project_id=key.project_id, key_id=key.key_id, model=plan.model
-    )
+    context = RequestContext(tenant_id=key.tenant_id, project_id=key.project_id, key_id=key.key_id, model=plan.model)
     messages = []
     for choice, asked in enumerate(plan.requests[:MAX_CHOICES]):
         message = GenerateRequest()

@@ -386,4 +386,3 @@ class FormBody:
 
 Stream = ChatStream | FormStream
 Body = ChatBody | FormBody
-

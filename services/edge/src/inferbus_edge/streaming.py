@@ -251,4 +251,3 @@ class Streams:
 
 def _fields(part: Part) -> dict[str, object]:
     return {"request_id": uuid_text(part.request_id), "attempt": part.attempt, "index": part.index}
-

@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from inferbus.bus.v1.frame_pb2 import Close, Frame
+from inferbus.bus.v1.frame_pb2 import Close, Frame, Open
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.error_pb2 import Error
 from inferbus.common.v1.usage_pb2 import FinishReason
@@ -59,6 +59,8 @@ class Endings:
             time_us=now_us,
             contexts=[request.context],
             closes=[close_of(request, refusal, now_us)],
+            # Nothing of it is on the log yet: an edge that did not accept it reads here how to write its answer.
+            opens=[Open(request_id=request.request_id, reply=request.reply)],
         )
         self._open.append((self._frames.publish(frame), on_stored))
         self._some.set()

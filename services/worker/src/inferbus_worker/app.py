@@ -80,7 +80,7 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     generations.on_end(lambda *_: heartbeats.soon())
     metrics.WORKER_CAPACITY.set(info.capacity)
 
-    servicer = WorkerServicer(registration, generations, frames, direct, drain)
+    servicer = WorkerServicer(registration, generations, frames, direct, drain, engine, info)
     add = partial(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer)
     token = config.rpc_token.get_secret_value() if config.rpc_token else None
     rpc = await process.enter(serve(config.grpc_address, add, [SERVICE], token, config.tls))

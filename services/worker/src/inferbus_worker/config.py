@@ -40,12 +40,12 @@ class SyntheticConfig(Section):
 class Config(ServiceConfig):
     """One worker: one engine, one model."""
 
-    engine: Literal["llama_cpp", "synthetic"] = "llama_cpp"
+    engine: Literal["llama_cpp", "minilm", "synthetic"] = "llama_cpp"
     """The software that generates; its packages must be installed, else the worker does not start."""
     model: str | None = Field(default=None, min_length=1, max_length=128)
     """Public model name; unset: the engine's own."""
     capacity: int | None = Field(default=None, ge=1, le=65536)
-    """Generations that run at once, more wait; unset: 16 (llama_cpp), 1024 (synthetic)."""
+    """Generations that run at once, more wait; unset: 16 (llama_cpp), 64 (minilm), 1024 (synthetic)."""
     threads: int | None = Field(default=None, ge=1, le=512)
     """Threads of the engine; unset: one for each core that this process may use."""
     context_length: int | None = Field(default=None, ge=128)

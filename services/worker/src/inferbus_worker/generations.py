@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 
+from inferbus.bus.v1.frame_pb2 import Close
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason
 from inferbus_bus.frames import FramePublisher
@@ -13,7 +14,8 @@ from inferbus_runtime.errors import InferBusError, unavailable
 
 from inferbus_worker.core.columns import StepFrames
 from inferbus_worker.core.restarts import RestartLimit
-from inferbus_worker.core.running import Running, generation_of
+from inferbus_worker.core.running import Running
+from inferbus_worker.core.wire import generation_of
 from inferbus_worker.direct import Direct
 from inferbus_worker.engine import Engine, EngineDiedError, EngineInfo, Finish, Finished, Step
 
@@ -129,7 +131,7 @@ class Generations:
             if running is not None:
                 close = frames.add_close(running, finished, self._info.engine)
                 ended.append((running, close.finish_reason))
-                self._count_end(close.finish_reason, finished)
+                self._count_end(close)
         sequence = self._publish(frames)
         self.output_tokens += total
         self._tokens_metric.inc(total)
@@ -147,10 +149,10 @@ class Generations:
             sequence = self._frames.publish(frame)
         return sequence
 
-    def _count_end(self, reason: FinishReason.ValueType, finished: Finished) -> None:
-        name = FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+    def _count_end(self, close: Close) -> None:
+        name = FinishReason.Name(close.finish_reason).removeprefix("FINISH_REASON_").lower()
         metrics.GENERATIONS.labels(self._info.model, name).inc()
-        metrics.INPUT_TOKENS.labels(self._info.model).inc(finished.input_tokens)
+        metrics.INPUT_TOKENS.labels(self._info.model).inc(close.usage.input_tokens)
 
     async def _restart(self, death: EngineDiedError) -> None:
         self._up = False

@@ -38,6 +38,8 @@ _CANCEL_MEMORY = 65536
 # Acks are not durable across a broker kill: what was finished may come again long after.
 _FINISHED_MEMORY = 16384
 _RETRY_SECONDS = 0.2
+# OpenTelemetry's names of what is asked.
+_OPERATIONS = {"chat": "chat", "prompt": "text_completion", "embedding": "embeddings", None: "chat"}
 
 
 class Intake:
@@ -144,7 +146,7 @@ class Intake:
             delivery.headers,
             kind=SpanKind.CONSUMER,
             **{
-                "gen_ai.operation.name": "chat",
+                "gen_ai.operation.name": _OPERATIONS[work.request.WhichOneof("input")],
                 "gen_ai.request.model": self._info.model,
                 "inferbus.request_id": uuid_text(running.key),
                 "inferbus.worker": self._worker,

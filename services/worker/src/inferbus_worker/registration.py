@@ -42,6 +42,15 @@ class Registration:
             context_length=info.context_length,
             state=WIRE_STATES[self.state],
         )
+        self._model = ModelRecord(
+            name=info.model,
+            revision=info.revision,
+            engine=info.engine,
+            context_length=info.context_length,
+            owned_by="inferbus",
+            capabilities=info.capabilities,
+            embedding_dimensions=info.embedding_dimensions,
+        )
         self._ttl = ttl
         self._may_publish = may_publish
         self._fleet: Registry[WorkerRecord] = Registry(bus, "fleet", WorkerRecord)
@@ -101,16 +110,8 @@ class Registration:
         self._may_publish.clear()
 
     async def _announce_model(self) -> None:
-        """Once per revision: the record stays when the last worker of the model is gone."""
-        known = self._models.get(self.record.model)
-        if known is not None and (known.revision, known.engine) == (self.record.revision, self.record.engine):
-            return
-        model = ModelRecord(
-            name=self.record.model,
-            revision=self.record.revision,
-            engine=self.record.engine,
-            context_length=self.record.context_length,
-            owned_by="inferbus",
-        )
-        model.create_time.CopyFrom(clock.timestamp(clock.now_us()))
-        await self._models.put(model.name, model)
+        """Once, and again when it is no longer what is known: the record stays when the last worker is gone."""
+        known = self._models.get(self._model.name)
+        self._model.create_time.CopyFrom(known.create_time if known else clock.timestamp(clock.now_us()))
+        if known != self._model:
+            await self._models.put(self._model.name, self._model)

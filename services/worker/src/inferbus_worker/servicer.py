@@ -10,12 +10,13 @@ from inferbus.worker.v1 import worker_pb2_grpc
 from inferbus_bus.frames import FramePublisher
 from inferbus_contracts.ids import uuid7
 from inferbus_runtime import clock
+from inferbus_runtime.errors import invalid
 
 from inferbus_worker.core.columns import WIRE_FINISH
-from inferbus_worker.core.running import sampling_of
+from inferbus_worker.core.wire import chat_of, sampling_of
 from inferbus_worker.direct import Direct
 from inferbus_worker.drain import Drain
-from inferbus_worker.engine import Finished, Generation, Message
+from inferbus_worker.engine import Chat, Engine, EngineInfo, Finished, Generation, Prompt
 from inferbus_worker.generations import Generations
 from inferbus_worker.registration import Registration
 
@@ -30,12 +31,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         frames: FramePublisher,
         direct: Direct,
         drain: Drain,
+        engine: Engine,
+        info: EngineInfo,
     ) -> None:
         self._registration = registration
         self._generations = generations
         self._frames = frames
         self._direct = direct
         self._drain = drain
+        self._engine = engine
+        self._info = info
 
     async def GetStatus(self, request: api.GetStatusRequest, context: Any) -> api.GetStatusResponse:  # noqa: N802
         return api.GetStatusResponse(
@@ -54,9 +59,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self, request: api.GenerateRequest, context: Any
     ) -> AsyncIterator[api.GenerateResponse]:
         key = uuid7(clock.now_us() // 1000, os.urandom(10))
-        messages = tuple(Message(message.role, message.content) for message in request.chat.messages)
         output_tokens = 0
-        async for item in self._direct.generate(Generation(key, messages, sampling_of(request.sampling))):
+        generation = Generation(key, chat_of(request.chat), sampling_of(request.sampling))
+        async for item in self._direct.generate(generation):
             if isinstance(item, Finished):
                 yield api.GenerateResponse(
                     finish_reason=WIRE_FINISH[item.reason],
@@ -71,3 +76,23 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                 ids, text = item
                 output_tokens += len(ids)
                 yield api.GenerateResponse(token_id=ids, text=text.decode())
+
+    async def Tokenize(self, request: api.TokenizeRequest, context: Any) -> api.TokenizeResponse:  # noqa: N802
+        match request.WhichOneof("input"):
+            case "text":
+                source: Prompt | Chat = Prompt(request.text)
+            case "chat":
+                source = chat_of(request.chat)
+            case _:
+                raise invalid("Send text or messages.", param="prompt")
+        tokens = await self._engine.tokenize(
+            source, parse_special=request.parse_special, open_turn=request.add_generation_prompt
+        )
+        return api.TokenizeResponse(
+            token_id=tokens.ids,
+            piece=tokens.pieces if request.return_pieces else (),
+            context_length=self._info.context_length,
+        )
+
+    async def Detokenize(self, request: api.DetokenizeRequest, context: Any) -> api.DetokenizeResponse:  # noqa: N802
+        return api.DetokenizeResponse(text=await self._engine.detokenize(request.token_id))

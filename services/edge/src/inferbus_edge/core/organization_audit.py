@@ -120,7 +120,7 @@ class AuditQuery:
             and (self.end is None or at <= self.end)
             and (not self.types or type_of(event) in self.types)
             and (not self.projects or event.project_id in self.projects)
-            and (not self.actors or event.actor_key_id in self.actors or owner_id in self.actors)
+            and (not self.actors or event.actor_key_id in self.actors or (owner_id != "" and owner_id in self.actors))
             and (not self.targets or event.target in self.targets)
         )
 

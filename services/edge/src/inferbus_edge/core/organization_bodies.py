@@ -48,9 +48,9 @@ def fields(body: Body, known: Collection[str]) -> dict[str, Any]:
 
 
 def text(body: Body, name: str, default: str | None = None) -> str:
-    """Raises InferBusError INVALID_ARGUMENT if it is no text, or is missing and has no ``default``."""
+    """Raises InferBusError INVALID_ARGUMENT if it is no text, or is missing or empty and has no ``default``."""
     value = body.get(name, default)
-    if value is None:
+    if value is None or (value == "" and default is None):
         raise invalid(f"'{name}' must be set.", param=name, reason="missing_required_parameter")
     if not isinstance(value, str):
         raise _type(name, "a string")

@@ -1,6 +1,7 @@
 """How limits are told to a client: the headers ``x-ratelimit-*`` and the message of a refusal, as OpenAI words them."""
 
-from inferbus_edge.core.limits import Dimension, Level, Refusal
+from inferbus_edge.core.limits import Dimension, Refusal
+from inferbus_edge.core.window import Level
 
 _UNITS: dict[Dimension, str] = {
     "requests": "requests per min (RPM)",

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+from inferbus.bus.v1 import frame_pb2 as wire
 from inferbus.bus.v1.frame_pb2 import Close, Frame
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 
 from inferbus_worker.core.running import Running
 from inferbus_worker.core.timing import gap_us, timestamp
-from inferbus_worker.engine import Finish, Finished, Step
+from inferbus_worker.engine import Finish, Finished, Step, TokenLogprob
 
 WIRE_FINISH: dict[Finish, FinishReason.ValueType] = {
     Finish.STOP: FinishReason.FINISH_REASON_STOP,
@@ -22,8 +23,8 @@ class EdgeColumns:
     """What one edge gets of one step. Plain lists: this runs for every token."""
 
     __slots__ = (
-        "attempts", "closes", "context_index", "contexts", "counts", "first_index", "gaps", "keys", "sizes",
-        "texts", "token_ids",
+        "attempts", "closes", "context_index", "contexts", "counts", "embeddings", "first_index", "gaps", "keys",
+        "logprobs", "opens", "sizes", "texts", "token_ids",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -38,9 +39,14 @@ class EdgeColumns:
         self.texts: list[bytes] = []
         self.token_ids: list[int] = []
         self.closes: list[Close] = []
+        self.opens: list[wire.Open] = []
+        self.logprobs: list[wire.DeltaLogprobs] = []
+        self.embeddings: list[wire.Embedding] = []
 
     def add(self, running: Running, ids: Sequence[int], text: bytes, gap: int) -> None:
         """One delta that follows what ``running`` has so far."""
+        if not running.opened:
+            self.open(running)
         self.keys.append(running.key)
         self.context_index.append(self.context_of(running))
         self.attempts.append(running.attempt)
@@ -50,6 +56,12 @@ class EdgeColumns:
         self.sizes.append(len(text))
         self.texts.append(text)
         self.token_ids.extend(ids)
+
+    def open(self, running: Running) -> None:
+        """Nothing of the attempt comes in an earlier frame: what an edge needs to write its answer comes in this one."""
+        running.opened = True
+        opens = wire.Open(request_id=running.key, context_index=self.context_of(running), reply=running.request.reply)
+        self.opens.append(opens)
 
     def context_of(self, running: Running) -> int:
         """Index of the request's context in this frame."""
@@ -74,6 +86,9 @@ class EdgeColumns:
             token_id=self.token_ids,
             text=b"".join(self.texts),
             closes=self.closes,
+            opens=self.opens,
+            logprobs=self.logprobs,
+            embeddings=self.embeddings,
         )
 
 
@@ -111,7 +126,27 @@ class StepFrames:
                     one.first_us = now
             self.of(one.edge).add(one, ids, text, gap)
             one.ids += ids
+        if step.logprobs:
+            self._add_logprobs(step, running)
+        for vector in step.embeddings:
+            if (one := running.get(vector.key)) is not None:
+                self._add_embedding(one, vector.index, vector.values)
         return total
+
+    def _add_logprobs(self, step: Step, running: Mapping[bytes, Running]) -> None:
+        for number, tokens in step.logprobs.items():
+            key = step.keys[number]
+            if (one := running.get(key)) is not None:
+                columns = self.of(one.edge)
+                columns.logprobs.append(
+                    wire.DeltaLogprobs(delta=columns.keys.index(key), tokens=[_wire_logprob(token) for token in tokens])
+                )
+
+    def _add_embedding(self, running: Running, index: int, values: bytes) -> None:
+        columns = self.of(running.edge)
+        if not running.opened:
+            columns.open(running)
+        columns.embeddings.append(wire.Embedding(request_id=running.key, index=index, values=values))
 
     def open_attempt(self, running: Running) -> None:
         """A delta without token: names the index at which a new attempt resumes, before its first token is there."""
@@ -119,6 +154,8 @@ class StepFrames:
 
     def add_close(self, running: Running, finished: Finished, engine: str) -> Close:
         columns = self.of(running.edge)
+        if not running.opened:
+            columns.open(running)
         close = close_of(running, finished, engine, self._time_us)
         close.context_index = columns.context_of(running)
         columns.closes.append(close)
@@ -128,18 +165,28 @@ class StepFrames:
         return [columns.frame(edge, self._time_us) for edge, columns in self._edges.items()]
 
 
+def _wire_logprob(token: TokenLogprob) -> wire.TokenLogprob:
+    return wire.TokenLogprob(
+        token_id=token.token_id,
+        text=token.text,
+        logprob=token.logprob,
+        top=[wire.Alternative(token_id=one.token_id, text=one.text, logprob=one.logprob) for one in token.top],
+    )
+
+
 def close_of(running: Running, finished: Finished, engine: str, now_us: int) -> Close:
     """The end of a generation. What we closed for a reason of our own is an error, the client's cancel is not."""
     reason, error = finished.reason, finished.error
     if reason is Finish.CANCELLED and running.verdict is not None:
         reason, error = Finish.ERROR, running.verdict
+    elsewhere = running.request.input_counted_elsewhere
     close = Close(
         request_id=running.key,
         attempt=running.attempt,
         finish_reason=WIRE_FINISH[reason],
         usage=Usage(
-            input_tokens=finished.input_tokens,
-            cached_input_tokens=finished.cached_input_tokens,
+            input_tokens=0 if elsewhere else finished.input_tokens,
+            cached_input_tokens=0 if elsewhere else finished.cached_input_tokens,
             output_tokens=len(running.ids),
         ),
         priority_class=running.request.priority_class,

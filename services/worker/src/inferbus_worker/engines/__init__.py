@@ -5,6 +5,7 @@ from typing import Any
 
 ENGINES: dict[str, str] = {
     "llama_cpp": "inferbus_worker.engines.llama_cpp:LlamaCpp",
+    "minilm": "inferbus_worker.engines.minilm:MiniLm",
     "synthetic": "inferbus_worker.engines.synthetic:Synthetic",
 }
 

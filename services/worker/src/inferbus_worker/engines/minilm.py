@@ -9,10 +9,11 @@ import hashlib
 import logging
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar, TypeVarTuple
 
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
@@ -34,6 +35,9 @@ from inferbus_worker.engine import (
 from inferbus_worker.engines.minilm_batches import Input, batch_bound, next_batch, queue_of
 from inferbus_worker.engines.minilm_bert import Floats
 from inferbus_worker.engines.minilm_model import PUBLIC_NAME, Model, load
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 log = logging.getLogger(__name__)
 
@@ -144,14 +148,14 @@ class MiniLm:
         if isinstance(source, Chat):
             raise _no_text()
         model = self._started()
-        [ids] = await self._read_ids(model, (source,), parse_special)
+        [ids] = await self._in_reader(_tokenized, model, (source,), parse_special)
         _check_ids(ids, model.vocabulary, "prompt")
         return Tokens(list(ids), [piece.encode() for piece in model.pieces(ids)])
 
     async def detokenize(self, ids: Sequence[int]) -> bytes:
         model = self._started()
         _check_ids(ids, model.vocabulary, "tokens")
-        text = await asyncio.get_running_loop().run_in_executor(self._pools[0], model.detokenize, ids)
+        text = await self._in_reader(model.detokenize, ids)
         return text.encode()
 
     async def stop(self) -> None:
@@ -188,8 +192,7 @@ class MiniLm:
         """Inputs into token ids, and these into the queues."""
         model = self._started()
         try:
-            inputs = await self._read_ids(model, run.inputs, True)
-            _check_inputs(inputs, model.vocabulary, self._context)
+            run.queue = await self._in_reader(_read_inputs, model, run.key, run.inputs, self._context)
         except InferBusError as error:
             self._end(run, Finish.ERROR, error)
             return
@@ -198,7 +201,6 @@ class MiniLm:
             self._end(run, Finish.ERROR, _engine_failed(repr(error)))
             return
         run.inputs = ()  # nobody needs the texts any more
-        run.queue = queue_of(run.key, inputs)
         self._queues.append(run.queue)
         self._work.set()
 
@@ -263,9 +265,15 @@ class MiniLm:
             raise RuntimeError("the engine is not started")
         return self._model
 
-    async def _read_ids(self, model: Model, sources: Sequence[Prompt], parse_special: bool) -> list[Sequence[int]]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pools[0], _tokenized, model, sources, parse_special)
+    async def _in_reader(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pools[0], function, *args)
+
+
+def _read_inputs(model: Model, key: bytes, sources: Sequence[Prompt], context: int) -> deque[Input]:
+    """All that is to be done with a generation's inputs before the model; thousands of them take a while."""
+    inputs = _tokenized(model, sources, parse_special=True)
+    _check_inputs(inputs, model.vocabulary, context)
+    return queue_of(key, inputs)
 
 
 def _tokenized(model: Model, sources: Sequence[Prompt], parse_special: bool) -> list[Sequence[int]]:

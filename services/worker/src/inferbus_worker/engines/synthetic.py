@@ -6,7 +6,7 @@ list of small records: it measures the platform, so it must cost next to nothing
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,9 +14,20 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import invalid
 
 from inferbus_worker.config import Config, SyntheticConfig
-from inferbus_worker.core.sampling import fault_of
+from inferbus_worker.core.sampling import context_exceeded, fault_of
 from inferbus_worker.core.stops import StopFilter
-from inferbus_worker.engine import EngineDiedError, EngineInfo, Finish, Finished, Generation, Step
+from inferbus_worker.engine import (
+    Chat,
+    Embed,
+    EngineDiedError,
+    EngineInfo,
+    Finish,
+    Finished,
+    Generation,
+    Prompt,
+    Step,
+    Tokens,
+)
 
 PUBLIC_NAME = "synthetic"
 DEFAULT_CAPACITY = 1024
@@ -34,6 +45,12 @@ _WORDS = tuple(_SENTENCE.split())
 _TEXTS = tuple(f"{word} ".encode() for word in _WORDS)
 _CYCLE = len(_WORDS)
 _JITTER_CYCLE = 97
+_WORD_IDS = {word: number for number, word in enumerate(_WORDS)}
+# It reads every word, and writes only its own: any other has this id.
+_UNKNOWN = _CYCLE
+_UNKNOWN_TEXT = b"? "
+# No model, no probabilities, no grammar: what would need one is refused.
+CAPABILITIES = ("chat", "completions")
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +75,8 @@ class Synthetic:
         self._prefill_us = _microseconds(timing.prefill)
         self._jitter = timing.jitter
         self._dies_after = timing.dies_after
-        self._info = EngineInfo("synthetic", model, f"synthetic-{self._itl_us}us", capacity, context_length)
+        revision = f"synthetic-{self._itl_us}us"
+        self._info = EngineInfo("synthetic", model, revision, capacity, context_length, CAPABILITIES)
         self._reset()
 
     @classmethod
@@ -120,6 +138,16 @@ class Synthetic:
                 self._schedule(clock.now_us())
             yield step
 
+    async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
+        """A word is a token; it has no special ones and no template."""
+        if isinstance(source, Prompt) and not isinstance(source.content, str):
+            return Tokens(list(source.content), [_piece(token) for token in source.content])
+        words = [word for text in _texts(source) for word in text.split()]
+        return Tokens([_WORD_IDS.get(word, _UNKNOWN) for word in words], [f"{word} ".encode() for word in words])
+
+    async def detokenize(self, ids: Sequence[int]) -> bytes:
+        return b"".join(_piece(token) for token in ids)
+
     async def stop(self) -> None:
         for handle in (self._timer, self._death):
             if handle is not None:
@@ -137,14 +165,13 @@ class Synthetic:
 
     def _accept(self, generation: Generation) -> _Run | None:
         """The record of a valid generation; of any other its end is put out."""
-        input_tokens = sum(len(message.content.split()) for message in generation.messages)
+        input_tokens = _count(generation.input)
         room = self._info.context_length - input_tokens
-        fault = fault_of(generation)
+        fault = fault_of(generation, CAPABILITIES)
         if fault is None and any(not 0 <= token < _CYCLE for token in generation.resume_ids):
             fault = invalid("The engine cannot run this request.")
         if fault is None and room < 1:
-            text = f"The messages have {input_tokens} tokens, which is more than the model's context."
-            fault = invalid(text, param="messages", reason="context_length_exceeded")
+            fault = context_exceeded(generation.input, input_tokens)
         if fault is not None:
             self._put(Step(clock.now_us(), finished=[Finished(generation.key, Finish.ERROR, 0, error=fault)]))
             return None
@@ -225,6 +252,28 @@ class Synthetic:
     def _put(self, step: Step) -> None:
         self._buffer.append(step)
         self._wake.set()
+
+
+def _texts(source: Prompt | Chat) -> list[str]:
+    """What it reads of them."""
+    if isinstance(source, Chat):
+        return [message.content for message in source.messages]
+    return [source.content] if isinstance(source.content, str) else []
+
+
+def _count(source: Chat | Prompt | Embed) -> int:
+    """Input tokens: words, or the ids given."""
+    if isinstance(source, Embed):
+        return 0  # refused by its capabilities
+    if isinstance(source, Prompt) and not isinstance(source.content, str):
+        return len(source.content)
+    return sum(len(text.split()) for text in _texts(source))
+
+
+def _piece(token: int) -> bytes:
+    if not 0 <= token <= _UNKNOWN:
+        raise invalid(f"The model has no token {token}.", param="tokens")
+    return _UNKNOWN_TEXT if token == _UNKNOWN else _TEXTS[token]
 
 
 def _microseconds(duration: timedelta) -> int:

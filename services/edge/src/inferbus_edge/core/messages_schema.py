@@ -1,0 +1,259 @@
+"""What a Messages request may say: Anthropic's schema, checked strictly.
+
+As with OpenAI's, a field is served, or a hint without effect by its nature, or refused by name. Nothing that a caller
+asked for is silently ignored.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, by_kind, refused
+
+_MAX_TOKENS = (1 << 31) - 1
+_MAX_MESSAGES, _MAX_BLOCKS, _MAX_TOOLS, _MAX_STOPS = 2048, 2048, 128, 64
+_HINT = "A hint without effect: prefixes are cached by themselves."
+_NULL = "Only null."
+_KIND = re.compile(r"[a-z0-9_]{1,64}")
+# Blocks that Anthropic's API has as well; of any other type is said which ones there are.
+_OTHER_BLOCKS = frozenset(
+    (
+        "document", "search_result", "redacted_thinking", "server_tool_use", "web_search_tool_result",
+        "web_fetch_tool_result", "code_execution_tool_result", "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result", "tool_search_tool_result", "container_upload", "tool_reference",
+        "browser_state", "mcp_tool_use", "mcp_tool_result", "compaction",
+    )
+)  # fmt: skip
+
+
+def _unsupported(advice: str) -> PydanticCustomError:
+    return PydanticCustomError("unsupported_parameter", "{advice}", {"advice": advice})
+
+
+def _kind(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else None
+
+
+def _served_block(value: Any) -> Any:
+    if (kind := _kind(value)) in _OTHER_BLOCKS:
+        raise _unsupported(f"blocks of type '{kind}' are not served here")
+    return value
+
+
+def _own_tool(value: Any) -> Any:
+    kind = _kind(value)
+    if isinstance(kind, str) and kind != "custom":
+        named = f"tools of type '{kind}'" if _KIND.fullmatch(kind) else "tools of this type"
+        raise _unsupported(f"{named} are not served here, only tools of type 'custom'")
+    return value
+
+
+class CacheControl(BaseModel):
+    model_config = STRICT
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+Cached = Annotated[CacheControl | None, Field(description=_HINT)]
+
+
+class TextBlock(BaseModel):
+    model_config = STRICT
+    type: Literal["text"]
+    text: str
+    cache_control: Cached = None
+    citations: Annotated[Any, refused([])] = Field(None, description="Only null or empty.")
+
+
+class ImageBlock(BaseModel):
+    """Refused by a model without vision."""
+
+    model_config = STRICT
+    type: Literal["image"]
+    source: dict[str, Any]
+    cache_control: Cached = None
+    transformations: Annotated[Any, refused({})] = Field(None, description="Only null or empty.")
+
+
+class ThinkingBlock(BaseModel):
+    """Of an earlier answer; the model's template decides whether it is shown to the model again."""
+
+    model_config = STRICT
+    type: Literal["thinking"]
+    thinking: str
+    signature: str = Field("", description="Not checked.")
+
+
+class ToolUseBlock(BaseModel):
+    model_config = STRICT
+    type: Literal["tool_use"]
+    id: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)]
+    input: dict[str, Any]
+    cache_control: Cached = None
+    caller: Annotated[Any, refused({"type": "direct"})] = Field(None, description="Only null or the type 'direct'.")
+    toolset_name: Annotated[Any, refused()] = Field(None, description=_NULL)
+
+
+ResultPart = Annotated[
+    Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")],
+    by_kind("text", "image"),
+    BeforeValidator(_served_block),
+]
+
+
+class ToolResultBlock(BaseModel):
+    model_config = STRICT
+    type: Literal["tool_result"]
+    tool_use_id: Annotated[str, Field(min_length=1)]
+    content: (
+        Annotated[
+            Annotated[str, Tag(TEXT)] | Annotated[list[ResultPart], Field(max_length=_MAX_BLOCKS), Tag(LIST)],
+            BY_SHAPE,
+        ]
+        | None
+    ) = None
+    is_error: bool | None = Field(None, description="The model is told by the word 'Error:' before the content.")
+    cache_control: Cached = None
+    toolset_name: Annotated[Any, refused()] = Field(None, description=_NULL)
+
+
+SystemBlock = Annotated[TextBlock, BeforeValidator(_served_block)]
+UserBlock = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[ToolResultBlock, Tag("<tool_result>")],
+    by_kind("text", "image", "tool_result"),
+    BeforeValidator(_served_block),
+]
+AssistantBlock = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ThinkingBlock, Tag("<thinking>")]
+    | Annotated[ToolUseBlock, Tag("<tool_use>")],
+    by_kind("text", "thinking", "tool_use"),
+    BeforeValidator(_served_block),
+]
+SystemContent = Annotated[
+    Annotated[str, Tag(TEXT)] | Annotated[list[SystemBlock], Field(max_length=_MAX_BLOCKS), Tag(LIST)],
+    BY_SHAPE,
+]
+
+
+class UserMessage(BaseModel):
+    model_config = STRICT
+    role: Literal["user"]
+    content: Annotated[
+        Annotated[str, Tag(TEXT)] | Annotated[list[UserBlock], Field(max_length=_MAX_BLOCKS), Tag(LIST)],
+        BY_SHAPE,
+    ]
+
+
+class AssistantMessage(BaseModel):
+    model_config = STRICT
+    role: Literal["assistant"]
+    content: Annotated[
+        Annotated[str, Tag(TEXT)] | Annotated[list[AssistantBlock], Field(max_length=_MAX_BLOCKS), Tag(LIST)],
+        BY_SHAPE,
+    ]
+
+
+class SystemMessage(BaseModel):
+    model_config = STRICT
+    role: Literal["system"]
+    content: SystemContent
+
+
+Message = Annotated[
+    Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[SystemMessage, Tag("<system>")],
+    by_kind("user", "assistant", "system", field="role"),
+]
+
+
+class ToolParam(BaseModel):
+    model_config = STRICT
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+    input_schema: dict[str, Any]
+    description: str | None = None
+    type: Literal["custom"] | None = None
+    cache_control: Cached = None
+    strict: bool | None = Field(None, description="A call's input always has the schema, also without it.")
+    eager_input_streaming: Annotated[Any, refused(True)] = Field(None, description="Input is always streamed.")
+    defer_loading: Annotated[Any, refused(False)] = Field(None, description="Only false.")
+    input_examples: Annotated[Any, refused([])] = Field(None, description="Only empty.")
+    allowed_callers: Annotated[Any, refused(["direct"])] = Field(None, description="Only 'direct'.")
+
+
+class ToolChoice(BaseModel):
+    model_config = STRICT
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(BaseModel):
+    model_config = STRICT
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, Field(ge=1024, le=_MAX_TOKENS)] | None = Field(
+        None, description="Not a bound of its own: thinking counts towards max_tokens."
+    )
+    display: Annotated[Any, refused("summarized")] = Field(None, description="Thinking is always shown.")
+
+
+class OutputFormat(BaseModel):
+    model_config = STRICT
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(BaseModel):
+    model_config = STRICT
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="The effort of reasoning; refused by a model without."
+    )
+    format: OutputFormat | None = None
+
+
+class Conversation(BaseModel):
+    """What a message is made from: common to making one and to counting its tokens."""
+
+    model_config = STRICT
+    model: Annotated[str, Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
+    system: SystemContent | None = None
+    tools: Annotated[list[Annotated[ToolParam, BeforeValidator(_own_tool)]], Field(max_length=_MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    cache_control: Cached = None
+    speed: Annotated[Any, refused("standard")] = Field(None, description="Only 'standard'.")
+
+
+class Metadata(BaseModel):
+    model_config = STRICT
+    user_id: Annotated[str, Field(max_length=512)] | None = Field(None, description="A label without effect.")
+
+
+class MessageRequest(Conversation):
+    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
+    stream: bool | None = None
+    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=_MAX_STOPS)] | None = Field(
+        None, description="The answer ends before one of them; its stop_reason is then 'end_turn'."
+    )
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = Field(None, description="0: no bound.")
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = Field(None, description="All is served as 'standard'.")
+    container: Annotated[Any, refused()] = Field(None, description=_NULL)
+    context_management: Annotated[Any, refused()] = Field(None, description=_NULL)
+    diagnostics: Annotated[Any, refused()] = Field(None, description=_NULL)
+    inference_geo: Annotated[Any, refused()] = Field(None, description=_NULL)
+    mcp_servers: Annotated[Any, refused([])] = Field(None, description="Only empty.")
+
+
+class CountRequest(Conversation):
+    """The tokens of a conversation are to be counted."""

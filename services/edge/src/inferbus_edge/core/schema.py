@@ -1,0 +1,135 @@
+"""What all request schemas share: strict checking, and faults in the caller's words.
+
+Each field is served, or a hint without an effect here (its description says so), or refused by name: nothing that a
+caller asked for is silently ignored.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from inferbus_runtime.errors import InferBusError, invalid
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, ValidationError
+from pydantic_core import PydanticCustomError
+
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+_UNSUPPORTED, _INVALID = "unsupported_parameter", "invalid_value"
+# A parameter name in an error is the caller's own text: enough of it to find it again.
+_SHOWN_NAME = 64
+_MAX_KINDS = 12
+
+MAX_DEPTH = 64
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_PAIR = b"()"
+_BRACKETS = bytes.maketrans(b"{[}]", b"(())")
+_NO_BRACKETS = bytes(code for code in range(256) if code not in b"{[}]")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], body: bytes) -> Model:
+    """The request in ``body``. Raises InferBusError INVALID_ARGUMENT with the parameter at fault, and nothing else."""
+    check_depth(body)
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise refusal(error.errors(include_url=False)[0]) from None
+
+
+def check_depth(body: bytes) -> None:
+    """Raises InferBusError INVALID_ARGUMENT if JSON is nested deeper than MAX_DEPTH. What is no JSON is not judged."""
+    if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return
+    marks = _STRINGS.sub(b"", body).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        marks = marks.replace(_PAIR, b"")  # the innermost of each nest
+    if _PAIR in marks:
+        raise invalid(f"The body is nested deeper than {MAX_DEPTH} levels.", reason="nested_too_deep")
+
+
+def refused(*neutral: Any, advice: str = "leave it out") -> BeforeValidator:
+    """For a parameter that is known and not served: null and the ``neutral`` values ask for nothing and are taken."""
+
+    def check(value: Any) -> Any:
+        # The type is compared as well: true is no 1.
+        if value is None or any(type(value) is type(one) and value == one for one in neutral):
+            return value
+        raise PydanticCustomError(_UNSUPPORTED, "{advice}", {"advice": advice})
+
+    return BeforeValidator(check)
+
+
+def bad_value(message: str) -> PydanticCustomError:
+    """For a validator: ``message`` goes after the parameter's name."""
+    return PydanticCustomError(_INVALID, "{advice}", {"advice": message})
+
+
+def unsupported(param: str, message: str) -> InferBusError:
+    return invalid(message, param=param, reason=_UNSUPPORTED)
+
+
+# Tags name the member of a union that was meant. They stand in pydantic's error paths, and are no part of ours.
+TEXT, LIST, OBJECT = "<text>", "<list>", "<object>"
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return LIST
+    return OBJECT if isinstance(value, dict | BaseModel) else TEXT
+
+
+BY_SHAPE = Discriminator(_shape)
+"""Chooses between members tagged TEXT, LIST and OBJECT by the JSON type of the value."""
+
+
+def by_kind(*kinds: str, field: str = "type") -> Discriminator:
+    """Chooses between members tagged ``<kind>`` by their ``field``."""
+    known = frozenset(kinds)
+
+    def kind(value: Any) -> str | None:
+        found = value.get(field) if isinstance(value, dict) else getattr(value, field, None)
+        return f"<{found}>" if isinstance(found, str) and found in known else None
+
+    shown = ", ".join(f"'{one}'" for one in kinds[:_MAX_KINDS])
+    return Discriminator(kind, "unknown_kind", "{advice}", {"advice": f"should be one of {shown}", "field": field})
+
+
+def refusal(fault: Any) -> InferBusError:
+    """One of pydantic's faults in a caller's words. The offending value is never repeated: it may be prompt text."""
+    kind, location = fault["type"], fault["loc"]
+    param = path_of(location, whole=kind == "extra_forbidden")
+    if kind == "json_invalid":
+        return invalid(f"The body is not valid JSON ({fault['ctx']['error']}).", reason="invalid_json")
+    if not location:
+        return invalid("The body must be a JSON object.", reason="invalid_type")
+    if kind == "missing":
+        return invalid(f"Missing required parameter: '{param}'.", param=param, reason="missing_required_parameter")
+    if kind == "extra_forbidden":
+        return invalid(f"Unknown parameter: '{param}'.", param=param, reason="unknown_parameter")
+    if kind == "unknown_kind":
+        param = f"{param}.{fault['ctx']['field']}"
+        return invalid(f"'{param}' {fault['ctx']['advice']}.", param=param)
+    if kind == _UNSUPPORTED:
+        return unsupported(param, f"'{param}' is not supported; {fault['ctx']['advice']}.")
+    if kind == _INVALID:
+        return invalid(f"'{param}' {fault['ctx']['advice']}.", param=param)
+    text = fault["msg"].removeprefix("Input should").strip()
+    reason = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    message = f"'{param}' should {text}." if text != fault["msg"] else f"'{param}': {text}."
+    return invalid(message, param=param, reason=reason)
+
+
+def path_of(location: Sequence[int | str], *, whole: bool = False) -> str:
+    """``("messages", 0, "content", "<list>", 1, "text")`` → ``messages[0].content[1].text``.
+
+    ``whole``: the last step is a name, whatever it looks like.
+    """
+    path = ""
+    last = len(location) - 1
+    for at, step in enumerate(location):
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif (whole and at == last) or not (step.startswith("<") and step.endswith(">")):
+            path += f".{step[:_SHOWN_NAME]}" if path else step[:_SHOWN_NAME]
+    return path
