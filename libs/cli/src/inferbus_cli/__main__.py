@@ -9,11 +9,15 @@ _COMMANDS = {
     "up": "inferbus_cli.commands.up:up",
     "chat": "inferbus_cli.commands.chat:chat",
     "models": "inferbus_cli.commands.models:models",
+    "tenants": "inferbus_cli.commands.tenants:tenants",
+    "projects": "inferbus_cli.commands.projects:projects",
+    "service-accounts": "inferbus_cli.commands.service_accounts:service_accounts",
     "keys": "inferbus_cli.commands.keys:keys",
     "usage": "inferbus_cli.commands.usage:usage",
     "top": "inferbus_cli.commands.top:top",
     "sql": "inferbus_cli.commands.sql:sql",
     "audit": "inferbus_cli.commands.audit:audit",
+    "audit-log": "inferbus_cli.commands.audit_log:audit_log",
 }
 
 

@@ -1,4 +1,5 @@
-"""The edge's HTTP: OpenAI's routes with an API key, the operator's JSON with an admin key. Errors become click's."""
+"""The edge's HTTP: OpenAI's routes with an API key, its administration and the operator's JSON with an admin key.
+Errors become click's."""
 
 import json
 import ssl
@@ -20,6 +21,8 @@ from inferbus_cli.target import Target
 # A stream says something at least every 15 s (keep-alive comments), an audit at each step.
 _TIMEOUT = httpx2.Timeout(connect=5.0, read=120.0, write=30.0, pool=5.0)
 _ADMIN = "/inferbus/v1"
+_ORGANIZATION = "/v1/organization"
+_PAGE = 100
 # What a restart of a service takes on a busy machine.
 PATIENCE = 15.0
 MessageT = TypeVar("MessageT", bound=Message)
@@ -86,6 +89,22 @@ class Edge:
             return as_message(_json(response), answer)
         raise AssertionError("a call gives an answer or raises")
 
+    def organization(self, method: str, path: str, tenant: str, **options: Any) -> dict[str, Any]:
+        """One call of OpenAI's administration API for ``tenant``; empty: that of the key."""
+        headers = {"OpenAI-Organization": tenant} if tenant else {}
+        with self._call(method, _ORGANIZATION + path, self._target.admin_key, headers=headers, **options) as response:
+            return _json(response)
+
+    def organization_list(self, path: str, tenant: str, **params: Any) -> Iterator[dict[str, Any]]:
+        """All objects of one of its lists, page by page as they are asked for."""
+        query: dict[str, Any] = {"limit": _PAGE, **params}
+        while True:
+            page = self.organization("GET", path, tenant, params=query)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            query["after"] = page["last_id"]
+
     def lines(self, method: str, path: str, *, patience: float = 0.0, **options: Any) -> Iterator[dict[str, Any]]:
         """A call that answers with one JSON object a line. Raises Refused also for an error in the middle of it."""
         for response in self._patiently(patience, method, path, options):
@@ -111,8 +130,9 @@ class Edge:
 
     @contextmanager
     def _call(self, method: str, path: str, key: str, **options: Any) -> Iterator[httpx2.Response]:
+        headers = {**options.pop("headers", {}), "authorization": f"Bearer {key}"}
         try:
-            with self._http.stream(method, path, headers={"authorization": f"Bearer {key}"}, **options) as response:
+            with self._http.stream(method, path, headers=headers, **options) as response:
                 if response.status_code >= 400:
                     response.read()
                     raise _refusal(response)

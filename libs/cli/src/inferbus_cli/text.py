@@ -39,6 +39,11 @@ def moment(value: Timestamp) -> str:
     return value.ToDatetime(tzinfo=UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def epoch(unix_seconds: int) -> str:
+    """:func:`moment` of Unix seconds."""
+    return moment(Timestamp(seconds=unix_seconds))
+
+
 def parse_moment(text: str, now: datetime) -> datetime:
     """``90m`` or ``2h30m`` (that long before ``now``), ``now``, a date, or ISO 8601 (UTC if it names no zone).
 

@@ -1,10 +1,11 @@
-"""What a new stack needs on its bus before a service starts: streams, the first two keys, a first price book."""
+"""What a new stack needs on its bus before a service starts: streams, the first two keys and their tenants, a first
+price book."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from inferbus.bus.v1.registry_pb2 import KeyRecord, PriceRecord
+from inferbus.bus.v1.registry_pb2 import KeyRecord, PriceRecord, ProjectRecord, RecordState, TenantRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.registry import Registry, T
@@ -14,6 +15,7 @@ from inferbus_contracts.keys import prefix_of
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
+_PROJECT = "default"
 # The rates hold for whatever was ever served by this stack, so nothing in it is unpriced.
 _EFFECTIVE = datetime(2020, 1, 1, tzinfo=UTC)
 # USD per million tokens: input, cached input, output. Examples to be replaced by whoever sells.
@@ -43,7 +45,8 @@ def first_keys(api_key: str, admin_key: str) -> tuple[FirstKey, ...]:
 
 
 async def seed(bus: BusConfig, keys: tuple[FirstKey, ...]) -> None:
-    """Make the streams; put keys and prices that are not there. What an operator has changed or revoked stays as it is.
+    """Make the streams; put keys, tenants, projects and prices that are not there. What an operator has changed or
+    revoked stays as it is.
 
     Safe to run again. Raises InferBusError or StreamApiError if the bus refuses.
     """
@@ -52,6 +55,10 @@ async def seed(bus: BusConfig, keys: tuple[FirstKey, ...]) -> None:
         now = clock.timestamp(clock.now_us())
         known_keys = Registry(admin, "keys", KeyRecord)
         await _add(known_keys, {key_hash(key.secret): _key_record(key, now) for key in keys})
+        tenant_ids = sorted({key.tenant_id for key in keys})
+        await _add(Registry(admin, "tenants", TenantRecord), {name: _tenant_record(name, now) for name in tenant_ids})
+        projects = {f"{name}/{_PROJECT}": _project_record(name, now) for name in tenant_ids}
+        await _add(Registry(admin, "projects", ProjectRecord), projects)
         prices = Registry(admin, "prices", PriceRecord)
         await _add(prices, {model: _price_record(model) for model in _PRICES})
 
@@ -73,10 +80,24 @@ def _key_record(key: FirstKey, now: Timestamp) -> KeyRecord:
     return KeyRecord(
         key_id=key.key_id,
         tenant_id=key.tenant_id,
-        project_id="default",
+        project_id=_PROJECT,
         name=key.name,
         prefix=prefix_of(key.secret),
         scopes=key.scopes,
+        create_time=now,
+    )
+
+
+def _tenant_record(tenant_id: str, now: Timestamp) -> TenantRecord:
+    return TenantRecord(tenant_id=tenant_id, name=tenant_id, state=RecordState.RECORD_STATE_ACTIVE, create_time=now)
+
+
+def _project_record(tenant_id: str, now: Timestamp) -> ProjectRecord:
+    return ProjectRecord(
+        project_id=_PROJECT,
+        tenant_id=tenant_id,
+        name=_PROJECT,
+        state=RecordState.RECORD_STATE_ACTIVE,
         create_time=now,
     )
 

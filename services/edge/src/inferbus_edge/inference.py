@@ -15,7 +15,7 @@ from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.publish import Publisher
-from inferbus_contracts.ids import MAX_CHOICES, choice_id, detached, unix_ms_of, uuid_text
+from inferbus_contracts.ids import MAX_CHOICES, choice_id, detached, is_detached, unix_ms_of, uuid_text
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
 from inferbus_runtime.telemetry import Span, span
@@ -129,7 +129,7 @@ class Inference:
             while True:
                 claim = await self._claims.claim(key, name, fingerprint, call.request_id, call.accepted_us)
                 if not claim.mine:
-                    response = await self._again(call, key, plan, claim, trace)
+                    response = await self._again(call, key, plan, model, claim, trace)
                     if response is not None:
                         return response
                     if not await claim.renew(call.request_id, self._edge, call.accepted_us):
@@ -139,12 +139,11 @@ class Inference:
     async def _begin(
         self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim | None, trace: Span
     ) -> web.StreamResponse:
-        reply = reply_of(plan, call.accepted_us)
+        reply = reply_of(plan, model, call.accepted_us)
         hold = self.hold_of(call, key, idempotent=claim is not None)
         try:
-            ticket = self._limits.admit(
-                key, self._auth.project_of(key), self._auth.tenant_of(key), _tokens(plan, model)
-            )
+            project, tenant = self._auth.project_of(key), self._auth.tenant_of(key)
+            ticket = self._limits.admit(key, project, tenant, plan.input_estimate + (plan.output_bound or 0))
         except InferBusError:
             await _release(claim)
             raise
@@ -176,7 +175,7 @@ class Inference:
                 self._spawn(self._keep(key, answer.first, reply))
             raise
         self._settle(accepted, answer)
-        if plan.stored is not None and answer.error is None:
+        if plan.stored is not None:
             await self._store_body(key, answer)
         return self._response(answer, call, fields)
 
@@ -222,7 +221,7 @@ class Inference:
     # --- a call that comes again ------------------------------------------------------------------------------------
 
     async def _again(
-        self, call: Call, key: KeyRecord, plan: Plan, claim: Claim, trace: Span
+        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
     ) -> web.StreamResponse | None:
         """The answer that this idempotency key already has, running or ended; None if it must be made anew."""
         record = claim.record
@@ -232,7 +231,7 @@ class Inference:
         def publish_again() -> None:
             """Who was first may have died between its claim and its publish. The same ids: stored once."""
             expire_us = accepted_us + self._timeout_of(plan) // timedelta(microseconds=1)
-            reply = reply_of(plan, accepted_us)
+            reply = reply_of(plan, model, accepted_us)
             for one in messages_of(plan, key, first, record.edge, accepted_us, expire_us, reply):
                 self._publisher.publish_then(one, _log_outcome, trace.headers())
 
@@ -299,8 +298,9 @@ class Inference:
             raise
         return self._response(answer, call, fields)
 
-    async def snapshot(self, key: KeyRecord, first: bytes) -> bytes | None:
-        """A stored answer as it is now, ended or not; None if there is none for this caller."""
+    async def snapshot(self, key: KeyRecord, first: bytes, wait: float = 0.0) -> bytes | None:
+        """A stored answer as it is now, or as soon as it has ended within ``wait`` seconds; None if there is none for
+        this caller."""
         record = await self._stored.get(key, first)
         if record is None:
             return None
@@ -314,11 +314,17 @@ class Inference:
             return _watching(first, described, sink, context)
 
         answer = await self._following.join(first, opened)
-        if answer is not None:
-            if answer.done.done():
-                self._spawn(self._stored.finish(key, first, sink.body))
-            else:
-                self._following.release(answer)
+        if answer is None:
+            age_us = clock.now_us() - record.accepted_time.ToMicroseconds()
+            if age_us > self._settings.background_timeout // timedelta(microseconds=1):
+                # The log is too old for it, or the edge that took it died before it was on its way.
+                sink.fail(internal("a stored answer is not on the log"), clock.monotonic())
+            return sink.body
+        if wait > 0 and not answer.done.done():
+            await asyncio.wait([answer.done], timeout=wait)
+        if answer.on_log:
+            await self._store_body(key, answer)
+        self._following.release(answer)
         return sink.body
 
     def cancel(self, first: bytes, choices: int = 1) -> None:
@@ -429,7 +435,7 @@ class Inference:
 
     async def _store_body(self, key: KeyRecord, answer: Answer) -> None:
         sink = answer.sink
-        if answer.error is not None or not isinstance(sink, FormStream | Body):
+        if not answer.on_log or not isinstance(sink, FormStream | Body):
             return
         try:
             await self._stored.finish(key, answer.first, sink.body)
@@ -463,8 +469,12 @@ class Inference:
                 streams.keep_alive(seconds, now)
 
     async def drain(self) -> None:
-        """Take no new requests; returns when the present ones have ended."""
+        """Take no new requests; returns when the present ones have ended. Those that run without a client are not
+        waited for: whoever asks for them finds them on the log."""
         self.draining = True
+        for answer in self._streams.answers():
+            if is_detached(answer.first) and isinstance(answer.sink, Body):
+                self._streams.release(answer)
         await self._streams.idle()
         for streams in self._following.streams():
             await streams.idle()
@@ -486,9 +496,12 @@ def not_found() -> InferBusError:
     )
 
 
-def reply_of(plan: Plan, accepted_us: int) -> bytes:
-    """The reply description that travels with the request."""
-    return orjson.dumps({**plan.reply, "model": plan.model, "created": accepted_us // 1_000_000})
+def reply_of(plan: Plan, model: ModelRecord, accepted_us: int) -> bytes:
+    """The reply description that travels with the request. ``reasoning``: the model's text may hold its thoughts."""
+    reply = {"reasoning": "reasoning" in model.capabilities, **plan.reply}
+    if reply["reasoning"]:
+        reply["plain"] = False
+    return orjson.dumps({**reply, "model": plan.model, "created": accepted_us // 1_000_000})
 
 
 def messages_of(
@@ -507,14 +520,8 @@ def messages_of(
         message.expire_time.FromMicroseconds(expire_us)
         message.cache_salt = key.tenant_id.encode()
         message.reply = reply
-        message.input_counted_elsewhere = choice > 0
         messages.append(message)
     return messages
-
-
-def _tokens(plan: Plan, model: ModelRecord) -> int:
-    """What is set aside of a limit on tokens until the real number is known."""
-    return plan.input_estimate + (plan.output_bound or 0)
 
 
 def _watching(first: bytes, reply: Mapping[str, Any], sink: Body, context: RequestContext) -> Answer:

@@ -1,7 +1,7 @@
 """Where an answer goes: into an event stream, or into the body of a unary answer.
 
-All take the same calls, from the bus callback: ``open``, ``write`` for each delta, ``vector``, ``close`` for each choice,
-then ``finish`` or ``fail``. ``write`` returns why the client can get no more, or None.
+All take the same calls, from the bus callback: ``open``, ``write`` for each delta, ``vector``, ``close`` for each
+choice, then ``finish`` or ``fail``. ``write`` returns why the client can get no more, or None.
 """
 
 import asyncio
@@ -270,8 +270,9 @@ class FormStream:
         self._wire.send(self._wire.events(self._form.finish()) + self._wire.end(), now)
 
     def fail(self, error: InferBusError, now: float) -> None:
+        events = self._form.fail(error)  # also for the store, whatever the client gets
         if self._wire.begun:
-            self._wire.send(self._wire.framed(b"".join(self._form.fail(error))) + self._wire.end(), now)
+            self._wire.send(self._wire.framed(b"".join(events)) + self._wire.end(), now)
 
     def uncork(self, now: float) -> str | None:
         return self._wire.uncork(now)

@@ -8,7 +8,7 @@ from typing import Protocol
 from inferbus.bus.v1.frame_pb2 import Close, Frame
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import Usage
-from inferbus_contracts.ids import choice_id, uuid_text
+from inferbus_contracts.ids import choice_id, is_detached, uuid_text
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
 
@@ -43,7 +43,7 @@ class Answer:
     says how. ``first``: the id of the first choice, which names the whole."""
 
     __slots__ = (
-        "attended", "done", "error", "first", "foreign", "gone", "hold", "parts", "resumed", "sink", "timing",
+        "attended", "done", "error", "first", "foreign", "gone", "hold", "on_log", "parts", "resumed", "sink", "timing",
         "usage",
     )  # fmt: skip
 
@@ -54,6 +54,7 @@ class Answer:
         self.timing = timing
         self.hold = hold
         self.foreign = False  # another edge accepted it
+        self.on_log = False  # its end, good or bad
         self.attended = True  # by a client: its generations are wanted
         self.resumed = False  # from the log: it has been counted in the metrics before
         self.parts = [Part(self, choice) for choice in range(choices)]
@@ -171,6 +172,7 @@ class Streams:
             return
         error = error_of(close)
         if error is not None:
+            part.answer.on_log = True
             self.fail(part.answer, error, cancel="choice_failed" if len(part.answer.parts) > 1 else None)
             return
         if close.usage.output_tokens > part.index:
@@ -186,6 +188,7 @@ class Streams:
         answer.usage = answer.usage or Usage()
         add_usage(answer.usage, close.usage)
         if all(one.closed for one in answer.parts):
+            answer.on_log = True
             answer.sink.finish(now)
             self._end(answer, None)
             self._listener.ended(answer)
@@ -221,6 +224,9 @@ class Streams:
         for part in answer.parts:
             if self._parts.get(part.request_id) is part:
                 del self._parts[part.request_id]
+        self._on_size(len(self._parts))
+        if not self._parts:
+            self._idle.set()
 
     def _end(self, answer: Answer, error: InferBusError | None) -> None:
         for part in answer.parts:
@@ -245,8 +251,9 @@ class Streams:
                     self.leave(answer, trouble)
 
     def fail_all(self, error: InferBusError, cancel: str | None) -> None:
+        """Detached ones run on: they are found again from the log."""
         for answer in self.answers():
-            self.fail(answer, error, cancel=cancel)
+            self.fail(answer, error, cancel=None if is_detached(answer.first) else cancel)
 
 
 def _fields(part: Part) -> dict[str, object]:

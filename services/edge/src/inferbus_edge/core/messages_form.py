@@ -16,7 +16,7 @@ from inferbus_edge.core.pieces import CallArguments, CallEnd, CallStart, Piece, 
 
 
 class MessagesForm:
-    """See ``core/form.py``. A message has one choice; its tokens are counted at the end, so ``message_start`` says 0."""
+    """See :class:`.form.Form`. The log counts tokens at the end of a request, so ``message_start`` says 0."""
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
         self._first = first
@@ -137,7 +137,7 @@ class _Block:
         self.whole = False  # its arguments are
 
     def arguments(self) -> bytes | None:
-        """JSON text of the object, as far as it came; None if it is none, which an engine without grammars may write."""
+        """JSON text of the object, as far as it came; None if it is none: not every engine has grammars."""
         text = "".join(self.parts) or "{}"
         try:
             value = from_json(text, allow_inf_nan=False, allow_partial=not self.whole)

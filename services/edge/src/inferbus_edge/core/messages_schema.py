@@ -37,7 +37,8 @@ def _kind(value: Any) -> Any:
 
 
 def _served_block(value: Any) -> Any:
-    if (kind := _kind(value)) in _OTHER_BLOCKS:
+    kind = _kind(value)
+    if isinstance(kind, str) and kind in _OTHER_BLOCKS:
         raise _unsupported(f"blocks of type '{kind}' are not served here")
     return value
 

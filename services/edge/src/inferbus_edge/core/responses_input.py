@@ -4,11 +4,12 @@ An item may come as the SDK's helpers write it by hand, or as an earlier answer 
 have are known here as well.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, by_kind, refused
+from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, refused
 
 MAX_ITEMS = 2048
 _MAX_PARTS = 2048
@@ -20,6 +21,25 @@ Id = Annotated[str, Field(min_length=1, max_length=_MAX_ID)]
 Status = Literal["in_progress", "completed", "incomplete"]
 _AnswersField = Field(default=None, description="What an answer's item carries; without an effect here.")
 _NotServed = Annotated[Any, refused()]
+
+
+class _Advice(dict[str, str]):
+    """The context of a discriminator's error, which must be hashable to stand inside a union."""
+
+    __hash__ = object.__hash__
+
+
+def by_kind(*kinds: str, absent: Callable[[Any], str] | None = None) -> Discriminator:
+    """Chooses between members tagged ``<kind>`` by ``type``; ``absent`` says which, of a value without one."""
+
+    def kind(value: Any) -> str | None:
+        found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        if found is None and absent is not None:
+            found = absent(value)
+        return f"<{found}>" if found in kinds else None
+
+    shown = ", ".join(f"'{one}'" for one in kinds)
+    return Discriminator(kind, "unknown_kind", "{advice}", _Advice(advice=f"should be one of {shown}", field="type"))
 
 
 class TextPart(BaseModel):
@@ -119,30 +139,22 @@ class ItemReference(BaseModel):
     id: Id
 
 
-_KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+def _without_type(value: Any) -> str:
+    """Messages and references may leave it out."""
+    if isinstance(value, dict):
+        return "item_reference" if value.keys() <= {"type", "id"} else "message"
+    return "item_reference" if isinstance(value, ItemReference) else "message"
 
 
-def _kind(value: Any) -> str | None:
-    if not isinstance(value, dict):
-        kind = getattr(value, "type", None) or ("message" if hasattr(value, "role") else "item_reference")
-    elif (kind := value.get("type")) is None:  # both may leave it out
-        kind = "item_reference" if value.keys() <= {"type", "id"} else "message"
-    return f"<{kind}>" if kind in _KINDS else None
-
-
-_BY_TYPE = Discriminator(
-    _kind,
-    "unknown_kind",
-    "{advice}",
-    {"advice": "should be one of " + ", ".join(f"'{one}'" for one in _KINDS), "field": "type"},
-)
 Item = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[FunctionCallItem, Tag("<function_call>")]
     | Annotated[FunctionOutputItem, Tag("<function_call_output>")]
     | Annotated[ReasoningItem, Tag("<reasoning>")]
     | Annotated[ItemReference, Tag("<item_reference>")],
-    _BY_TYPE,
+    by_kind(
+        "message", "function_call", "function_call_output", "reasoning", "item_reference", absent=_without_type
+    ),
 ]
 Input = Annotated[
     Annotated[str, Field(min_length=1), Tag(TEXT)]

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field, Tag, field_validator
 
-from inferbus_edge.core.responses_input import Input, Name
-from inferbus_edge.core.schema import BY_SHAPE, OBJECT, STRICT, TEXT, bad_value, by_kind, parse, refused
+from inferbus_edge.core.responses_input import Input, Name, by_kind
+from inferbus_edge.core.schema import BY_SHAPE, OBJECT, STRICT, TEXT, bad_value, parse, refused
 
 LOGPROBS = "message.output_text.logprobs"
 _MAX_TOKENS = (1 << 31) - 1
@@ -28,9 +28,6 @@ class FunctionTool(BaseModel):
     output_schema: Annotated[Any, refused()] = None
 
 
-Tool = Annotated[Annotated[FunctionTool, Tag("<function>")], by_kind("function")]
-
-
 class NamedFunction(BaseModel):
     model_config = STRICT
     type: Literal["function"]
@@ -41,10 +38,7 @@ class AllowedTools(BaseModel):
     model_config = STRICT
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[
-        list[Annotated[Annotated[NamedFunction, Tag("<function>")], by_kind("function")]],
-        Field(min_length=1, max_length=_MAX_TOOLS),
-    ]
+    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=_MAX_TOOLS)]
 
 
 _Chosen = Annotated[
@@ -117,7 +111,7 @@ class ResponsesRequest(BaseModel):
     stream_options: StreamOptions | None = None
     include: list[str] | None = None
     text: TextConfig | None = None
-    tools: Annotated[list[Tool], Field(max_length=_MAX_TOOLS)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None

@@ -1,0 +1,110 @@
+"""The commands about tenants, projects, keys and their changes, against a real stack."""
+
+import json
+
+import pytest
+
+from .conftest import RunningStack, until
+
+
+def works(stack: RunningStack, secret: str) -> bool:
+    remote = ("--url", stack.content["base_url"], "--key", secret)
+    return stack.run("models", *remote, check=False).exit_code == 0
+
+
+def test_a_tenant_from_its_making_to_its_archive(stack: RunningStack) -> None:
+    stack.run("tenants", "create", "globex", "--name", "Globex", "--requests-per-minute", "600", "--hold", "30s")
+    made = stack.json("keys", "create", "--tenant", "globex")
+    until(lambda: works(stack, made["secret"]), 5)
+    shown = stack.run("tenants", "list").stdout
+    assert "Globex" in shown
+    assert "600 requests/min" in shown
+    changed = stack.json("tenants", "update", "globex", "--requests-per-minute", "none", "--tokens-per-minute", "1000")
+    assert changed["tenant"]["limits"] == {"tokens_per_minute": "1000"}
+    assert changed["tenant"]["hold"] == "30s"
+    stack.run("tenants", "archive", "globex")
+    until(lambda: not works(stack, made["secret"]), 5)
+    stack.run("tenants", "restore", "globex")
+    until(lambda: works(stack, made["secret"]), 5)
+
+
+def test_the_first_tenants_are_there(stack: RunningStack) -> None:
+    assert {"default", "operator"} <= {tenant["tenant_id"] for tenant in stack.json("tenants", "list")["tenants"]}
+    assert [one["id"] for one in stack.json("projects", "list", "--tenant", "operator")] == ["default"]
+
+
+def test_a_project_and_a_service_account_in_it(stack: RunningStack) -> None:
+    project = stack.run("projects", "create", "Shop").stdout.strip()
+    stack.run("projects", "rename", project, "Store")
+    stack.run("projects", "limit", project, "--requests-per-minute", "60")
+    assert "Store" in stack.run("projects", "list").stdout
+    account = stack.json("service-accounts", "create", "Robot", "--project", project, "--expires", "1h")
+    secret = account["api_key"]["value"]
+    until(lambda: works(stack, secret), 5)
+    assert "Robot" in stack.run("service-accounts", "list", "--project", project).stdout
+    stack.run("service-accounts", "delete", account["id"], "--project", project)
+    until(lambda: not works(stack, secret), 5)
+    stack.run("projects", "archive", project)
+    assert project not in {one["id"] for one in stack.json("projects", "list")}
+    assert project in {one["id"] for one in stack.json("projects", "list", "--archived")}
+
+    log = stack.json("audit-log", "--project", project)
+    assert [entry["type"] for entry in log] == [
+        "project.archived", "service_account.deleted", "api_key.deleted", "api_key.created",
+        "service_account.created", "rate_limit.updated", "project.updated", "project.created",
+    ]  # fmt: skip
+    shown = stack.run("audit-log", "--target-id", account["id"], "--since", "1h").stdout
+    assert "service_account.deleted" in shown
+    assert "project.created" not in shown
+    assert secret not in stack.run("audit-log", "--json").stdout
+
+
+def test_a_key_with_settings_is_changed_and_rotated(stack: RunningStack) -> None:
+    settings = ("--models", "synthetic, other", "--expires", "30d", "--requests-per-minute", "60")
+    made = stack.json("keys", "create", "--name", "short", *settings)
+    key = made["key"]
+    assert (key["models"], key["limits"]) == (["synthetic", "other"], {"requests_per_minute": 60})
+    changed = stack.json(
+        "keys", "update", key["key_id"], "--models", "none", "--expires", "none", "--concurrent-requests", "4"
+    )["key"]
+    assert "models" not in changed
+    assert "expire_time" not in changed
+    assert changed["limits"] == {"requests_per_minute": 60, "concurrent_requests": 4}
+    until(lambda: works(stack, made["secret"]), 5)
+
+    second = stack.run("keys", "rotate", key["key_id"], "--overlap", "1h").stdout.strip()
+    until(lambda: works(stack, second), 5)
+    assert works(stack, made["secret"])
+    third = stack.json("keys", "rotate", key["key_id"])["secret"]
+    until(lambda: works(stack, third) and not works(stack, second) and not works(stack, made["secret"]), 5)
+    listed = [one for one in stack.json("keys", "list", "--project", "default")["keys"] if one["name"] == "short"]
+    assert [one["key_id"] for one in listed] == [key["key_id"]]
+
+
+def test_a_tenant_s_own_administrator(stack: RunningStack) -> None:
+    secret = stack.json("keys", "create", "--tenant", "initech", "--scope", "tenant_admin")["secret"]
+    remote = ("--url", stack.content["base_url"], "--key", secret)
+    until(lambda: stack.run("projects", "list", *remote, check=False).exit_code == 0, 5)
+    project = stack.run("projects", "create", "Web", *remote).stdout.strip()
+    assert project in {one["id"] for one in json.loads(stack.run("projects", "list", "--json", *remote).stdout)}
+    for command in (("tenants", "list"), ("keys", "list")):
+        refused = stack.run(*command, *remote, check=False)
+        assert refused.exit_code == 2
+        assert "insufficient_scope" in refused.stderr
+    refused = stack.run("projects", "list", "--tenant", "default", *remote, check=False)
+    assert "mismatched_organization" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("keys", "create", "--expires", "soon"), ("keys", "create", "--requests-per-minute", "0"),
+        ("keys", "update", "key_x"), ("tenants", "update", "default"), ("projects", "limit", "default"),
+        ("tenants", "create", "a/b"), ("projects", "archive", "default"), ("keys", "rotate", "key_none"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_said_in_words(stack: RunningStack, command: tuple[str, ...]) -> None:
+    refused = stack.run(*command, check=False)
+    assert refused.exit_code == 2
+    assert "Error: " in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,177 @@
+"""Callers' JSON schemas: what can be enforced is taken, anything else is refused with its place."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inferbus_edge.core.schema import MAX_DEPTH, check_depth
+from inferbus_edge.core.schemas_json import MAX_SCHEMA_BYTES, arguments_text, schema_text
+from inferbus_runtime.errors import InferBusError
+from jsonschema import Draft202012Validator
+from llguidance import LLMatcher
+from pydantic import BaseModel
+
+WORDS = st.sampled_from(
+    ["type", "object", "string", "properties", "items", "required", "$ref", "#/$defs/a", "$defs", "a", "anyOf", "oneOf",
+     "enum", "const", "pattern", "minimum", "format", "additionalProperties", "x-guidance", "[", "%"]
+)  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def fault(schema: Any, **options: Any) -> InferBusError:
+    with pytest.raises(InferBusError) as caught:
+        schema_text(schema, "schema", **options)
+    assert caught.value.reason == "invalid_schema"
+    return caught.value
+
+
+@given(JSON)
+@settings(max_examples=300)
+def test_anything_is_enforceable_or_refused(schema: object) -> None:
+    for check in (schema_text, arguments_text):
+        try:
+            text = check(schema, "schema")
+        except InferBusError as error:
+            assert error.reason == "invalid_schema"
+            assert error.param.startswith("schema")
+        else:
+            assert LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text)) == ""
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"type": "strin"}, "schema"),
+        ({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "strin"}}}}, ".properties.a.items"),
+        ({"$defs": {"x": {"type": 5}}, "type": "array", "items": {"$ref": "#/$defs/x"}}, "schema.$defs.x"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}, ".properties.a"),
+        ({"$ref": "https://example.com/schema"}, "schema"),
+        ({"anyOf": [{"type": "string"}, {"type": "string", "pattern": "(?=a)"}]}, ".anyOf[1]"),
+        ({"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 1}}, "required": ["n"]},
+         "schema"),
+        ({"type": "string", "format": "shoe-size"}, "schema"),
+        ({"type": "array", "uniqueItems": True}, "schema"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "schema"),
+        ({"x-guidance": {"lenient": True}}, "schema"),
+        ({"enum": []}, "schema"), ([], "schema"), ("object", "schema"), (None, "schema"),
+        ({"minimum": float("nan")}, "schema"), ({"description": "x" * MAX_SCHEMA_BYTES}, "schema"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_enforced_is_refused_with_its_place(schema: object, place: str) -> None:
+    assert fault(schema).param.endswith(place)
+
+
+def test_the_schema_comes_out_as_it_was() -> None:
+    schema = {"type": "object", "properties": {"ä": {"enum": ["\u2028", 1.5, None]}}, "additionalProperties": False}
+    assert json.loads(schema_text(schema, "schema")) == schema
+
+
+class Cat(BaseModel):
+    kind: str
+    lives: int
+
+
+TAGGED = {
+    "$defs": {
+        name: {"type": "object", "properties": {"kind": {"const": name}}, "required": ["kind"]}
+        for name in ("cat", "dog")
+    },
+    "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+}
+
+
+def test_alternatives_that_exclude_each_other_are_served() -> None:
+    for schema in (TAGGED, {"oneOf": [{"type": "string"}, {"type": ["integer", "null"]}]}):
+        enforced = json.loads(schema_text(schema, "schema"))
+        assert "oneOf" not in enforced
+        assert enforced["anyOf"] == schema["oneOf"]
+
+
+@given(st.lists(st.sampled_from(["string", "integer", "number", "null", "boolean"]), min_size=1, max_size=3), JSON)
+def test_one_of_is_only_rewritten_where_it_means_the_same(kinds: list[str], value: object) -> None:
+    schema = {"oneOf": [{"type": kind} for kind in kinds]}
+    try:
+        enforced = json.loads(schema_text(schema, "schema"))
+    except InferBusError:
+        return
+    if value != value or "inf" in repr(value) or "nan" in repr(value):
+        return
+    assert Draft202012Validator(enforced).is_valid(value) == Draft202012Validator(schema).is_valid(value)
+
+
+STRICT = {
+    "type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"type": "array"}, "schema"), ({"anyOf": [{}]}, "schema"), ({"additionalProperties": True}, "schema"),
+        ({"required": []}, "schema"),
+        ({"properties": {"a": {"type": "object"}}}, "schema.properties.a"),
+        ({"properties": {"a": {"anyOf": [{"properties": {}}]}}}, "schema.properties.a.anyOf[0]"),
+        ({"$defs": {"b": {"type": ["object", "null"]}}}, "schema.$defs.b"),
+    ],
+)  # fmt: skip
+def test_the_rules_of_strict_schemas(change: dict[str, Any], place: str) -> None:
+    schema_text(STRICT, "schema", strict=True)
+    error = fault({**STRICT, **change}, strict=True)
+    assert error.param == place
+    assert "strict" in error.message
+
+
+def test_arguments_are_an_object() -> None:
+    assert json.loads(arguments_text({}, "p")) == {"type": "object"}
+    for schema in ({"type": "string"}, {"type": ["object", "null"]}, []):
+        with pytest.raises(InferBusError):
+            arguments_text(schema, "p")
+
+
+def test_what_no_grammar_enforces_is_left_to_the_model_in_arguments() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "not": {"type": "array", "uniqueItems": True, "items": {"type": "string", "format": "shoe-size"}},
+            "one": {"oneOf": [{"type": "integer"}, {"type": "number", "not": {"const": 1}}]},
+            "pattern": {"type": "string", "pattern": "(?=a)b", "minLength": 1},
+        },
+        "required": ["not"],
+    }
+    properties = json.loads(arguments_text(schema, "p"))["properties"]
+    assert properties["not"] == {"type": "array", "items": {"type": "string"}}
+    assert properties["one"] == {"anyOf": [{"type": "integer"}, {"type": "number"}]}
+    assert properties["pattern"] == {"type": "string", "minLength": 1}
+    with pytest.raises(InferBusError):
+        arguments_text({**schema, "additionalProperties": False, "required": list(properties)}, "p", strict=True)
+    with pytest.raises(InferBusError) as caught:
+        arguments_text({"properties": {"a": {"type": "strin"}}}, "p")
+    assert caught.value.param == "p.properties.a"
+
+
+@given(st.integers(1, 3 * MAX_DEPTH), st.text(max_size=20))
+def test_depth(depth: int, text: str) -> None:
+    value: object = text
+    for level in range(depth):
+        value = [value] if level % 3 else {text: value}
+    body = json.dumps([value, {"x": "[{" * 200}]).encode()
+    if depth < MAX_DEPTH:
+        check_depth(body)
+    else:
+        with pytest.raises(InferBusError, match="nested"):
+            check_depth(body)
+
+
+@given(st.binary(max_size=300) | st.text('[]{}\\"a', max_size=300).map(str.encode))
+def test_what_is_no_json_is_left_to_the_parser(body: bytes) -> None:
+    try:
+        check_depth(body)
+    except InferBusError as error:
+        assert error.reason == "nested_too_deep"
+        assert body.count(b"[") + body.count(b"{") > MAX_DEPTH

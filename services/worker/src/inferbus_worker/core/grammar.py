@@ -1,0 +1,146 @@
+"""What the output must look like, as a grammar of LLGuidance in its Lark dialect.
+
+Schemas are written into it as JSON and expressions escaped, so nothing that a caller sends can become grammar. JSON has
+exactly the white space of Python's ``json.dumps``: a hot model could otherwise spend its tokens on blanks.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inferbus_runtime.errors import InferBusError, invalid
+
+from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Generation, Tool, ToolMode
+
+MAX_SOURCE = 128 * 1024
+MAX_DEPTH = 64
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_HEADER = "%llguidance {}\n"
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+# Keywords with which a schema may say its type without the word.
+_TYPING = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A schema or expression of the caller as a grammar by itself; ``param`` is where it was sent."""
+
+    text: str
+    param: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """``parts``: what of it the caller sent, to find out which of them is at fault."""
+
+    text: str
+    parts: tuple[Part, ...]
+
+
+def grammar_of(generation: Generation) -> Grammar | None:
+    """None: any text. Raises InferBusError ``invalid_schema`` for a source that is no JSON schema."""
+    form = _form(generation.constraint) if generation.constraint is not None else None
+    source = generation.input
+    parts = [Part(f"{_HEADER}start: {form}\n", "response_format", "The schema")] if form is not None else []
+    if not isinstance(source, Chat) or not source.tools or source.tool_mode is ToolMode.NONE:
+        return Grammar(parts[0].text, tuple(parts)) if parts else None
+    tools = [tool for tool in source.tools if source.tool_name in ("", tool.name)]
+    schemas = [_parameters(tool) for tool in tools]
+    parts += [
+        Part(f"{_HEADER}start: {schema}\n", "tools", f"The parameters of '{tool.name[:64]}'")
+        for tool, schema in zip(tools, schemas, strict=True)
+    ]
+    more = f'("\\n" "{_OPEN}" body)*' if source.parallel_tool_calls else ""
+    calls = f'"{_OPEN}" body {more}'
+    if source.tool_mode is ToolMode.REQUIRED:
+        rules = f"start: {calls}\n"
+    elif form is not None:
+        rules = f"start: text | {calls}\ntext: {form}\n"
+    else:
+        # The lazy one ends as soon as the text holds the beginning of a call: from there on only a call is possible.
+        rules = f"start: text | head body {more}\nhead[lazy]: /(?s:.*){_OPEN}/\ntext: /(?s:.*)/\n"
+    return Grammar(_HEADER + rules + _bodies(tools, schemas), tuple(parts))
+
+
+def _bodies(tools: Sequence[Tool], schemas: Sequence[str]) -> str:
+    """A call after its opening tag: name first, so that a reader knows it before the arguments come."""
+    names = " | ".join(f"body{number}" for number in range(len(tools)))
+    rules = [f"body: {names}\n"]
+    for number, (tool, schema) in enumerate(zip(tools, schemas, strict=True)):
+        before = f'\n{{"name": {json.dumps(tool.name)}, "arguments": '
+        rules.append(f'body{number}: {json.dumps(before)} {schema} "}}\\n{_CLOSE}"\n')
+    return "".join(rules)
+
+
+def _form(constraint: Constraint) -> str:
+    match constraint.kind:
+        case ConstraintKind.REGEX:
+            _bounded(constraint.source, "response_format")
+            return f"/{_escaped(constraint.source)}/"
+        case ConstraintKind.JSON_OBJECT:
+            return _json_rule({"type": "object"})
+        case ConstraintKind.JSON_SCHEMA:
+            return _json_rule(_schema(constraint.source, "response_format"))
+
+
+def _parameters(tool: Tool) -> str:
+    """Arguments are an object, also where the schema does not say so."""
+    if not tool.parameters:
+        return _json_rule({"type": "object", "properties": {}, "additionalProperties": False})
+    schema = _schema(tool.parameters, "tools")
+    if not any(keyword in schema for keyword in _TYPING):
+        schema["type"] = "object"
+    return _json_rule(schema)
+
+
+def _json_rule(schema: dict[str, Any]) -> str:
+    return "%json " + json.dumps(schema | {"x-guidance": _SPACING})
+
+
+def _schema(source: str, param: str) -> dict[str, Any]:
+    _bounded(source, param)
+    try:
+        schema = json.loads(source, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise invalid_schema("The schema is not valid JSON.", param) from error
+    if not isinstance(schema, dict):
+        raise invalid_schema("The schema must be a JSON object.", param)
+    if _deeper(schema, MAX_DEPTH):
+        raise invalid_schema(f"The schema is nested deeper than {MAX_DEPTH} levels.", param)
+    return schema
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _bounded(source: str, param: str) -> None:
+    if len(source) > MAX_SOURCE:
+        raise invalid_schema(f"It is longer than {MAX_SOURCE} characters.", param)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(one, levels - 1) for one in inner)
+
+
+def _escaped(expression: str) -> str:
+    """Between slashes and on one line; escapes that are there stay as they are."""
+    out: list[str] = []
+    characters = iter(expression)
+    for character in characters:
+        if character == "\\":
+            character += next(characters, "")
+        out.append(_BETWEEN_SLASHES.get(character, character))
+    return "".join(out) or "(?:)"  # two slashes alone would be a comment
+
+
+_BETWEEN_SLASHES = {"/": "\\/", "\n": "\\n", "\r": "\\r", "\\\n": "\\n", "\\\r": "\\r"}
+
+
+def invalid_schema(message: str, param: str) -> InferBusError:
+    return invalid(message, param=param, reason="invalid_schema")
