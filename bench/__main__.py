@@ -1,19 +1,21 @@
-"""``python -m bench [overhead] [cost] [throughput] [ingest] [--quick]``: print tables, keep them under results/."""
+"""``python -m bench [NAME ...] [--quick]``: print tables, keep them under results/."""
 
 import argparse
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import uvloop
 
-from bench import cost, ingest, overhead, throughput
+from bench import cost, edge, ingest, overhead, throughput
 from bench.measure import keep, machine
 
-BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, float]]] = {
+BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, Any]]] = {
     "overhead": (overhead.run, {"seconds": 2.0}),
     "cost": (cost.run, {"seconds": 2.0}),
     "throughput": (throughput.run, {"seconds": 2.0}),
     "ingest": (ingest.run, {"tokens": 200_000}),
+    "edge": (edge.run, {"seconds": 2.0, "levels": (16,), "streams": 50}),
 }
 
 

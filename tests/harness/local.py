@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import psutil
 
 INFERBUS = str(Path(sys.executable).parent / "inferbus")
@@ -39,6 +40,21 @@ class Stack:
         return self.content["api_key"]
 
     @property
+    def admin_key(self) -> str:
+        return self.content["admin_key"]
+
+    @property
+    def root_url(self) -> str:
+        """Of the first edge, without the API's version."""
+        return self.base_url.removesuffix("/v1")
+
+    @property
+    def edge_urls(self) -> list[str]:
+        """The base URL of each edge, the first one's first."""
+        services = self.content["services"]
+        return [f"{services[name]['url']}/v1" for name in sorted(services) if name.partition("-")[0] == "edge"]
+
+    @property
     def pids(self) -> dict[str, int]:
         return {name: entry["pid"] for name, entry in self.content["services"].items()}
 
@@ -61,8 +77,26 @@ class Stack:
         out, _ = await process.communicate()
         return process.returncode or 0, out.decode()
 
+    async def new_key(self, **fields: Any) -> str:
+        """The secret of a new key (fields of CreateKeyRequest), known to every edge."""
+        async with httpx.AsyncClient() as http:
+            asked = {"tenant_id": "default", "project_id": "default", "name": "test", **fields}
+            admin = {"Authorization": f"Bearer {self.admin_key}"}
+            made = await http.post(f"{self.root_url}/inferbus/v1/keys", json=asked, headers=admin)
+            made.raise_for_status()
+            secret: str = made.json()["secret"]
+            async with asyncio.timeout(10):
+                for url in self.edge_urls:
+                    while (await _status(http, f"{url}/models", secret)) == 401:
+                        await asyncio.sleep(0.02)
+        return secret
+
     def logs(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-4000:] for path in (self.home / "logs").glob("*.log"))
+
+
+async def _status(http: httpx.AsyncClient, url: str, key: str) -> int:
+    return (await http.get(url, headers={"Authorization": f"Bearer {key}"})).status_code
 
 
 async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from inferbus.bus.v1.audit_pb2 import AuditEvent
-from inferbus.bus.v1.registry_pb2 import WorkerRecord
+from inferbus.bus.v1.registry_pb2 import Limits, ProjectRecord, RecordState, TenantRecord, WorkerRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.edge.v1 import edge_pb2
 from inferbus.edge.v1.edge_pb2_grpc import EdgeServiceStub
@@ -22,6 +22,7 @@ from inferbus_runtime import rpc
 from inferbus_runtime.errors import InferBusError
 
 KEYS = "/inferbus/v1/keys"
+ARCHIVED = RecordState.RECORD_STATE_ARCHIVED
 TOKEN = "operators-token-of-tests"
 
 
@@ -119,6 +120,82 @@ async def test_keys_over_grpc(edge: Any, rig: Any) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await EdgeServiceStub(channel).ListKeys(edge_pb2.ListKeysRequest())
             assert caught.value.code() == code
+
+
+async def test_a_key_is_changed_and_rotated_by_the_operator(admin: Any, edge: Any, worker: Any, rig: Any) -> None:
+    settings = {"tenant_id": "acme", "models": ["m1", "m1"], "limits": {"requests_per_minute": 60}}
+    made = await (await admin.post(KEYS, json={**settings, "expire_time": "2999-01-01T00:00:00Z"})).json()
+    one = f"{KEYS}/{made['key']['key_id']}"
+    assert (made["key"]["models"], made["key"]["limits"]) == (["m1"], {"requests_per_minute": 60})
+    for _ in range(2):  # changing to the same is no change
+        changed = (await (await admin.patch(one, json={"expire_time": None, "name": "ci"})).json())["key"]
+        assert ("expire_time" in changed, changed["name"], changed["models"]) == (False, "ci", ["m1"])
+    assert (await (await admin.get(one)).json())["key"] == changed
+    rotated = await (await admin.post(f"{one}/rotate", json={"overlap": "3600s"})).json()
+    for secret in (made["secret"], rotated["secret"]):
+        async with rig.session(edge, secret) as http:
+            assert (await http.get("/v1/models")).status == 200
+    for _ in range(2):  # and back, and forth: each change is an event of its own
+        for name in ("a", "b"):
+            assert (await admin.patch(one, json={"name": name})).status == 200
+    actions = [event.action for event in await audited(worker, made["key"]["key_id"])]
+    assert actions == ["key.created", "key.updated", "key.rotated", *["key.updated"] * 4]
+    for body in ({"scopes": ["admin"]}, {"tenant_id": "x"}, {"expire_time": "2001-01-01T00:00:00Z"}, {"name": 5}):
+        assert (await admin.patch(one, json=body)).status == 400
+    assert (await admin.post(f"{one}/rotate", json={"overlap": "31536000s"})).status == 400
+    for method, path in (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/rotate")):
+        missing = await admin.request(
+            method, f"{KEYS}/key_nothing{path}", json={"name": "x"} if method == "PATCH" else {}
+        )
+        assert (missing.status, (await missing.json())["error"]["code"]) == (404, "key_not_found")
+
+
+async def test_tenants_projects_and_keys_over_grpc(edge: Any, rig: Any) -> None:
+    async with rpc.channel(edge.grpc, rig.ADMIN_KEY) as channel:
+        stub = EdgeServiceStub(channel)
+        tenant = TenantRecord(tenant_id="grpc-tenant", name="One", limits=Limits(requests_per_minute=5))
+        made = (await stub.CreateTenant(edge_pb2.CreateTenantRequest(tenant=tenant))).tenant
+        assert (made.name, made.limits.requests_per_minute) == ("One", 5)
+        made.name = "Two"
+        update = edge_pb2.UpdateTenantRequest(tenant=made, update_mask={"paths": ["name"]})
+        assert (await stub.UpdateTenant(update)).tenant.name == "Two"
+        assert (await stub.GetTenant(edge_pb2.GetTenantRequest(tenant_id="grpc-tenant"))).tenant.name == "Two"
+        assert "grpc-tenant" in [
+            one.tenant_id for one in (await stub.ListTenants(edge_pb2.ListTenantsRequest())).tenants
+        ]
+
+        project = ProjectRecord(tenant_id="grpc-tenant", project_id="web", name="Web")
+        await stub.CreateProject(edge_pb2.CreateProjectRequest(project=project))
+        project.name = "Site"
+        update = edge_pb2.UpdateProjectRequest(project=project, update_mask={"paths": ["name"]})
+        assert (await stub.UpdateProject(update)).project.name == "Site"
+        key = await stub.CreateKey(edge_pb2.CreateKeyRequest(tenant_id="grpc-tenant", project_id="web"))
+        change = edge_pb2.Key(key_id=key.key.key_id, models=["m"])
+        update = edge_pb2.UpdateKeyRequest(key=change, update_mask={"paths": ["models"]})
+        assert list((await stub.UpdateKey(update)).key.models) == ["m"]
+        rotated = await stub.RotateKey(edge_pb2.RotateKeyRequest(key_id=key.key.key_id))
+        assert (await stub.GetKey(edge_pb2.GetKeyRequest(key_id=key.key.key_id))).key == rotated.key
+        async with rig.session(edge, rotated.secret) as http:
+            assert (await http.get("/v1/models")).status == 200
+            named = edge_pb2.ArchiveProjectRequest(tenant_id="grpc-tenant", project_id="web")
+            assert (await stub.ArchiveProject(named)).project.state == ARCHIVED
+            assert (await http.get("/v1/models")).status == 401
+        listing = edge_pb2.ListProjectsRequest(tenant_id="grpc-tenant")
+        assert [one.project_id for one in (await stub.ListProjects(listing)).projects] == ["default"]
+        listing.include_archived = True
+        assert {one.project_id for one in (await stub.ListProjects(listing)).projects} == {"default", "web"}
+        archive = edge_pb2.ArchiveTenantRequest(tenant_id="grpc-tenant")
+        assert (await stub.ArchiveTenant(archive)).tenant.state == ARCHIVED
+        restored = await stub.RestoreTenant(edge_pb2.RestoreTenantRequest(tenant_id="grpc-tenant"))
+        assert restored.tenant.state == RecordState.RECORD_STATE_ACTIVE
+        for missing in (
+            stub.GetTenant(edge_pb2.GetTenantRequest(tenant_id="nothing")),
+            stub.ListProjects(edge_pb2.ListProjectsRequest(tenant_id="nothing")),
+            stub.GetProject(edge_pb2.GetProjectRequest(tenant_id="grpc-tenant", project_id="nothing")),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await missing
+            assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
 class Meter(MeterServiceServicer):

@@ -328,6 +328,8 @@ async def test_a_tenant_cannot_see_another(tenant: Tenant, other: Tenant) -> Non
     account = await other.ask("POST", f"{PROJECTS}/{project}/service_accounts", json={"name": "Robot"})
     user = (await other.ask("POST", f"{ORGANIZATION}/users", json={"email": "eve@example.com"}))["id"]
     key, mine = account["api_key"]["id"], (await tenant.project())["id"]
+    # Both have a project "default": its name alone must not be the way to what is in it.
+    default = (await other.ask("POST", f"{PROJECTS}/default/api_keys", json={"name": "theirs"}))["id"]
     paths = [
         ("GET", "/projects/{}", project), ("POST", "/projects/{}", project), ("POST", "/projects/{}/archive", project),
         ("GET", "/projects/{}/api_keys", project), ("GET", "/projects/{}/rate_limits", project),
@@ -335,6 +337,8 @@ async def test_a_tenant_cannot_see_another(tenant: Tenant, other: Tenant) -> Non
         ("POST", "/projects/{}/api_keys", project), ("GET", "/projects/{}/users", project),
         ("GET", f"/projects/{mine}/api_keys/{{}}", key), ("POST", f"/projects/{mine}/api_keys/{{}}", key),
         ("DELETE", f"/projects/{mine}/api_keys/{{}}", key), ("POST", f"/projects/{mine}/api_keys/{{}}/rotate", key),
+        ("GET", "/projects/default/api_keys/{}", default), ("DELETE", "/projects/default/api_keys/{}", default),
+        ("POST", "/projects/default/api_keys/{}/rotate", default),
         ("GET", "/admin_api_keys/{}", other.key_id), ("DELETE", "/admin_api_keys/{}", other.key_id),
         ("GET", "/users/{}", user), ("POST", "/users/{}", user), ("DELETE", "/users/{}", user),
         ("GET", f"/projects/{mine}/service_accounts/{{}}", account["id"]),

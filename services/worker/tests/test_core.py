@@ -15,9 +15,10 @@ from inferbus_worker.core.kv_budget import KvBudget
 from inferbus_worker.core.lifecycle import State, advance
 from inferbus_worker.core.recovery import Recovered, fold
 from inferbus_worker.core.restarts import RestartLimit
-from inferbus_worker.core.running import Running, generation_of, running_of
+from inferbus_worker.core.running import Running, running_of
 from inferbus_worker.core.stops import StopFilter
 from inferbus_worker.core.timing import gap_us
+from inferbus_worker.core.wire import generation_of
 from inferbus_worker.engine import Finish, Finished, Step
 
 TEXT = st.text(alphabet="ab €", max_size=12)

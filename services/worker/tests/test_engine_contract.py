@@ -13,11 +13,33 @@ from typing import Any
 import pytest
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_worker.config import Config, SyntheticConfig
-from inferbus_worker.engine import EngineDiedError, Finish, Finished, Generation, Message, Sampling, Step
-from inferbus_worker.engines import ENGINES, engine_class
+from inferbus_worker.engine import (
+    Chat,
+    Constraint,
+    ConstraintKind,
+    Embed,
+    EngineDiedError,
+    Finish,
+    Finished,
+    Generation,
+    Message,
+    Prompt,
+    Sampling,
+    Step,
+    TokenLogprob,
+    Tool,
+    ToolMode,
+)
+from inferbus_worker.engines import engine_class
 from inferbus_worker.engines.llama_cpp_model import default_cache
 
+# Those that write text; the contract of the embedding engine is in test_minilm.py.
+ENGINES = ("llama_cpp", "synthetic")
 GREEDY = Sampling(temperature=0.0, max_tokens=24)
+
+
+def said(content: str) -> Chat:
+    return Chat((Message("user", content),))
 
 
 @dataclass
@@ -28,6 +50,7 @@ class Answer:
     text: bytes = b""
     end: Finished | None = None
     times: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def reason(self) -> Finish | None:
@@ -63,7 +86,7 @@ class Driver:
         assert len(step.keys) == len(set(step.keys)) == len(step.counts) == len(step.texts)
         assert sum(step.counts) == len(step.token_ids)
         position = 0
-        for key, count, text in zip(step.keys, step.counts, step.texts, strict=True):
+        for number, (key, count, text) in enumerate(zip(step.keys, step.counts, step.texts, strict=True)):
             answer = self.answers[key]
             assert answer.end is None, "nothing may follow the end"
             text.decode()  # valid by itself
@@ -71,19 +94,29 @@ class Driver:
             answer.text += text
             answer.times.append(time.monotonic())
             position += count
+            if number in step.logprobs:
+                assert len(step.logprobs[number]) == count
+                answer.logprobs += step.logprobs[number]
         for finished in step.finished:
             assert self.answers[finished.key].end is None, "one end"
             assert (finished.error is not None) == (finished.reason is Finish.ERROR)
             self.answers[finished.key].end = finished
 
     def submit(self, content: str, sampling: Sampling = GREEDY, resume: Sequence[int] = ()) -> Answer:
-        return self.submit_messages((Message("user", content),), sampling, resume)
+        return self.submit_input(said(content), sampling, tuple(resume))
 
-    def submit_messages(self, messages: tuple[Message, ...], sampling: Sampling, resume: Sequence[int] = ()) -> Answer:
+    def submit_input(
+        self, source: Chat | Prompt | Embed, sampling: Sampling = GREEDY, resume: tuple[int, ...] = (), **more: Any
+    ) -> Answer:
         self._count += 1
         key = self._count.to_bytes(16, "big")
         answer = self.answers[key] = Answer()
-        self.engine.submit(Generation(key, messages, sampling, tuple(resume)))
+        self.engine.submit(Generation(key, source, sampling, resume, **more))
+        return answer
+
+    async def ask_input(self, source: Chat | Prompt | Embed, sampling: Sampling = GREEDY, **more: Any) -> Answer:
+        answer = self.submit_input(source, sampling, **more)
+        await self.ended(answer)
         return answer
 
     def key_of(self, answer: Answer) -> bytes:
@@ -270,10 +303,12 @@ async def test_a_hundred_at_once(engine: Driver) -> None:
     assert [(len(answer.ids), answer.reason) for answer in answers] == [(2, Finish.LENGTH)] * 100
 
 
-async def test_bad_input_is_refused_and_hurts_nobody(engine: Driver) -> None:
+async def test_bad_input_is_refused_and_hurts_nobody(engine: Driver, engine_name: str) -> None:
     neighbour = engine.submit("Tell me about the sea.")
     bad = [
-        engine.submit_messages((), GREEDY),
+        engine.submit_input(Chat(())),
+        engine.submit_input(Prompt("")),
+        engine.submit_input(Prompt((10**9,))) if engine_name == "llama_cpp" else engine.submit_input(Prompt(())),
         engine.submit("hi", replace(GREEDY, temperature=float("nan"))),
         engine.submit("hi", replace(GREEDY, top_p=3.0)),
         engine.submit("hi", replace(GREEDY, repetition_penalty=0.0)),

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from inferbus_worker.config import Config, LlamaCppConfig
-from inferbus_worker.engine import Finish, Generation, Message, Sampling
+from inferbus_worker.engine import Chat, Finish, Generation, Message, Sampling
 from inferbus_worker.engines.llama_cpp import LlamaCpp
 from inferbus_worker.engines.llama_cpp_model import prepare
 
@@ -53,30 +53,32 @@ async def ask(engine: LlamaCpp, *generations: Generation) -> dict[bytes, tuple[l
 
 
 def generation(number: int, content: str, **sampling: Any) -> Generation:
-    return Generation(number.to_bytes(16, "big"), (Message("user", content),), Sampling(temperature=0.0, **sampling))
+    return Generation(
+        number.to_bytes(16, "big"), Chat((Message("user", content),)), Sampling(temperature=0.0, **sampling)
+    )
 
 
 @pytest.mark.parametrize("messages", [CONVERSATION, CONVERSATION[1:2]], ids=["system", "user only"])
 async def test_the_template_gives_what_the_server_gives(engine: LlamaCpp, messages: tuple[Message, ...]) -> None:
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    async with engine._http.post("/apply-template", json={"messages": turns}) as response:
-        assert engine._template.render(messages) == (await response.json())["prompt"]
+    async with engine._http.session.post("/apply-template", json={"messages": turns}) as response:
+        assert engine._template.render(Chat(messages)) == (await response.json())["prompt"]
 
 
 async def test_input_tokens_are_those_of_the_rendered_template(engine: LlamaCpp) -> None:
-    prompt = engine._template.render(CONVERSATION)
-    async with engine._http.post("/tokenize", json={"content": prompt, "parse_special": True}) as response:
+    prompt = engine._template.render(Chat(CONVERSATION))
+    async with engine._http.session.post("/tokenize", json={"content": prompt, "parse_special": True}) as response:
         expected = len((await response.json())["tokens"])
-    answers = await ask(engine, Generation(b"k" * 16, CONVERSATION, Sampling(max_tokens=1)))
+    answers = await ask(engine, Generation(b"k" * 16, Chat(CONVERSATION), Sampling(max_tokens=1)))
     assert answers[b"k" * 16][2].input_tokens == expected
 
 
 async def test_ids_of_split_characters_are_the_generated_ones(engine: LlamaCpp) -> None:
     """The stream hides them; the unary answer of the server has them all."""
     question = generation(1, "Say hi with 5 emoji like 🎉🚀 please", max_tokens=30)
-    prompt = engine._template.render(question.messages)
+    prompt = engine._template.render(question.input)
     body = {"prompt": prompt, "n_predict": 30, "temperature": 0, "return_tokens": True, "stream": False}
-    async with engine._http.post("/completion", json=body) as response:
+    async with engine._http.session.post("/completion", json=body) as response:
         expected = (await response.json())["tokens"]
     ids, text, _ = (await ask(engine, question))[question.key]
     assert ids == expected
@@ -92,7 +94,7 @@ async def test_who_does_not_fit_waits_and_goes_on(engine: LlamaCpp, caplog: pyte
     assert len({end.input_tokens for _, _, end in together.values()}) == 1
     for ids, text, end in together.values():
         assert (len(ids), end.reason) == (90, Finish.LENGTH)
-        async with engine._http.post("/detokenize", json={"tokens": ids}) as response:
+        async with engine._http.session.post("/detokenize", json={"tokens": ids}) as response:
             assert (await response.json())["content"] == text
 
 
@@ -104,7 +106,7 @@ async def test_generation_that_reaches_the_end_of_the_context(engine: LlamaCpp) 
 
 
 async def test_a_resumed_one_that_no_longer_fits_ends_as_length(engine: LlamaCpp) -> None:
-    full = Generation(b"f" * 16, (Message("user", "x"),), Sampling(), resume_ids=(28,) * 490)
+    full = Generation(b"f" * 16, Chat((Message("user", "x"),)), Sampling(), resume_ids=(28,) * 490)
     ids, _, end = (await ask(engine, full))[full.key]
     assert (ids, end.reason) == ([], Finish.LENGTH)
 

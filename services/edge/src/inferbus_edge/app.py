@@ -20,6 +20,7 @@ from inferbus_runtime.lifecycle import Process
 from inferbus_edge.attendance import Attendance
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.config import Config
+from inferbus_edge.cors import cors_of
 from inferbus_edge.directory import Directory
 from inferbus_edge.following import Following
 from inferbus_edge.idempotency import Claims
@@ -34,6 +35,7 @@ from inferbus_edge.server import Routes, listen
 from inferbus_edge.servicer import EdgeServicer
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Streams
+from inferbus_edge.unattended import Unattended
 
 SERVICE = "inferbus.edge.v1.EdgeService"
 
@@ -80,6 +82,7 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
             routes,
             edge=config.name,
             max_body_bytes=config.max_body_bytes,
+            cors=cors_of(config.cors_origins),
             tls=config.http_tls,
         )
     )
@@ -106,6 +109,7 @@ async def _inference(
     await bus.subscribe(Attached, attendance.on_attached)
     process.spawn(attendance.run(), "who attends to what")
 
+    stored = Stored(Store(bus, "responses", ResponseRecord, publisher), config.response_retention)
     limits = RateLimits(bus, edge=config.name)
     await limits.start()
     process.spawn(limits.run(), "limits held together")
@@ -121,7 +125,8 @@ async def _inference(
         claims=Claims(
             Store(bus, "idempotency", IdempotencyRecord, publisher), config.name, config.idempotency_retention
         ),
-        stored=Stored(Store(bus, "responses", ResponseRecord, publisher), config.response_retention),
+        stored=stored,
+        unattended=Unattended(following, stored, config.background_timeout),
         settings=InferenceSettings(
             request_timeout=config.request_timeout,
             background_timeout=config.background_timeout,

@@ -7,6 +7,7 @@ from typing import Generic
 from inferbus.bus.v1.audit_pb2 import AuditEvent
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.connection import Bus
+from inferbus_bus.errors import bus_unavailable
 from inferbus_bus.log import FrameLog
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry, T
@@ -19,6 +20,7 @@ from inferbus_edge.core.organization_rules import conflict
 
 # How long a change may take to come back through the watch before it is answered anyhow.
 _SEEN_SECONDS = 2.0
+_READ_SECONDS = 20.0
 _DAY_US = 86_400_000_000
 # The log is read back in steps of these days: most pages lie in the last one. The last step is all that is stored.
 _WINDOW_DAYS = (1, 8, 64, None)
@@ -87,6 +89,16 @@ class AuditLog:
 
         Raises InferBusError INVALID_ARGUMENT for an unknown cursor, UNAVAILABLE if the bus is away.
         """
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                return await self._newest(tenant_id, query, owner_of)
+        except TimeoutError:
+            # The reader waits for a broker that went away in the middle of it.
+            raise bus_unavailable("the audit log was not read in time") from None
+
+    async def _newest(
+        self, tenant_id: str, query: AuditQuery, owner_of: Callable[[str], str]
+    ) -> tuple[list[AuditEvent], bool]:
         first, last = await self._log.bounds()
         earliest_us = max(0, query.start * 1_000_000 - _CLOCK_MARGIN_US)
         now_us = clock.now_us()

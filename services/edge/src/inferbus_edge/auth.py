@@ -97,7 +97,9 @@ def _secret(headers: Mapping[str, str]) -> str:
     secret = secret.strip() if kind.lower() == _BEARER else ""
     secret = secret or headers.get("x-api-key", "").strip()
     if not secret:
-        raise _unauthenticated("Send your API key in the header 'Authorization: Bearer <key>'.", "missing_api_key")
+        raise _unauthenticated(
+            "Send your API key in the header 'Authorization: Bearer <key>' (or 'x-api-key: <key>').", "missing_api_key"
+        )
     return secret
 
 

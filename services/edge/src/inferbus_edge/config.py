@@ -7,6 +7,8 @@ from inferbus_runtime.config import ADDRESS, ServiceConfig, together
 from inferbus_runtime.tls import TlsFiles
 from pydantic import Field, ValidationInfo, field_validator
 
+from inferbus_edge.cors import cors_of
+
 
 class Config(ServiceConfig):
     http_host: str = Field(default="127.0.0.1", min_length=1)
@@ -45,6 +47,15 @@ class Config(ServiceConfig):
     """Requests answered at once; more are refused with 503 and Retry-After."""
     max_unsent_bytes: int = Field(default=1 << 20, ge=4096)
     """A stream whose client leaves more than this unread is ended and its generation cancelled."""
+
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the API from a browser, as JSON (["https://app.example"]); "*" for any."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        cors_of(origins)
+        return origins
 
     @field_validator("http_tls_key")
     @classmethod

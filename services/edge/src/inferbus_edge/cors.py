@@ -85,7 +85,7 @@ def _origin(text: str) -> str:
     plain = text.isascii() and not {"@", ANY, "?", "#"} & set(text)
     if not plain or parts.scheme not in _DEFAULT_PORTS or not parts.hostname or parts.path:
         raise ValueError(
-            f"{text!r} is no origin: write https://host or https://host:port, without a path, names in ASCII (xn--), or *"
+            f"{text!r} is no origin: write https://host or https://host:port in ASCII, without a path, or *"
         )
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return f"{parts.scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}")

@@ -1,6 +1,7 @@
 """Who may call: the registries of keys, tenants, projects and members, and the desks that change them."""
 
 import asyncio
+import logging
 
 from inferbus.bus.v1.registry_pb2 import KeyRecord, KeyUseRecord, MemberRecord, ProjectRecord, TenantRecord
 from inferbus_bus.connection import Bus
@@ -14,6 +15,8 @@ from inferbus_edge.keys import KeyDesk
 from inferbus_edge.members import MemberDesk
 from inferbus_edge.projects import ProjectDesk
 from inferbus_edge.tenants import TenantDesk
+
+log = logging.getLogger(__name__)
 
 
 class Directory:
@@ -48,7 +51,9 @@ class Directory:
     async def stop(self) -> None:
         if self._writing is not None:
             self._writing.cancel()
-            await asyncio.wait([self._writing])
+            (ended,) = await asyncio.gather(self._writing, return_exceptions=True)
+            if isinstance(ended, Exception):
+                log.error("the writer of last uses had failed", exc_info=ended)
             await self._uses.write(all_of_them=True)
         for registry in self._registries:
             await registry.stop()

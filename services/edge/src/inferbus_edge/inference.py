@@ -5,17 +5,16 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from email.utils import formatdate
 from typing import Any
 
 import orjson
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.publish import Publisher
-from inferbus_contracts.ids import MAX_CHOICES, choice_id, detached, is_detached, unix_ms_of, uuid_text
+from inferbus_contracts.ids import choice_id, detached, is_detached, unix_ms_of, uuid_text
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
 from inferbus_runtime.telemetry import Span, span
@@ -24,17 +23,19 @@ from opentelemetry.trace import SpanKind
 from inferbus_edge.attendance import Attendance
 from inferbus_edge.auth import Auth
 from inferbus_edge.catalogue import Catalogue
+from inferbus_edge.core.acceptance import messages_of, reply_of
 from inferbus_edge.core.errors import internal
-from inferbus_edge.core.forms import form_of
 from inferbus_edge.core.plan import Plan
 from inferbus_edge.following import Following
 from inferbus_edge.idempotency import HEADER, Claim, Claims, fingerprint_of
 from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.measure import Timing
-from inferbus_edge.server import Call, WrittenResponse, json_response
-from inferbus_edge.sinks import CLIENT_GONE, Body, ChatBody, ChatFacts, ChatStream, FormBody, FormStream, Line, Stream
+from inferbus_edge.server import Call, json_response
+from inferbus_edge.sinks import CLIENT_GONE, Body, FormBody, Stream
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Answer, Streams
+from inferbus_edge.unattended import Unattended
+from inferbus_edge.writing import body_sink, response_of, stream_sink
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Inference:
         limits: RateLimits,
         claims: Claims,
         stored: Stored,
+        unattended: Unattended,
         settings: InferenceSettings,
     ) -> None:
         self._edge = edge
@@ -104,7 +106,7 @@ class Inference:
         self._claims = claims
         self._stored = stored
         self._settings = settings
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.unattended = unattended
         self.draining = False
 
     # --- a new call -------------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ class Inference:
                 self._settle(accepted, answer)
                 raise answer.error
             first_state = sink.body if isinstance(sink, FormBody) else b""
-            self._spawn(self._finish(accepted, answer))
+            self.unattended.spawn(self._finish(accepted, answer))
             return json_response(first_state, call.request_id, headers=fields)
         try:
             await self._accept(accepted, answer, claim)
@@ -172,12 +174,12 @@ class Inference:
             self._streams.leave(answer, CLIENT_GONE)
             self._settle(accepted, answer)
             if plan.stored is not None and (plan.detached or answer.hold > 0):
-                self._spawn(self._keep(key, answer.first, reply))
+                self.unattended.spawn(self.unattended.keep(key, answer.first, reply))
             raise
         self._settle(accepted, answer)
         if plan.stored is not None:
-            await self._store_body(key, answer)
-        return self._response(answer, call, fields)
+            await self.unattended.store(key, answer)
+        return response_of(answer, call, fields)
 
     async def _accept(self, accepted: _Accepted, answer: Answer, claim: Claim | None) -> None:
         """Publish; how that failed, if it did, is in ``answer``."""
@@ -198,7 +200,7 @@ class Inference:
             self._streams.fail(answer, error, cancel="not_accepted")
             await _release(claim)
             if plan.stored is not None:
-                self._spawn(self._forget(accepted.key, answer.first))
+                self.unattended.spawn(self._forget(accepted.key, answer.first))
 
     async def _wait(self, answer: Answer, timeout: timedelta) -> None:
         """To the end of the answer; how it ended is in it. Raises CancelledError if the client left."""
@@ -238,7 +240,7 @@ class Inference:
         call = replace(call, request_id=first)
         if plan.detached and plan.stored is not None and not plan.stream:
             publish_again()
-            return json_response(await self.snapshot(key, first) or b"", first)
+            return json_response(await self.unattended.snapshot(key, first) or b"", first)
         found = await self._resume(call, key, first, 0, stream=plan.stream, absent=publish_again, edge=record.edge)
         if found is None:
             return None
@@ -296,36 +298,11 @@ class Inference:
         except asyncio.CancelledError:
             self._following.leave(answer, CLIENT_GONE)
             raise
-        return self._response(answer, call, fields)
+        return response_of(answer, call, fields)
 
     async def snapshot(self, key: KeyRecord, first: bytes, wait: float = 0.0) -> bytes | None:
-        """A stored answer as it is now, or as soon as it has ended within ``wait`` seconds; None if there is none for
-        this caller."""
-        record = await self._stored.get(key, first)
-        if record is None:
-            return None
-        if record.body:
-            return bytes(record.body)
-        form = form_of(first, orjson.loads(record.reply), stream=False)
-        sink = FormBody(form)
-
-        def opened(reply: bytes, context: RequestContext) -> Answer | None:
-            described = orjson.loads(record.reply)
-            return _watching(first, described, sink, context)
-
-        answer = await self._following.join(first, opened)
-        if answer is None:
-            age_us = clock.now_us() - record.accepted_time.ToMicroseconds()
-            if age_us > self._settings.background_timeout // timedelta(microseconds=1):
-                # The log is too old for it, or the edge that took it died before it was on its way.
-                sink.fail(internal("a stored answer is not on the log"), clock.monotonic())
-            return sink.body
-        if wait > 0 and not answer.done.done():
-            await asyncio.wait([answer.done], timeout=wait)
-        if answer.on_log:
-            await self._store_body(key, answer)
-        self._following.release(answer)
-        return sink.body
+        """See :meth:`Unattended.snapshot`."""
+        return await self.unattended.snapshot(key, first, wait)
 
     def cancel(self, first: bytes, choices: int = 1) -> None:
         """End the generations of a request, whoever is attached to it."""
@@ -366,33 +343,12 @@ class Inference:
         after: int = 0,
         corked: bool = False,
     ) -> Stream | Body:
-        first = call.request_id
-        plain = reply.get("plain", False)
         if not stream:
-            if plain and reply["n"] == 1:
-                return ChatBody(_facts(first, reply))
-            return FormBody(form_of(first, reply, stream=False))
-        transport = call.http.transport
-        if transport is None:
-            raise ConnectionResetError("the client left before its answer began")
-        chunked = call.http.version >= HttpVersion11
-        head = _head(call, fields, chunked=chunked, keep_alive=_keeps_alive(call))
-        line = Line(transport, first, head, chunked, self._settings.max_unsent_bytes, after, corked)
-        now = clock.monotonic()
-        if plain:
-            return ChatStream(_facts(first, reply), line, now)
-        return FormStream(form_of(first, reply, stream=True), line, now)
+            return body_sink(call.request_id, reply)
+        return stream_sink(call, reply, fields, self._settings.max_unsent_bytes, after=after, corked=corked)
 
-    def _response(self, answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:
-        sink = answer.sink
-        if isinstance(sink, Body):
-            if answer.error is not None:
-                raise answer.error
-            return json_response(sink.body, call.request_id, headers=fields)
-        if answer.error is not None and not sink.started and not answer.gone:
-            raise answer.error
-        # In HTTP/1.0 the end of the connection is the end of the answer.
-        return WrittenResponse(keep_alive=_keeps_alive(call) and not answer.gone)
+    async def _forget(self, key: KeyRecord, first: bytes) -> None:
+        await self._stored.delete(key, first)
 
     def _fail(self, answer: Answer, error: InferBusError, cancel: str) -> None:
         self._streams.fail(answer, error, cancel=cancel)
@@ -412,50 +368,11 @@ class Inference:
             accepted.trace.set(**facts)
         accepted.trace.end(answer.error)
 
-    # --- answers without a client -----------------------------------------------------------------------------------
-
     async def _finish(self, accepted: _Accepted, answer: Answer) -> None:
         """A detached answer to its end, and into the store."""
         await self._wait(answer, self._timeout_of(accepted.plan))
         self._settle(accepted, answer)
-        await self._store_body(accepted.key, answer)
-
-    async def _keep(self, key: KeyRecord, first: bytes, reply: bytes) -> None:
-        """Its client has left and it goes on: follow it to its end, for the store."""
-        described = orjson.loads(reply)
-
-        def opened(_: bytes, context: RequestContext) -> Answer:
-            sink = FormBody(form_of(first, described, stream=False))
-            return _watching(first, described, sink, context)
-
-        answer = await self._following.join(first, opened)
-        if answer is not None:
-            await self._wait(answer, self._settings.background_timeout)
-            await self._store_body(key, answer)
-
-    async def _store_body(self, key: KeyRecord, answer: Answer) -> None:
-        sink = answer.sink
-        if not answer.on_log or not isinstance(sink, FormStream | Body):
-            return
-        try:
-            await self._stored.finish(key, answer.first, sink.body)
-        except InferBusError as error:
-            # Not lost: it is made from the log when it is asked for.
-            log.warning("an answer was not stored", extra={"request_id": uuid_text(answer.first), "error": str(error)})
-
-    async def _forget(self, key: KeyRecord, first: bytes) -> None:
-        await self._stored.delete(key, first)
-
-    def _spawn(self, coroutine: Any) -> None:
-        async def run() -> None:
-            try:
-                await coroutine
-            except InferBusError as error:
-                log.warning("a task without a client failed", extra={"reason": error.reason, "error": str(error)})
-
-        task = asyncio.create_task(run(), name="answer without a client")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self.unattended.store(accepted.key, answer)
 
     # --- the process ------------------------------------------------------------------------------------------------
 
@@ -486,49 +403,13 @@ class Inference:
         self._streams.fail_all(error, "edge_stopped")
         for streams in self._following.streams():
             streams.fail_all(error, None)
-        for task in self._tasks:
-            task.cancel()
+        self.unattended.stop()
 
 
 def not_found() -> InferBusError:
     return InferBusError(
         ErrorClass.ERROR_CLASS_NOT_FOUND, "not_found", "There is no such answer here, or it is too old to be found."
     )
-
-
-def reply_of(plan: Plan, model: ModelRecord, accepted_us: int) -> bytes:
-    """The reply description that travels with the request. ``reasoning``: the model's text may hold its thoughts."""
-    reply = {"reasoning": "reasoning" in model.capabilities, **plan.reply}
-    if reply["reasoning"]:
-        reply["plain"] = False
-    return orjson.dumps({**reply, "model": plan.model, "created": accepted_us // 1_000_000})
-
-
-def messages_of(
-    plan: Plan, key: KeyRecord, first: bytes, edge: str, accepted_us: int, expire_us: int, reply: bytes
-) -> list[GenerateRequest]:
-    """One message for each choice. Times are Unix microseconds."""
-    context = RequestContext(tenant_id=key.tenant_id, project_id=key.project_id, key_id=key.key_id, model=plan.model)
-    messages = []
-    for choice, asked in enumerate(plan.requests[:MAX_CHOICES]):
-        message = GenerateRequest()
-        message.CopyFrom(asked)
-        message.request_id = choice_id(first, choice)
-        message.context.CopyFrom(context)
-        message.edge = edge
-        message.accepted_time.FromMicroseconds(accepted_us)
-        message.expire_time.FromMicroseconds(expire_us)
-        message.cache_salt = key.tenant_id.encode()
-        message.reply = reply
-        messages.append(message)
-    return messages
-
-
-def _watching(first: bytes, reply: Mapping[str, Any], sink: Body, context: RequestContext) -> Answer:
-    """One that is read for ourselves: no client attends to it."""
-    answer = Answer(first, reply["n"], sink, Timing(context.model, unix_ms_of(first) * 1000))
-    answer.attended, answer.resumed = False, True
-    return answer
 
 
 async def _release(claim: Claim | None) -> None:
@@ -541,34 +422,8 @@ def _log_outcome(outcome: object) -> None:
         log.warning("a request was not published again", extra={"reason": outcome.reason})
 
 
-def _facts(first: bytes, reply: Mapping[str, Any]) -> ChatFacts:
-    return ChatFacts(first, reply["created"], reply["model"], reply.get("include_usage", False), reply["n"])
-
-
 def _timed_out(timeout: timedelta) -> InferBusError:
     seconds = timeout.total_seconds()
     return InferBusError(
         ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "request_deadline", f"The request took longer than {seconds:g} s."
     )
-
-
-def _keeps_alive(call: Call) -> bool:
-    return call.http.version >= HttpVersion11 and bool(call.http.keep_alive)
-
-
-def _head(call: Call, fields: Mapping[str, str], *, chunked: bool, keep_alive: bool) -> bytes:
-    lines = [
-        "HTTP/1.1 200 OK",
-        "Server: inferbus",
-        "Content-Type: text/event-stream; charset=utf-8",
-        "Cache-Control: no-cache",
-        "X-Accel-Buffering: no",  # nginx would hold tokens back
-        f"Date: {formatdate(call.accepted_us // 1_000_000, usegmt=True)}",
-        f"x-request-id: {uuid_text(call.request_id)}",
-        *(f"{name}: {value}" for name, value in fields.items()),
-    ]
-    if chunked:
-        lines.append("Transfer-Encoding: chunked")
-    if not keep_alive:
-        lines.append("Connection: close")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()

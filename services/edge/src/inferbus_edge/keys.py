@@ -23,6 +23,7 @@ from inferbus_runtime.errors import InferBusError, invalid
 from inferbus_edge.audit_log import Changes
 from inferbus_edge.core.organization_audit import Change
 from inferbus_edge.core.organization_rules import (
+    MAX_KEYS,
     MAX_OVERLAP_SECONDS,
     NO_PROJECT,
     checked_expiry,
@@ -33,6 +34,7 @@ from inferbus_edge.core.organization_rules import (
     expired,
     not_found,
     revoked,
+    too_many,
     with_changes,
 )
 
@@ -40,13 +42,19 @@ CHANGEABLE = ("name", "expire_time", "models", "limits")
 
 
 class KeyDesk:
-    """``uses``: where a key's last use is read, if it is shown."""
+    """``uses``: where a key's last use is read. ``most``: keys that a tenant may have; revoked ones are forgotten when
+    their room is needed."""
 
     def __init__(
-        self, keys: Registry[KeyRecord], publisher: Publisher, uses: Registry[KeyUseRecord] | None = None
+        self,
+        keys: Registry[KeyRecord],
+        publisher: Publisher,
+        uses: Registry[KeyUseRecord],
+        most: int = MAX_KEYS,
     ) -> None:
         self._keys = keys
         self._uses = uses
+        self._most = most
         self._changes = Changes(keys, publisher)
 
     async def create(
@@ -85,6 +93,7 @@ class KeyDesk:
         )
         if expire_time is not None:
             checked_expiry(expire_time.seconds, now_us)
+        await self._make_room(tenant_id)
         secret = mint(secrets.token_bytes(ENTROPY_BYTES))
         record.prefix = prefix_of(secret)
         change = _change("key.created", record, actor, _told(record, ("scopes", *CHANGEABLE)))
@@ -183,6 +192,23 @@ class KeyDesk:
             if not key.HasField("revoke_time") and chosen(key):
                 await self.revoke(key.key_id, actor)
 
+    async def _make_room(self, tenant_id: str) -> None:
+        """Forget the tenant's longest revoked key if he has as many as he may.
+
+        Raises InferBusError INVALID_ARGUMENT if none of them is revoked.
+        """
+        mine = [(digest, one) for digest, one in self._keys.items().items() if one.tenant_id == tenant_id]
+        if len(mine) < self._most:
+            return
+        now_us = clock.now_us()
+        ended = [(digest, one) for digest, one in mine if revoked(one, now_us)]
+        if not ended:
+            raise too_many("keys", self._most)
+        digest, oldest = min(ended, key=lambda item: item[1].revoke_time.ToNanoseconds())
+        await self._changes.remove(digest)
+        if not any(one.key_id == oldest.key_id for _, one in self._others(oldest.key_id, digest)):
+            await self._uses.delete(oldest.key_id)
+
     def _usable(self, key_id: str, now_us: int) -> tuple[str, KeyRecord]:
         digest, record = self._current(key_id)
         if revoked(record, now_us) or expired(record, now_us):
@@ -211,7 +237,7 @@ class KeyDesk:
         return [(digest, one) for digest, one in items if one.key_id == key_id and digest != current]
 
     def _public(self, record: KeyRecord) -> Key:
-        use = None if self._uses is None else self._uses.get(record.key_id)
+        use = self._uses.get(record.key_id)
         return public(record, None if use is None else use.last_use_time)
 
 

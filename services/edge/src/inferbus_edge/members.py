@@ -12,7 +12,7 @@ from inferbus_runtime.errors import invalid
 
 from inferbus_edge.audit_log import Changes
 from inferbus_edge.core.organization_audit import Change
-from inferbus_edge.core.organization_rules import checked_name, conflict, not_found
+from inferbus_edge.core.organization_rules import MAX_MEMBERS, checked_name, conflict, not_found, too_many
 from inferbus_edge.keys import KeyDesk
 
 USER_ROLES = ("owner", "reader")
@@ -149,6 +149,8 @@ class MemberDesk:
         return found
 
     def _new(self, tenant_id: str, prefix: str, kind: MemberKind.ValueType, name: str) -> MemberRecord:
+        if sum(one.tenant_id == tenant_id for one in self._members.items().values()) >= MAX_MEMBERS:
+            raise too_many("members", MAX_MEMBERS)
         return MemberRecord(
             member_id=f"{prefix}_{secrets.token_hex(12)}",
             tenant_id=tenant_id,

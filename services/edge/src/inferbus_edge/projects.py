@@ -14,12 +14,14 @@ from inferbus_runtime.errors import invalid
 from inferbus_edge.audit_log import Changes
 from inferbus_edge.core.organization_audit import Change
 from inferbus_edge.core.organization_rules import (
+    MAX_PROJECTS,
     NO_PROJECT,
     checked_id,
     checked_limits,
     checked_name,
     conflict,
     not_found,
+    too_many,
     with_changes,
 )
 
@@ -43,7 +45,10 @@ class ProjectDesk:
         """
         checked_id(given.tenant_id, "tenant_id")
         project_id = checked_id(given.project_id or f"proj_{secrets.token_hex(12)}", "project_id")
-        if any(one.project_id == project_id for one in self.all(given.tenant_id)):
+        known = {one.project_id for one in self.all(given.tenant_id)}
+        if len(known) >= MAX_PROJECTS:
+            raise too_many("projects", MAX_PROJECTS)
+        if project_id in known:
             raise conflict("There is such a project already.", "project_exists", "project_id")
         record = ProjectRecord(
             project_id=project_id,

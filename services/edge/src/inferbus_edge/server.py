@@ -21,6 +21,7 @@ from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.tls import TlsFiles, server_context
 
 from inferbus_edge.core.errors import error_body, http_status, internal, of_status, retry_after_seconds
+from inferbus_edge.cors import Cors, is_preflight
 from inferbus_edge.limits import RateLimitError
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Call:
     accepted_us: int
     tail: str
     path: Mapping[str, str]
+    # Of every answer, for those that write their head themselves.
+    headers: Mapping[str, str]
 
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -222,9 +225,10 @@ def new_request_id(edge: str, accepted_us: int) -> bytes:
 class Front:
     """Takes every request: finds its route, answers its failure, counts it."""
 
-    def __init__(self, routes: Routes, edge: str) -> None:
+    def __init__(self, routes: Routes, edge: str, cors: Cors) -> None:
         self._routes = routes
         self._edge = edge
+        self._cors = cors
 
     async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
         accepted_us = clock.now_us()
@@ -234,12 +238,16 @@ class Front:
         try:
             if http.headers.get("Expect") is not None:
                 _expected(http)
+            if is_preflight(http.method, http.headers):
+                route, status = "preflight", 204
+                return web.Response(status=204, headers={**own_headers(call_id), **self._cors.preflight(http.headers)})
             found = self._routes.find(http.path)
             if found is None:
                 raise of_status(404)
             route, errors = found[0].name, found[0].errors
             handler = _handler_of(found[0], http.method)
-            response = await handler(Call(http, call_id, accepted_us, found[1], found[2]))
+            fields = self._cors.headers(http.headers.get("Origin"))
+            response = await handler(Call(http, call_id, accepted_us, found[1], found[2], fields))
             status = response.status
         except InferBusError as error:
             _log(error, route, call_id)
@@ -253,6 +261,8 @@ class Front:
             status = response.status
         finally:
             metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
+        if not response.prepared:
+            response.headers.update(self._cors.headers(http.headers.get("Origin")))
         return response
 
 
@@ -281,7 +291,7 @@ def _log(error: InferBusError, route: str, request_id: bytes) -> None:
 
 @asynccontextmanager
 async def listen(
-    host: str, port: int, routes: Routes, *, edge: str, max_body_bytes: int, tls: TlsFiles | None = None
+    host: str, port: int, routes: Routes, *, edge: str, max_body_bytes: int, cors: Cors, tls: TlsFiles | None = None
 ) -> AsyncIterator[str]:
     """Serve ``routes`` until the context ends; gives "host:port" really bound. Raises OSError if it is taken."""
     loop = asyncio.get_running_loop()
@@ -290,7 +300,7 @@ async def listen(
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes)
 
     server = _Server(
-        Front(routes, edge).handle,
+        Front(routes, edge, cors).handle,
         request_factory=request,
         handler_cancellation=True,  # a client that leaves cancels its handler, and so its generation
         keepalive_timeout=_IDLE_CONNECTION_SECONDS,

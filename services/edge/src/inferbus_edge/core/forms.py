@@ -15,7 +15,19 @@ def _chat(first: bytes, reply: Mapping[str, Any], stream: bool) -> Form:
     return ChatForm(first, reply, stream)
 
 
-FORMS: dict[str, Maker] = {"chat": _chat}
+def _messages(first: bytes, reply: Mapping[str, Any], stream: bool) -> Form:
+    from inferbus_edge.core.messages_form import MessagesForm
+
+    return MessagesForm(first, reply, stream)
+
+
+def _responses(first: bytes, reply: Mapping[str, Any], stream: bool) -> Form:
+    from inferbus_edge.core.responses_form import ResponsesForm
+
+    return ResponsesForm(first, reply, stream)
+
+
+FORMS: dict[str, Maker] = {"chat": _chat, "messages": _messages, "responses": _responses}
 
 
 def form_of(first: bytes, reply: Mapping[str, Any], *, stream: bool) -> Form:

@@ -5,13 +5,13 @@ against a limit its own window and what it last heard of the others' windows. So
 
     accepted <= limit + what the other edges accept within the last D,    D = TICK_MS + the bus's delay
 
-and never more than limit x edges. An edge that just came up knows the others' last minute after one second (D is 1 s
-until then); a lost message makes D 1 s longer. The minute of an edge that was killed is kept by the others, not by its
-successor. Requests at once have the same bound; those of an edge that is not heard any more count for SILENT_MS.
+and never more than limit x edges; tokens also by what requests use beyond their estimates. An edge that just came up
+knows the others' last minute after 1 s (which is D until then); a lost message makes D 1 s longer. The minute of an
+edge that was killed is kept by the others, not by its successor. Requests at once have the same bound; those of an edge
+that is not heard any more count for SILENT_MS.
 
-A Spend names each scope twice in a row: its totals as they were when the window began, and as they are now. The
-difference is the sender's window: all of it in one message, so that a lost one, a late joiner, a new boot and a pause
-of the bus need no history. The totals themselves tell an overtaken message (fewer requests) from a newer one.
+A Spend says the sender's whole window, so that a lost message, a late joiner, a new boot and a pause of the bus need no
+history. The totals tell an overtaken message (fewer requests) from a newer one.
 
 Times are milliseconds of a monotonic clock of the caller's.
 """
@@ -228,36 +228,32 @@ class Ledger:
         return min(requests, key=_tightness, default=None), min(tokens, key=_tightness, default=None)
 
     def heard(self, spend: Spend, now: int) -> None:
-        """Another edge's word; own ones come back and are ignored. Raises ValueError if it is none of our making."""
+        """Another edge's word; own ones come back and are ignored."""
         source = (spend.edge, spend.boot)
         if source == self._me:
             return
-        for before, total in zip(spend.scopes[::2], spend.scopes[1::2], strict=True):
-            if before.scope != total.scope:
-                raise ValueError("a Spend names each scope twice in a row")
+        for said in spend.scopes:
             heard = _Heard(
-                requests_total=total.requests_total,
-                tokens_total=total.tokens_total,
-                requests=total.requests_total - before.requests_total,
-                tokens=total.tokens_total - before.tokens_total,
-                concurrent=total.concurrent,
+                requests_total=said.requests_total,
+                tokens_total=said.tokens_total,
+                requests=said.requests,
+                tokens=said.tokens,
+                concurrent=said.concurrent,
                 heard_ms=now,
             )
-            scope = self._scopes.get(total.scope)
+            scope = self._scopes.get(said.scope)
             if scope is None:
                 if heard.is_nothing():
                     continue
-                scope = self._scopes[total.scope] = _Scope()
+                scope = self._scopes[said.scope] = _Scope()
             scope.hear(source, heard)
 
     def report(self, now: int) -> list[Spend]:
         """What to tell the other edges; to be called every TICK_MS. Also lets go of what is over."""
         names = self._changed | self._next_turn(now)
         self._changed = set()
-        entries: list[ScopeSpend] = []
-        for name in names:
-            entries += _entries(name, self._scopes[name], now // SLOT_MS)
-        size = 2 * _SCOPES_A_MESSAGE
+        entries = [_entry(name, self._scopes[name], now // SLOT_MS) for name in names]
+        size = _SCOPES_A_MESSAGE
         edge, boot = self._me
         return [
             Spend(edge=edge, boot=boot, scopes=entries[start : start + size]) for start in range(0, len(entries), size)
@@ -280,19 +276,18 @@ class Ledger:
         return said
 
 
-def _entries(name: str, scope: _Scope, second: int) -> tuple[ScopeSpend, ScopeSpend]:
+def _entry(name: str, scope: _Scope, second: int) -> ScopeSpend:
     requests, tokens = scope.requests, scope.tokens
     requests.own.advance(second)
     tokens.own.advance(second)
-    before = ScopeSpend(
+    return ScopeSpend(
         scope=name,
-        requests_total=requests.spent - requests.own.total,
-        tokens_total=tokens.spent - tokens.own.total,
+        requests_total=requests.spent,
+        tokens_total=tokens.spent,
+        concurrent=scope.concurrent,
+        requests=requests.own.total,
+        tokens=tokens.own.total,
     )
-    total = ScopeSpend(
-        scope=name, requests_total=requests.spent, tokens_total=tokens.spent, concurrent=scope.concurrent
-    )
-    return before, total
 
 
 def _wait_key(refusal: Refusal) -> float:

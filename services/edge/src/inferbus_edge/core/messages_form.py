@@ -23,7 +23,7 @@ class MessagesForm:
         self._model = reply["model"]
         self._max_tokens = reply["max_tokens"]
         self._stream = stream
-        self._pieces = Pieces(tools=reply["tools"], reasoning=True)
+        self._pieces = Pieces(tools=reply["tools"], reasoning=reply["reasoning"])
         self._blocks: list[_Block] = []
         self._begun = False
         self._calls = 0  # whole ones

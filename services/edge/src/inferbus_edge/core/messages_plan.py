@@ -43,7 +43,9 @@ _MODES = {
     "none": ToolMode.TOOL_MODE_NONE,
 }
 _BUDGET = "thinking.budget_tokens"
-# What a template is told when thinking is asked for without an effort, and when it is not wanted.
+# Templates know OpenAI's names of efforts.
+_EFFORTS = {"max": "xhigh"}
+# What they are told when thinking is asked for without an effort, and when it is not wanted.
 _EFFORT, _NO_EFFORT = "medium", "none"
 
 
@@ -115,7 +117,8 @@ def _needs(asked: Conversation) -> Iterator[Need]:
 
 
 def _effort(asked: Conversation) -> str:
-    effort = asked.output_config.effort if asked.output_config is not None else None
+    wanted = asked.output_config.effort if asked.output_config is not None else None
+    effort = wanted and _EFFORTS.get(wanted, wanted)
     if asked.thinking is not None and (asked.thinking.type == "enabled") is (asked.thinking.budget_tokens is None):
         message = "'thinking.budget_tokens' is required with the type 'enabled', and only allowed with it."
         raise invalid(message, param=_BUDGET)
@@ -134,7 +137,10 @@ def _effort(asked: Conversation) -> str:
 def _constraint(asked: Conversation) -> Constraint | None:
     if asked.output_config is None or asked.output_config.format is None:
         return None
-    return Constraint(json_schema=schema_text(asked.output_config.format.schema_, "output_config.format.schema"))
+    constraint = Constraint(json_schema=schema_text(asked.output_config.format.schema_, "output_config.format.schema"))
+    # Where there must be calls there is no text to be constrained.
+    forced = asked.tool_choice is not None and asked.tool_choice.type in ("any", "tool")
+    return None if forced else constraint
 
 
 def _add_tools(chat: ChatInput, asked: Conversation) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, by_kind, refused
+from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, bad_value, by_kind, kind, refused
 
 _MAX_TOKENS = (1 << 31) - 1
 _MAX_MESSAGES, _MAX_BLOCKS, _MAX_TOOLS, _MAX_STOPS = 2048, 2048, 128, 64
@@ -32,22 +32,29 @@ def _unsupported(advice: str) -> PydanticCustomError:
     return PydanticCustomError("unsupported_parameter", "{advice}", {"advice": advice})
 
 
-def _kind(value: Any) -> Any:
+def _type_of(value: Any) -> Any:
     return value.get("type") if isinstance(value, dict) else None
 
 
-def _served_block(value: Any) -> Any:
-    kind = _kind(value)
-    if isinstance(kind, str) and kind in _OTHER_BLOCKS:
-        raise _unsupported(f"blocks of type '{kind}' are not served here")
-    return value
+def _block(*served: str) -> BeforeValidator:
+    """A block of one of these types: what stands where a block may."""
+
+    def check(value: Any) -> Any:
+        named = _type_of(value)
+        if named is None or named in served:
+            return value
+        if isinstance(named, str) and named in _OTHER_BLOCKS:
+            raise _unsupported(f"blocks of type '{named}' are not served here")
+        raise bad_value(f"should be a block of type {' or '.join(served)}")
+
+    return BeforeValidator(check)
 
 
 def _own_tool(value: Any) -> Any:
-    kind = _kind(value)
-    if isinstance(kind, str) and kind != "custom":
-        named = f"tools of type '{kind}'" if _KIND.fullmatch(kind) else "tools of this type"
-        raise _unsupported(f"{named} are not served here, only tools of type 'custom'")
+    named = _type_of(value)
+    if isinstance(named, str) and named != "custom":
+        these = f"tools of type '{named}'" if _KIND.fullmatch(named) else "tools of this type"
+        raise _unsupported(f"{these} are not served here, only tools of type 'custom'")
     return value
 
 
@@ -101,7 +108,7 @@ class ToolUseBlock(BaseModel):
 ResultPart = Annotated[
     Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")],
     by_kind("text", "image"),
-    BeforeValidator(_served_block),
+    _block("text", "image"),
 ]
 
 
@@ -121,20 +128,20 @@ class ToolResultBlock(BaseModel):
     toolset_name: Annotated[Any, refused()] = Field(None, description=_NULL)
 
 
-SystemBlock = Annotated[TextBlock, BeforeValidator(_served_block)]
+SystemBlock = Annotated[TextBlock, _block("text")]
 UserBlock = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ImageBlock, Tag("<image>")]
     | Annotated[ToolResultBlock, Tag("<tool_result>")],
     by_kind("text", "image", "tool_result"),
-    BeforeValidator(_served_block),
+    _block("text", "image", "tool_result"),
 ]
 AssistantBlock = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ThinkingBlock, Tag("<thinking>")]
     | Annotated[ToolUseBlock, Tag("<tool_use>")],
     by_kind("text", "thinking", "tool_use"),
-    BeforeValidator(_served_block),
+    _block("text", "thinking", "tool_use"),
 ]
 SystemContent = Annotated[
     Annotated[str, Tag(TEXT)] | Annotated[list[SystemBlock], Field(max_length=_MAX_BLOCKS), Tag(LIST)],
@@ -144,7 +151,7 @@ SystemContent = Annotated[
 
 class UserMessage(BaseModel):
     model_config = STRICT
-    role: Literal["user"]
+    role: Annotated[str, kind(("user", "assistant", "system"))]
     content: Annotated[
         Annotated[str, Tag(TEXT)] | Annotated[list[UserBlock], Field(max_length=_MAX_BLOCKS), Tag(LIST)],
         BY_SHAPE,

@@ -10,6 +10,10 @@ from inferbus_runtime.errors import InferBusError, invalid
 
 MAX_NAME = 200
 MAX_MODELS = 100
+# Of one tenant: the registries are whole in every edge's memory, and share a bucket with all tenants.
+MAX_KEYS = 2000
+MAX_PROJECTS = 1000
+MAX_MEMBERS = 2000
 MAX_OVERLAP_SECONDS = 30 * 86_400
 # Protobuf's timestamps end with the year 9999.
 MAX_EXPIRY_SECONDS = 253_402_300_799
@@ -92,6 +96,10 @@ def expired(record: KeyRecord, now_us: int) -> bool:
 def allows(record: KeyRecord, model: str) -> bool:
     """Whether the key may use the model."""
     return not record.models or model in record.models
+
+
+def too_many(what: str, most: int) -> InferBusError:
+    return invalid(f"An organization has {most} {what} at most.", reason="too_many")
 
 
 def conflict(message: str, reason: str, param: str = "") -> InferBusError:

@@ -1,7 +1,7 @@
 """What a model writes, taken apart as it grows: text, reasoning, and calls of functions.
 
 On the log a call has Hermes' form, whatever the model's own is, with the name first:
-``<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>``. Reasoning is ``<think>...</think>`` at the beginning.
+``<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>``. Reasoning begins the text: ``<think>...</think>``.
 The pieces do not depend on how the text was cut into deltas: joined, they are the same. What has not that form, or was
 cut off before it could be told, is text. Nothing of the answer is lost but the marks and the blank space around them.
 """

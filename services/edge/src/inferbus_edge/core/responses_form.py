@@ -37,7 +37,7 @@ class ResponsesForm:
     )  # fmt: skip
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
-        """``reply``: echo, background, tools and reasoning (what is looked for in the text), logprobs."""
+        """``reply``: echo; background; tools and reasoning: what is looked for in the text; logprobs."""
         self._first = first
         self._hex = first.hex()
         self._reply = reply
@@ -47,8 +47,8 @@ class ResponsesForm:
         self._status = "queued" if reply["background"] else IN_PROGRESS
         self._items: list[dict[str, Any]] = []  # those that have ended
         self._open: OutputItem | None = None
-        apart = reply["tools"] or reply["reasoning"]
-        self._pieces = Pieces(tools=reply["tools"], reasoning=reply["reasoning"]) if apart else None
+        tools, reasoning = reply["tools"], reply["reasoning"]
+        self._pieces = Pieces(tools=tools, reasoning=reasoning) if tools or reasoning else None
         self._logprobs: list[dict[str, Any]] = []  # of text that is held back
         self._ending: list[bytes] = []
         self._usage: Usage | None = None

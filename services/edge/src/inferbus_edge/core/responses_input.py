@@ -4,12 +4,11 @@ An item may come as the SDK's helpers write it by hand, or as an earlier answer 
 have are known here as well.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, refused
+from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, by_kind, kind, refused
 
 MAX_ITEMS = 2048
 _MAX_PARTS = 2048
@@ -23,32 +22,32 @@ _AnswersField = Field(default=None, description="What an answer's item carries; 
 _NotServed = Annotated[Any, refused()]
 
 
-class _Advice(dict[str, str]):
-    """The context of a discriminator's error, which must be hashable to stand inside a union."""
-
-    __hash__ = object.__hash__
-
-
-def by_kind(*kinds: str, absent: Callable[[Any], str] | None = None) -> Discriminator:
-    """Chooses between members tagged ``<kind>`` by ``type``; ``absent`` says which, of a value without one."""
-
-    def kind(value: Any) -> str | None:
-        found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-        if found is None and absent is not None:
-            found = absent(value)
-        return f"<{found}>" if found in kinds else None
-
-    shown = ", ".join(f"'{one}'" for one in kinds)
-    return Discriminator(kind, "unknown_kind", "{advice}", _Advice(advice=f"should be one of {shown}", field="type"))
+_PARTS = ("input_text", "output_text", "refusal", "input_image")
+_PART_TYPE = kind(_PARTS, ("input_file", "input_audio", "input_video", "computer_screenshot"), "send text")
+_ITEMS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+_ITEM_TYPE = kind(
+    _ITEMS,
+    (
+        "additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction",
+        "computer_call", "computer_call_output", "custom_tool_call", "custom_tool_call_output", "file_search_call",
+        "image_generation_call", "local_shell_call", "local_shell_call_output", "mcp_approval_request",
+        "mcp_approval_response", "mcp_call", "mcp_list_tools", "shell_call", "shell_call_output", "tool_search_call",
+        "tool_search_output", "web_search_call",
+    ),
+    "tools here are functions that you call yourself",
+)  # fmt: skip
 
 
 class TextPart(BaseModel):
     model_config = STRICT
-    type: Literal["input_text", "output_text"]
+    type: Annotated[Literal["input_text", "output_text"], _PART_TYPE]
     text: str
     annotations: Any = _AnswersField
     logprobs: Any = _AnswersField
-    prompt_cache_breakpoint: Any = Field(default=None, description="A hint without an effect: prefixes are cached anyway.")
+    parsed: Any = Field(default=None, description="What the SDK's parse() adds; without an effect here.")
+    prompt_cache_breakpoint: Any = Field(
+        default=None, description="A hint without an effect: prefixes are cached anyway."
+    )
 
 
 class RefusalPart(BaseModel):
@@ -73,7 +72,7 @@ Part = Annotated[
     | Annotated[TextPart, Tag("<output_text>")]
     | Annotated[RefusalPart, Tag("<refusal>")]
     | Annotated[ImagePart, Tag("<input_image>")],
-    by_kind("input_text", "output_text", "refusal", "input_image"),
+    by_kind(*_PARTS),
 ]
 Content = Annotated[
     Annotated[str, Tag(TEXT)] | Annotated[list[Part], Field(max_length=_MAX_PARTS), Tag(LIST)], BY_SHAPE
@@ -82,7 +81,7 @@ Content = Annotated[
 
 class MessageItem(BaseModel):
     model_config = STRICT
-    type: Literal["message"] | None = None
+    type: Annotated[Literal["message"] | None, _ITEM_TYPE] = None
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
     id: Id | None = None
@@ -139,11 +138,13 @@ class ItemReference(BaseModel):
     id: Id
 
 
-def _without_type(value: Any) -> str:
-    """Messages and references may leave it out."""
-    if isinstance(value, dict):
-        return "item_reference" if value.keys() <= {"type", "id"} else "message"
-    return "item_reference" if isinstance(value, ItemReference) else "message"
+def _item_tag(value: Any) -> str:
+    """Messages and references may leave their type out."""
+    given = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else {}
+    found = given.get("type")
+    if found is None:
+        found = "item_reference" if "id" in given and given.keys() <= {"type", "id"} else "message"
+    return f"<{found}>" if found in _ITEMS else "<message>"
 
 
 Item = Annotated[
@@ -152,9 +153,7 @@ Item = Annotated[
     | Annotated[FunctionOutputItem, Tag("<function_call_output>")]
     | Annotated[ReasoningItem, Tag("<reasoning>")]
     | Annotated[ItemReference, Tag("<item_reference>")],
-    by_kind(
-        "message", "function_call", "function_call_output", "reasoning", "item_reference", absent=_without_type
-    ),
+    Discriminator(_item_tag),
 ]
 Input = Annotated[
     Annotated[str, Field(min_length=1), Tag(TEXT)]

@@ -10,6 +10,8 @@ from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.errors import error_body
 
+API = "responses"
+"""The name of this API in the reply description."""
 _PREFIX = "resp_"
 # What an id that is not ours may take of an error's message.
 _SHOWN_ID = 80
@@ -53,8 +55,8 @@ def response_object(
     incomplete: str | None = None,
     error: InferBusError | None = None,
 ) -> dict[str, Any]:
-    """``reply``: with ``echo``, what is said back of the request. ``completed``: Unix seconds. ``incomplete``: why the output
-    was cut off."""
+    """``reply``: its ``echo`` is what is said back of the request. ``completed``: Unix seconds. ``incomplete``: why the
+    output was cut off."""
     return {
         "id": response_id(first),
         "object": "response",

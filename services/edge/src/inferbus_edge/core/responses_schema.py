@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field, Tag, field_validator
 
-from inferbus_edge.core.responses_input import Input, Name, by_kind
-from inferbus_edge.core.schema import BY_SHAPE, OBJECT, STRICT, TEXT, bad_value, parse, refused
+from inferbus_edge.core.responses_input import Input, Name
+from inferbus_edge.core.schema import BY_SHAPE, OBJECT, STRICT, TEXT, bad_value, by_kind, kind, parse, refused
 
 LOGPROBS = "message.output_text.logprobs"
 _MAX_TOKENS = (1 << 31) - 1
@@ -14,14 +14,35 @@ _MAX_TOOLS = 128
 _MAX_METADATA, _MAX_METADATA_KEY, _MAX_METADATA_VALUE = 16, 64, 512
 _Label = Annotated[str, Field(max_length=512)]
 
+_FUNCTIONS_ONLY = "tools here are functions that you call yourself"
+_TOOL_TYPE = kind(
+    ("function",),
+    (
+        "apply_patch", "code_interpreter", "computer", "computer_use_preview", "custom", "file_search",
+        "image_generation", "local_shell", "mcp", "namespace", "programmatic_tool_calling", "shell", "tool_search",
+        "web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11",
+    ),
+    _FUNCTIONS_ONLY,
+)  # fmt: skip
+_CHOICES = ("function", "allowed_tools")
+_CHOICE_TYPE = kind(
+    _CHOICES,
+    (
+        "apply_patch", "code_interpreter", "computer", "computer_use_preview", "custom", "file_search",
+        "image_generation", "mcp", "programmatic_tool_calling", "shell", "web_search_preview",
+    ),
+    _FUNCTIONS_ONLY,
+)  # fmt: skip
+_FORMATS = ("text", "json_object", "json_schema")
+
 
 class FunctionTool(BaseModel):
     model_config = STRICT
-    type: Literal["function"]
+    type: Annotated[Literal["function"], _TOOL_TYPE]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(default=None, description="Either way the arguments are held to the schema, by grammar.")
+    strict: bool | None = Field(default=None, description="OpenAI's rules for strict schemas hold as well.")
     allowed_callers: Annotated[Any, refused([], ["direct"])] = None
     asynchronous: Annotated[Any, refused(False)] = Field(default=None, alias="async")
     defer_loading: Annotated[Any, refused(False)] = None
@@ -30,7 +51,7 @@ class FunctionTool(BaseModel):
 
 class NamedFunction(BaseModel):
     model_config = STRICT
-    type: Literal["function"]
+    type: Annotated[Literal["function"], _CHOICE_TYPE]
     name: Name
 
 
@@ -43,7 +64,7 @@ class AllowedTools(BaseModel):
 
 _Chosen = Annotated[
     Annotated[NamedFunction, Tag("<function>")] | Annotated[AllowedTools, Tag("<allowed_tools>")],
-    by_kind("function", "allowed_tools"),
+    by_kind(*_CHOICES),
 ]
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag(TEXT)] | Annotated[_Chosen, Tag(OBJECT)], BY_SHAPE
@@ -52,7 +73,7 @@ ToolChoice = Annotated[
 
 class PlainText(BaseModel):
     model_config = STRICT
-    type: Literal["text"]
+    type: Annotated[Literal["text"], kind(_FORMATS, ("grammar", "python"))]
 
 
 class JsonObject(BaseModel):
@@ -66,14 +87,14 @@ class JsonSchema(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     definition: dict[str, Any] = Field(alias="schema")
     description: str | None = None
-    strict: bool | None = Field(default=None, description="Either way the output is held to the schema, by grammar.")
+    strict: bool | None = Field(default=None, description="OpenAI's rules for strict schemas hold as well.")
 
 
 Format = Annotated[
     Annotated[PlainText, Tag("<text>")]
     | Annotated[JsonObject, Tag("<json_object>")]
     | Annotated[JsonSchema, Tag("<json_schema>")],
-    by_kind("text", "json_object", "json_schema"),
+    by_kind(*_FORMATS),
 ]
 
 

@@ -17,7 +17,6 @@ STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 _UNSUPPORTED, _INVALID = "unsupported_parameter", "invalid_value"
 # A parameter name in an error is the caller's own text: enough of it to find it again.
 _SHOWN_NAME = 64
-_MAX_KINDS = 12
 
 MAX_DEPTH = 64
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -84,38 +83,49 @@ BY_SHAPE = Discriminator(_shape)
 
 
 def by_kind(*kinds: str, field: str = "type") -> Discriminator:
-    """Chooses between members tagged ``<kind>`` by their ``field``."""
-    known = frozenset(kinds)
+    """Chooses between members tagged ``<kind>`` by their ``field``; the first one if it is none of them, whose
+    ``field`` then says so (see :func:`kind`)."""
 
-    def kind(value: Any) -> str | None:
+    def tag(value: Any) -> str:
         found = value.get(field) if isinstance(value, dict) else getattr(value, field, None)
-        return f"<{found}>" if isinstance(found, str) and found in known else None
+        return f"<{found}>" if found in kinds else f"<{kinds[0]}>"
 
-    shown = ", ".join(f"'{one}'" for one in kinds[:_MAX_KINDS])
-    return Discriminator(kind, "unknown_kind", "{advice}", {"advice": f"should be one of {shown}", "field": field})
+    return Discriminator(tag)
+
+
+def kind(served: tuple[str, ...], unserved: tuple[str, ...] = (), advice: str = "leave it out") -> BeforeValidator:
+    """For the field that says what an object is: ``served`` are all there are here, ``unserved`` are known."""
+    shown = "one of " * (len(served) > 1) + ", ".join(f"'{one}'" for one in served)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value in unserved:
+            raise PydanticCustomError(_UNSUPPORTED, "{advice}", {"advice": advice, "value": value})
+        if value not in served:
+            raise bad_value(f"should be {shown}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def refusal(fault: Any) -> InferBusError:
     """One of pydantic's faults in a caller's words. The offending value is never repeated: it may be prompt text."""
-    kind, location = fault["type"], fault["loc"]
-    param = path_of(location, whole=kind == "extra_forbidden")
-    if kind == "json_invalid":
+    fault_kind, location = fault["type"], fault["loc"]
+    param = path_of(location, whole=fault_kind == "extra_forbidden")
+    if fault_kind == "json_invalid":
         return invalid(f"The body is not valid JSON ({fault['ctx']['error']}).", reason="invalid_json")
     if not location:
         return invalid("The body must be a JSON object.", reason="invalid_type")
-    if kind == "missing":
+    if fault_kind == "missing":
         return invalid(f"Missing required parameter: '{param}'.", param=param, reason="missing_required_parameter")
-    if kind == "extra_forbidden":
+    if fault_kind == "extra_forbidden":
         return invalid(f"Unknown parameter: '{param}'.", param=param, reason="unknown_parameter")
-    if kind == "unknown_kind":
-        param = f"{param}.{fault['ctx']['field']}"
-        return invalid(f"'{param}' {fault['ctx']['advice']}.", param=param)
-    if kind == _UNSUPPORTED:
-        return unsupported(param, f"'{param}' is not supported; {fault['ctx']['advice']}.")
-    if kind == _INVALID:
+    if fault_kind == _UNSUPPORTED:
+        value = f" '{fault['ctx']['value']}'" if "value" in fault["ctx"] else ""
+        return unsupported(param, f"'{param}'{value} is not supported; {fault['ctx']['advice']}.")
+    if fault_kind == _INVALID:
         return invalid(f"'{param}' {fault['ctx']['advice']}.", param=param)
     text = fault["msg"].removeprefix("Input should").strip()
-    reason = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    reason = "invalid_type" if fault_kind.endswith("_type") else "invalid_value"
     message = f"'{param}' should {text}." if text != fault["msg"] else f"'{param}': {text}."
     return invalid(message, param=param, reason=reason)
 

@@ -103,8 +103,10 @@ class ProjectKeyRoutes:
 
     async def modify(self, call: Call) -> web.StreamResponse:
         acting = self._door.enter(call)
-        key = self._key(call, acting)
+        self._key(call, acting)
         whole_body = await self._door.whole_body(call)
+        # Read now: while the body came, it may have been changed.
+        key = self._key(call, acting)
         known_only(whole_body, _SETTINGS)
         body = fields(whole_body, _SETTINGS)
         scopes(body, INFERENCE)

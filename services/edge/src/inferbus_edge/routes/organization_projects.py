@@ -88,11 +88,13 @@ class ProjectRoutes:
 
     async def modify_rate_limit(self, call: Call) -> web.StreamResponse:
         acting = self._door.enter(call)
-        project = self._desk.get(acting.tenant_id, call.path["project_id"])
+        self._desk.get(acting.tenant_id, call.path["project_id"])
         if call.path["rate_limit_id"] != RATE_LIMIT_ID:
             raise not_found("rate limit")
         body = await self._door.whole_body(call)
         known_only(body, LIMIT_FIELDS)
+        # Read now: while the body came, it may have been changed.
+        project = self._desk.get(acting.tenant_id, call.path["project_id"])
         given = ProjectRecord(
             tenant_id=acting.tenant_id, project_id=project.project_id, limits=with_limits(project.limits, body)
         )

@@ -58,7 +58,7 @@ class EdgeColumns:
         self.token_ids.extend(ids)
 
     def open(self, running: Running) -> None:
-        """Nothing of the attempt comes in an earlier frame: what an edge needs to write its answer comes in this one."""
+        """What an edge needs to write its answer: in the first frame that holds something of the attempt."""
         running.opened = True
         opens = wire.Open(request_id=running.key, context_index=self.context_of(running), reply=running.request.reply)
         self.opens.append(opens)

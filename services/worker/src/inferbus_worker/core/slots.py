@@ -5,7 +5,6 @@ that nobody can tell from the time of an answer, or from its count of cached tok
 """
 
 from dataclasses import dataclass
-from os.path import commonprefix
 
 Content = str | tuple[int, ...]
 
@@ -46,8 +45,8 @@ class SlotTable:
         free = [number for number, slot in enumerate(self._slots) if not slot.busy]
         ready = [number for number in free if self._slots[number].free_at <= now]
         common = {number: self._common(self._slots[number], salt, content) for number in ready}
-        if ready and (best := max(ready, key=common.__getitem__)) is not None and common[best]:
-            chosen = best
+        if ready and any(common.values()):
+            chosen = max(ready, key=common.__getitem__)
         elif ready:
             chosen = min(ready, key=lambda number: (self._slots[number].cells > 0, self._slots[number].used))
         else:
@@ -90,5 +89,17 @@ class SlotTable:
         held = slot.content
         if held is None or slot.salt != salt or isinstance(held, str) is not isinstance(content, str):
             return 0
-        length = len(commonprefix([held, content]))  # type: ignore[type-var]
+        length = common_length(held, content)
         return length if 2 * length >= len(held) else 0
+
+
+def common_length(one: Content, other: Content) -> int:
+    """Length of the longest common prefix, found by halving: each element is compared about twice."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

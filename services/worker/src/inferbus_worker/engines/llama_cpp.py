@@ -3,59 +3,96 @@
 The child batches continuously and may crash without taking the worker along; all of its streams are coalesced here into
 steps. It is asked for at most ``capacity`` generations at once, and for no more than its KV cache holds: the youngest
 step back when it fills, and go on later from the tokens that they have.
+
+Which of the child's slots runs a generation is decided here: a slot's content is read on from by its own salt only.
+
+The child cannot begin a grammar in the middle. So a generation with one that is resumed, or stepped back, is made again
+from its first token: greedily, or by the same seed. What was delivered is compared, not delivered again; if the new one
+differs (a draw among neighbours may), it ends with ``engine_failed``, which may be retried.
 """
 
 import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import aiohttp
-import orjson
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
 
 from inferbus_worker.config import Config, usable_cores
 from inferbus_worker.core.coalesce import StepBuilder
+from inferbus_worker.core.grammar import Grammar, grammar_of
 from inferbus_worker.core.kv_budget import KvBudget
-from inferbus_worker.core.sampling import fault_of
+from inferbus_worker.core.sampling import context_exceeded, fault_of
+from inferbus_worker.core.slots import Content, Lease, SlotTable
 from inferbus_worker.core.stops import StopFilter
-from inferbus_worker.engine import EngineDiedError, EngineInfo, Finish, Finished, Generation, Step
+from inferbus_worker.engine import (
+    Chat,
+    Embed,
+    EngineDiedError,
+    EngineInfo,
+    Finish,
+    Finished,
+    Generation,
+    Prompt,
+    Step,
+    Tokens,
+)
+from inferbus_worker.engines.llama_cpp_grammar import fault_of_grammar
+from inferbus_worker.engines.llama_cpp_http import ServerHttp, known
 from inferbus_worker.engines.llama_cpp_model import PUBLIC_NAME, prepare
 from inferbus_worker.engines.llama_cpp_process import ServerProcess, ServerSettings
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
-from inferbus_worker.engines.llama_cpp_stream import CompletionError, Delta, Ended, Prefill, completion, request_body
+from inferbus_worker.engines.llama_cpp_stream import (
+    CompletionError,
+    Delta,
+    Ended,
+    Logprobs,
+    Prefill,
+    Task,
+    completion,
+    request_body,
+)
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CAPACITY = 16
+CAPABILITIES = ("chat", "completions", "tools", "structured_output", "logprobs", "logit_bias")
 # Closed generations leave the server up to a second later: until then their slots are not free.
 _SPARE_SLOTS = 4
+_LEAVING_SECONDS = 1.0
 # Events of one engine step arrive within this time; a step in which everybody moved does not wait for it.
 _COALESCE_SECONDS = 0.001
 _BUFFERED_TOKENS = 4096
 _STALL_SECONDS = 120.0
-_SPELLINGS = 4096
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A submitted generation. ``held``: KV tokens, first a guess from the prompt's size, then exact."""
+    """A submitted generation. ``held``: KV tokens, first a guess from the prompt's size, then exact.
+
+    ``repeats``: what was delivered before and is generated again. ``checked``: its grammar can be enforced.
+    """
 
     generation: Generation
-    prompt: str
+    prompt: Content
+    grammar: Grammar | None
     ids: list[int]
     filter: StopFilter
     held: int
     input_tokens: int = 0
     cached_tokens: int = 0
     filter_knows: bool = False
+    checked: bool = False
+    prefilled: bool = False
+    repeats: list[int] = field(default_factory=list)
+    lease: Lease | None = None
     task: asyncio.Task[None] | None = field(default=None)
 
     @property
@@ -66,13 +103,16 @@ class _Run:
 class LlamaCpp:
     """Engine ``llama_cpp``."""
 
-    def __init__(self, model: str, capacity: int, cache: Path | None, settings: ServerSettings) -> None:
+    def __init__(
+        self, model: str, capacity: int, cache: Path | None, settings: ServerSettings, prompt_cache_tokens: int
+    ) -> None:
         self._model = model
         self._capacity = capacity
         self._cache = cache
         self._settings = settings
         self._budget = KvBudget(settings.kv_tokens)
-        self._spellings: dict[str, list[int]] = {}
+        self._prompt_cache_tokens = prompt_cache_tokens
+        self._vocabulary: list[bytes] = []
         self._reset()
 
     @classmethod
@@ -84,11 +124,11 @@ class LlamaCpp:
             precision=config.llama_cpp.precision,
             kv_tokens=config.llama_cpp.kv_tokens,
             batch_tokens=config.llama_cpp.batch_tokens,
-            prompt_cache_mib=config.llama_cpp.prompt_cache_mib,
             threads=config.threads or usable_cores(),
             omp_wait_policy=config.llama_cpp.omp_wait_policy,
         )
-        return cls(config.model or PUBLIC_NAME, capacity, config.model_cache, settings)
+        cached = config.llama_cpp.prompt_cache_tokens
+        return cls(config.model or PUBLIC_NAME, capacity, config.model_cache, settings, cached)
 
     def _reset(self) -> None:
         self._waiting: deque[_Run] = deque()
@@ -99,7 +139,9 @@ class LlamaCpp:
         self._room.set()
         self._timer: asyncio.TimerHandle | None = None
         self._server: ServerProcess | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._http_session: ServerHttp | None = None
+        self._slots = SlotTable(self._settings.slots)
+        self._erasing: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._moved_at = 0.0
 
@@ -109,33 +151,49 @@ class LlamaCpp:
         if weights.seconds:
             log.info("weights prepared", extra={"seconds": round(weights.seconds, 1)})
         self._server = await ServerProcess.start(weights.path, self._settings)
-        # A connection a generation: the server closes idle ones at moments when we may just be using them.
-        connector = aiohttp.TCPConnector(force_close=True, limit=0)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-        self._session = aiohttp.ClientSession(self._server.url, connector=connector, timeout=timeout)
-        async with self._session.get("/props") as response:
-            props: dict[str, Any] = orjson.loads(await response.read())
+        http = self._http_session = ServerHttp(self._server.url)
+        props = await http.props()
         self._template = ChatTemplate(props["chat_template"], props["bos_token"], props["eos_token"])
+        self._capabilities = (*CAPABILITIES, "reasoning") if self._template.reasoning else CAPABILITIES
+        self._vocabulary = self._vocabulary or await http.vocabulary()
         self._watch = asyncio.create_task(self._watch_server(self._server), name="engine-watch")
         context_length = int(props["default_generation_settings"]["n_ctx"])
         build = f"{weights.digest} llama.cpp {version('xllamacpp')} {context_length}"
         revision = hashlib.sha256(build.encode()).hexdigest()[:12]
-        return EngineInfo("llama_cpp", self._model, revision, self._capacity, context_length)
+        return EngineInfo("llama_cpp", self._model, revision, self._capacity, context_length, self._capabilities)
 
     def submit(self, generation: Generation) -> None:
         try:
-            if (fault := fault_of(generation)) is not None:
-                raise fault
-            prompt = self._template.render(generation.messages)
+            run = self._run_of(generation)
         except InferBusError as error:
             self._steps.finish(Finished(generation.key, Finish.ERROR, 0, error=error))
             self._moved()
             return
-        ids = list(generation.resume_ids)
-        # A token has more than two bytes in all but exotic texts; the exact number follows with the prefill.
-        guess = len(prompt.encode()) // 2 + len(ids)
-        self._waiting.append(_Run(generation, prompt, ids, StopFilter(generation.sampling.stop), guess))
+        self._waiting.append(run)
         self._admit()
+
+    def _run_of(self, generation: Generation) -> _Run:
+        """Raises InferBusError for what this engine cannot do."""
+        if (fault := fault_of(generation, self._capabilities)) is not None:
+            raise fault
+        known([token for token, _ in generation.sampling.logit_bias], self._vocabulary, "logit_bias")
+        prompt = self._content_of(generation.input)
+        ids = list(generation.resume_ids)
+        known(ids, self._vocabulary, "messages")
+        # A token has more than two bytes in all but exotic texts; the exact number follows with the prefill.
+        guess = (len(prompt.encode()) // 2 if isinstance(prompt, str) else len(prompt)) + len(ids)
+        return _Run(generation, prompt, grammar_of(generation), ids, StopFilter(generation.sampling.stop), guess)
+
+    def _content_of(self, source: Chat | Prompt | Embed, open_turn: bool = True) -> Content:
+        match source:
+            case Chat():
+                return self._template.render(source, open_turn)
+            case Prompt(str() as text):
+                return text
+            case Prompt(tuple() as ids):
+                known(ids, self._vocabulary, "prompt")
+                return ids
+        raise invalid("This model makes no vectors; choose an embedding model.", param="input")
 
     def close(self, key: bytes) -> None:
         run = self._running.pop(key, None)
@@ -158,11 +216,25 @@ class LlamaCpp:
             if server is not None and server.dead.is_set() and self._server is server:
                 raise EngineDiedError(server.last_words())
 
+    async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
+        content = self._content_of(source, open_turn)
+        if isinstance(content, str):
+            if isinstance(source, Chat):  # the template has written the special tokens into it
+                content = tuple(await self._http.tokenize(content, parse_special=True, add_special=False))
+            else:
+                content = tuple(await self._http.tokenize(content, parse_special, add_special=parse_special))
+        return Tokens(list(content), [self._vocabulary[token] for token in content])
+
+    async def detokenize(self, ids: Sequence[int]) -> bytes:
+        known(ids, self._vocabulary, "tokens")
+        return b"".join(self._vocabulary[token] for token in ids)
+
     async def stop(self) -> None:
         tasks = [run.task for run in self._running.values() if run.task is not None]
         if self._watch is not None:
             tasks.append(self._watch)
-        server, session, ready = self._server, self._session, self._ready
+        tasks += self._erasing
+        server, session, ready = self._server, self._http_session, self._ready
         self._cancel_timer()
         self._reset()
         ready.set()  # whoever waits for a step sees that there is no server any more
@@ -183,6 +255,8 @@ class LlamaCpp:
                 return
             run = self._waiting.popleft()
             self._running[run.key] = run
+            run.lease = self._slots.take(run.generation.cache_salt, run.prompt, clock.monotonic())
+            run.prefilled = False
             if len(self._running) == 1:
                 self._moved_at = clock.monotonic()
             run.task = asyncio.create_task(self._generate(run), name="generation")
@@ -196,11 +270,32 @@ class LlamaCpp:
             del self._running[run.key]
             if run.task is not None:
                 run.task.cancel()
+            self._leave_slot(run, _LEAVING_SECONDS)
             self._waiting.appendleft(run)
 
-    def _end(self, run: _Run, reason: Finish, error: InferBusError | None = None) -> None:
-        """The one end of a generation, whatever ended it."""
+    def _leave_slot(self, run: _Run, leaving_seconds: float) -> None:
+        """It stays the engine's for a while if the engine has not ended it; then others are taken first."""
+        lease, run.lease = run.lease, None
+        if lease is None:
+            return
+        now = clock.monotonic()
+        content = run.prompt if run.prefilled else None
+        self._slots.release(lease, run.generation.cache_salt, content, run.held, now + leaving_seconds)
+        for slot in self._slots.evict(self._prompt_cache_tokens, now):
+            task = asyncio.create_task(self._erase(slot), name="erase")
+            self._erasing.add(task)
+            task.add_done_callback(self._erasing.discard)
+
+    async def _erase(self, slot: int) -> None:
+        try:
+            await self._http.erase(slot)
+        except aiohttp.ClientError as error:  # its cells make steps slower and are taken when they are needed
+            log.warning("idle slot not emptied", extra={"error": repr(error)})
+
+    def _end(self, run: _Run, reason: Finish, error: InferBusError | None = None, leaving: bool = True) -> None:
+        """The one end of a generation, whatever ended it. ``leaving``: the engine may still be at it."""
         self._running.pop(run.key, None)
+        self._leave_slot(run, _LEAVING_SECONDS if leaving else 0.0)
         if run.task is not None and run.task is not asyncio.current_task():
             run.task.cancel()  # drops the connection, which is llama.cpp's cancel
         self._steps.finish(Finished(run.key, reason, run.input_tokens, run.cached_tokens, error))
@@ -211,17 +306,12 @@ class LlamaCpp:
 
     async def _generate(self, run: _Run) -> None:
         try:
-            if run.generation.resume_ids and run.generation.sampling.stop and await self._stopped_before(run):
-                self._end(run, Finish.STOP)
+            if await self._ended_before(run):
                 return
-            max_tokens = run.generation.sampling.max_tokens
-            max_new = None if max_tokens is None else max_tokens - len(run.ids)
-            if max_new is not None and max_new <= 0:
-                self._end(run, Finish.LENGTH)
-                return
-            body = request_body(run.prompt, run.ids, run.generation.sampling, max_new)
-            async with self._http.post("/completion", data=body) as response:
-                await self._read(run, response)
+            sampling = run.generation.sampling
+            logprobs = None if sampling.logprobs is None else Logprobs(sampling.logprobs, self._vocabulary)
+            async with self._http.session.post("/completion", data=request_body(self._task_of(run))) as response:
+                await self._read(run, response, logprobs)
                 response.close()
         except CompletionError as error:
             self._refused(run, error)
@@ -231,50 +321,104 @@ class LlamaCpp:
             log.exception("a generation failed")
             self._end(run, Finish.ERROR, _engine_failed(repr(error)))
 
-    async def _read(self, run: _Run, response: aiohttp.ClientResponse) -> None:
-        async for item in completion(response, self._tokenize):
+    async def _ended_before(self, run: _Run) -> bool:
+        """Ends it if there is nothing to generate: refused, or complete already."""
+        if run.grammar is not None and not run.checked:
+            fault = await asyncio.to_thread(fault_of_grammar, run.grammar)
+            if fault is not None:
+                self._end(run, Finish.ERROR, fault)
+                return True
+            run.checked = True
+        if run.generation.resume_ids and run.generation.sampling.stop and self._stopped_before(run):
+            self._end(run, Finish.STOP)
+            return True
+        max_tokens = run.generation.sampling.max_tokens
+        if max_tokens is not None and max_tokens <= len(run.ids):
+            self._end(run, Finish.LENGTH)
+            return True
+        return False
+
+    def _task_of(self, run: _Run) -> Task:
+        assert run.lease is not None  # noqa: S101  (it runs)
+        sampling = run.generation.sampling
+        resume = [] if run.grammar is not None else run.ids
+        run.repeats = list(run.ids) if run.grammar is not None else []
+        return Task(
+            prompt=run.prompt,
+            resume_ids=resume,
+            sampling=sampling,
+            max_new=None if sampling.max_tokens is None else sampling.max_tokens - len(resume),
+            slot=run.lease.slot,
+            reuse=run.lease.reuse,
+            grammar=run.grammar.text if run.grammar is not None else "",
+            # A draw that may have to be made again.
+            seed=int.from_bytes(run.key[-4:], "big") if run.grammar is not None else None,
+        )
+
+    async def _read(self, run: _Run, response: aiohttp.ClientResponse, logprobs: Logprobs | None) -> None:
+        async for item in completion(response, self._http.spell, logprobs):
             self._moved_at = clock.monotonic()
             if self._running.get(run.key) is not run:
                 return  # closed or stepped back while this item was already here
             match item:
-                case Prefill(tokens, cached):
-                    resumed = len(run.ids)
-                    run.held = tokens
-                    if not run.input_tokens:  # a second prefill, after stepping back, finds its own tokens cached
-                        run.input_tokens = tokens - resumed
-                        run.cached_tokens = min(cached, run.input_tokens)
-                    self._step_back()
-                case Delta(ids, text):
-                    if self._deliver(run, ids, text):
+                case Prefill():
+                    self._prefilled(run, item)
+                case Delta() if run.repeats:
+                    if not self._repeated(run, item.token_ids):
+                        return
+                case Delta():
+                    if self._deliver(run, item):
                         self._end(run, Finish.STOP)
                         return
                     if not self._room.is_set():
                         await self._room.wait()
                 case Ended(reason):
+                    if run.repeats:
+                        self._differs(run)
+                        return
                     if held := run.filter.flush():
                         self._steps.add(run.key, [], held.encode())
-                    self._end(run, reason)
+                    self._end(run, reason, leaving=False)
                     return
 
-    def _deliver(self, run: _Run, ids: list[int], text: str) -> bool:
-        """True if a stop string was found."""
-        cut = run.filter.feed(text)
-        run.ids += ids
+    def _prefilled(self, run: _Run, prefill: Prefill) -> None:
+        run.held, run.prefilled = prefill.tokens, True
+        if not run.input_tokens:  # a second prefill, after stepping back, finds its own tokens cached
+            run.input_tokens = prefill.tokens - (0 if run.grammar is not None else len(run.ids))
+            run.cached_tokens = min(prefill.cached, run.input_tokens)
+        self._step_back()
+
+    def _repeated(self, run: _Run, ids: list[int]) -> bool:
+        """False, with its end, if this is not what was delivered before."""
+        if run.repeats[: len(ids)] != ids:
+            self._differs(run)
+            return False
+        del run.repeats[: len(ids)]
         run.held += len(ids)
-        self._steps.add(run.key, ids, cut.text.encode())
+        self._step_back()
+        return True
+
+    def _differs(self, run: _Run) -> None:
+        self._end(run, Finish.ERROR, _engine_failed("a generation made again under its grammar came out differently"))
+
+    def _deliver(self, run: _Run, delta: Delta) -> bool:
+        """True if a stop string was found."""
+        cut = run.filter.feed(delta.text)
+        run.ids += delta.token_ids
+        run.held += len(delta.token_ids)
+        self._steps.add(run.key, delta.token_ids, cut.text.encode(), delta.logprobs)
         if self._steps.tokens >= _BUFFERED_TOKENS:
             self._room.clear()
         self._moved()
         self._step_back()
         return cut.stopped
 
-    async def _stopped_before(self, run: _Run) -> bool:
+    def _stopped_before(self, run: _Run) -> bool:
         """Tells the filter what an earlier attempt delivered: a stop string may have begun, or ended, in it."""
         if run.filter_knows:
             return False
-        async with self._http.post("/detokenize", json={"tokens": run.ids}) as response:
-            text = (await response.json())["content"]
         run.filter_knows = True
+        text = b"".join(self._vocabulary[token] for token in run.ids).decode(errors="replace")
         return run.filter.feed(text).stopped
 
     def _refused(self, run: _Run, error: CompletionError) -> None:
@@ -283,8 +427,7 @@ class LlamaCpp:
             if run.ids:  # it fitted when it began: what has grown too long is its output
                 self._end(run, Finish.LENGTH)
                 return
-            message = f"The messages have {error.prompt_tokens} tokens, which is more than the model's context."
-            self._end(run, Finish.ERROR, invalid(message, param="messages", reason="context_length_exceeded"))
+            self._end(run, Finish.ERROR, context_exceeded(run.generation.input, error.prompt_tokens))
         elif error.kind == "invalid_request_error":
             refusal = invalid("The engine cannot run this request.")
             refusal.diagnostic = str(error)
@@ -301,21 +444,11 @@ class LlamaCpp:
             except TimeoutError:
                 self._end(run, Finish.ERROR, _engine_failed(repr(error)))
 
-    async def _tokenize(self, text: str) -> list[int]:
-        """The ids of a short text as the tokenizer spells it; remembered, since the same emoji come again."""
-        if (ids := self._spellings.get(text)) is None:
-            async with self._http.post("/tokenize", json={"content": text, "parse_special": False}) as response:
-                ids = (await response.json())["tokens"]
-            if len(self._spellings) >= _SPELLINGS:
-                self._spellings.clear()
-            self._spellings[text] = ids
-        return ids
-
     @property
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _http(self) -> ServerHttp:
+        if self._http_session is None:
             raise RuntimeError("submit needs a started engine")
-        return self._session
+        return self._http_session
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

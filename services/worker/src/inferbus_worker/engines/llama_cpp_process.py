@@ -25,7 +25,6 @@ class ServerSettings:
 
     ``context_length``: bound of one generation, 0 for the model's own. ``kv_tokens``: size of the KV cache that all
     slots share (46 KB a token for the default model, half in f16). ``batch_tokens``: bound of one engine call.
-    ``prompt_cache_mib``: memory for prompts of idle slots.
     """
 
     slots: int
@@ -33,7 +32,6 @@ class ServerSettings:
     precision: Precision
     kv_tokens: int
     batch_tokens: int
-    prompt_cache_mib: int
     threads: int
     omp_wait_policy: str
 
@@ -57,7 +55,7 @@ class ServerProcess:
             "--model", str(model), "--parent", str(os.getpid()),
             "--slots", str(settings.slots), "--context-length", str(settings.context_length),
             "--precision", settings.precision, "--kv-tokens", str(settings.kv_tokens),
-            "--batch-tokens", str(settings.batch_tokens), "--prompt-cache-mib", str(settings.prompt_cache_mib),
+            "--batch-tokens", str(settings.batch_tokens),
             "--threads", str(settings.threads), "--omp-wait-policy", settings.omp_wait_policy,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

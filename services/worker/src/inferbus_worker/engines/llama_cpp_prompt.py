@@ -4,30 +4,66 @@ Rendered in this process in 0.03 ms; the server's /apply-template costs a round 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from inferbus_runtime.errors import InferBusError, invalid
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from inferbus_worker.engine import Message
+from inferbus_worker.core.tool_text import parsed, plain_turns, tool_json
+from inferbus_worker.engine import Chat, Message
+
+# Efforts that ask for no thinking, where a template can only be told whether.
+_NO_THINKING = ("none", "minimal")
 
 
 class ChatTemplate:
-    """A template compiled once. It comes with the weights, so it runs in a sandbox."""
+    """A template compiled once. It comes with the weights, so it runs in a sandbox.
+
+    ``reasoning``: it can be told how much to think. A template that writes tool calls in the Hermes form gets the tools
+    as they are; for any other they are written into the messages, so that the output has one form with every model.
+    """
 
     def __init__(self, source: str, bos_token: str, eos_token: str) -> None:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _refuse
         self._render: Callable[..., str] = environment.from_string(source).render
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        names = meta.find_undeclared_variables(environment.parse(source))
+        self.knows_tools = "tools" in names and "<tool_call>" in source
+        self.reasoning = bool({"reasoning_effort", "enable_thinking"} & names)
 
-    def render(self, messages: tuple[Message, ...]) -> str:
-        """The prompt, open for the assistant's turn. Raises InferBusError (invalid) if the template refuses."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+    def render(self, chat: Chat, open_turn: bool = True) -> str:
+        """The prompt, with ``open_turn`` open for the assistant. Raises InferBusError (invalid) if the template
+        refuses."""
+        variables: dict[str, Any] = dict(self._tokens, add_generation_prompt=open_turn)
+        if self.knows_tools:
+            variables["messages"] = [_turn(message) for message in chat.messages]
+            if chat.tools:
+                variables["tools"] = [tool_json(tool) for tool in chat.tools]
+        else:
+            variables["messages"] = [_turn(message) for message in plain_turns(chat)]
+        if chat.reasoning_effort:
+            variables["reasoning_effort"] = chat.reasoning_effort
+            variables["enable_thinking"] = chat.reasoning_effort not in _NO_THINKING
         try:
-            return self._render(messages=turns, add_generation_prompt=True, **self._tokens)
-        except TemplateError as error:
+            return self._render(**variables)
+        except (TemplateError, TypeError, ValueError) as error:
             raise _refused(str(error)) from error
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name:
+        turn["name"] = message.name
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": parsed(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
 
 
 def _refuse(reason: str) -> None:

@@ -21,7 +21,6 @@ def main() -> None:
     parser.add_argument("--precision", choices=("f32", "f16"), required=True)
     parser.add_argument("--kv-tokens", type=int, required=True)
     parser.add_argument("--batch-tokens", type=int, required=True)
-    parser.add_argument("--prompt-cache-mib", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--omp-wait-policy", choices=("active", "passive", "default"), required=True)
     options = parser.parse_args()
@@ -55,8 +54,10 @@ def _serve(options: argparse.Namespace) -> None:
     # One engine call takes at most this many tokens: it bounds what a long prompt adds to the gaps of its neighbours
     # and how long a cancelled prefill goes on.
     params.n_batch = params.n_ubatch = options.batch_tokens
-    # Idle prompts leave the KV cache (every cell in use slows every step) for a bounded part of the memory.
-    params.cache_ram_mib = options.prompt_cache_mib
+    # The server's own prompt cache asks nobody who may see what. The worker says which slot runs what, and empties idle
+    # ones; the folder is never written to, but without its name the server does not empty any.
+    params.cache_ram_mib = 0
+    params.slot_save_path = f"{os.devnull}/"
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
     # A stream occupies one HTTP thread; the others are for tokenizing.
     params.n_threads_http = options.slots + 4

@@ -113,8 +113,8 @@ Global___Attached: _TypeAlias = Attached  # noqa: Y015
 
 @_typing.final
 class Spend(_message.Message):
-    """Core subject, no storage: what one edge has let pass since its start, so that all edges hold a limit together. Sent
-    every 100 ms for what has changed, and every second for what is still in use.
+    """Core subject, no storage: what one edge has let pass in its last minute, so that all edges hold a limit together. Sent
+    every 100 ms for what has changed, and every second for all that is in use, so that nobody needs an earlier one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -149,14 +149,18 @@ class ScopeSpend(_message.Message):
     REQUESTS_TOTAL_FIELD_NUMBER: _builtins.int
     TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     CONCURRENT_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     scope: _builtins.str
     """tenant:<id>, project:<tenant id>/<id> or key:<id>."""
     requests_total: _builtins.int
-    """Since the start of this edge: only ever more, so that a lost message loses nothing."""
+    """Since the sender has it in use: the greater is the newer."""
     tokens_total: _builtins.int
-    """May go down again when a request used fewer tokens than were set aside for it."""
     concurrent: _builtins.int
     """Running now."""
+    requests: _builtins.int
+    """In the sender's rolling minute."""
+    tokens: _builtins.int
     def __init__(
         self,
         *,
@@ -164,10 +168,12 @@ class ScopeSpend(_message.Message):
         requests_total: _builtins.int = ...,
         tokens_total: _builtins.int = ...,
         concurrent: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent", b"concurrent", "requests_total", b"requests_total", "scope", b"scope", "tokens_total", b"tokens_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent", b"concurrent", "requests", b"requests", "requests_total", b"requests_total", "scope", b"scope", "tokens", b"tokens", "tokens_total", b"tokens_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

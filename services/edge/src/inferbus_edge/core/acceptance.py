@@ -1,0 +1,37 @@
+"""A plan that is being accepted, as messages for the bus."""
+
+import orjson
+from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
+from inferbus.bus.v1.request_pb2 import GenerateRequest
+from inferbus.common.v1.context_pb2 import RequestContext
+from inferbus_contracts.ids import choice_id
+
+from inferbus_edge.core.plan import Plan
+
+
+def reply_of(plan: Plan, model: ModelRecord, accepted_us: int) -> bytes:
+    """The reply description that travels with the request. ``reasoning``: the model's text may hold its thoughts."""
+    reply = {"reasoning": "reasoning" in model.capabilities, **plan.reply}
+    if reply["reasoning"]:
+        reply["plain"] = False
+    return orjson.dumps({**reply, "model": plan.model, "created": accepted_us // 1_000_000})
+
+
+def messages_of(
+    plan: Plan, key: KeyRecord, first: bytes, edge: str, accepted_us: int, expire_us: int, reply: bytes
+) -> list[GenerateRequest]:
+    """One message for each choice. Times are Unix microseconds."""
+    context = RequestContext(tenant_id=key.tenant_id, project_id=key.project_id, key_id=key.key_id, model=plan.model)
+    messages = []
+    for choice, asked in enumerate(plan.requests):
+        message = GenerateRequest()
+        message.CopyFrom(asked)
+        message.request_id = choice_id(first, choice)
+        message.context.CopyFrom(context)
+        message.edge = edge
+        message.accepted_time.FromMicroseconds(accepted_us)
+        message.expire_time.FromMicroseconds(expire_us)
+        message.cache_salt = key.tenant_id.encode()
+        message.reply = reply
+        messages.append(message)
+    return messages

@@ -1,0 +1,206 @@
+"""The answer to a chat completion with more to it than text: calls, reasoning, log-probabilities, usage all along."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
+from inferbus.common.v1.usage_pb2 import Usage
+from inferbus_contracts.ids import choice_id
+from inferbus_runtime.errors import InferBusError
+
+from inferbus_edge.core.errors import error_object
+from inferbus_edge.core.form import DONE, event
+from inferbus_edge.core.pieces import CallArguments, CallStart, Piece, Pieces, Reasoning, Said, Text
+from inferbus_edge.core.translate import FINISH_REASONS, add_usage, completion_id, usage_object
+
+# JSON has no infinity; OpenAI writes this for what is out of the question.
+_LEAST_LOGPROB = -9999.0
+
+
+@dataclass(slots=True)
+class _Choice:
+    """``pending``: log-probabilities of text that is held back."""
+
+    pieces: Pieces
+    said: Said = field(default_factory=Said)
+    opened: bool = False
+    finish_reason: str | None = None
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ChatForm:
+    """See :class:`inferbus_edge.core.form.Form`. ``reply`` is made by ``chat_plan``."""
+
+    def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
+        tools, reasoning = bool(reply.get("tools")), bool(reply.get("reasoning"))
+        self._first = first
+        self._reply = reply
+        self._stream = stream
+        # Besides the events the answer as one body is only wanted for the store.
+        self._keeps = not stream or bool(reply.get("stored"))
+        self._choices = [_Choice(Pieces(tools=tools, reasoning=reasoning)) for _ in range(reply["n"])]
+        self._revision = ""
+        self._usage = Usage()
+        self._tokens = 0
+        self._finished = False
+
+    def open(self, choice: int, revision: str) -> Sequence[bytes]:
+        self._revision = revision
+        one = self._choices[choice]
+        if one.opened:
+            return ()
+        one.opened = True
+        return self._events(choice, [{"role": "assistant", "content": "", "refusal": None}])
+
+    def delta(self, choice: int, text: str, tokens: int, logprobs: Sequence[TokenLogprob]) -> Sequence[bytes]:
+        one = self._choices[choice]
+        self._tokens += tokens
+        if self._reply.get("logprobs"):
+            one.pending += [logprob_object(token) for token in logprobs]
+        return self._said(choice, one.pieces.feed(text))
+
+    def vector(self, index: int, values: bytes) -> None:
+        """A chat has none."""
+
+    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
+        one = self._choices[choice]
+        events = [*self.open(choice, revision)]
+        events += self._said(choice, one.pieces.end())
+        if one.pending:
+            events += self._said(choice, [Text("")])
+        add_usage(self._usage, close.usage)
+        reason = FINISH_REASONS[close.finish_reason]
+        one.finish_reason = "tool_calls" if reason == "stop" and one.pieces.calls else reason
+        events += self._events(choice, [{}], finish_reason=one.finish_reason)
+        return events
+
+    def finish(self) -> Sequence[bytes]:
+        self._finished = True
+        if not self._stream:
+            return ()
+        last = [event(self._chunk([], usage_object(self._usage)))] if self._reply.get("include_usage") else []
+        return [*last, DONE]
+
+    def fail(self, error: InferBusError) -> Sequence[bytes]:
+        return [event(error_object(error))]
+
+    def body(self) -> bytes:
+        """Nothing before the end: a chat completion has no form for that."""
+        if not (self._finished and self._keeps):
+            return b""
+        return orjson.dumps(
+            {
+                **self._head("chat.completion"),
+                "choices": [self._choice_object(at, one) for at, one in enumerate(self._choices)],
+                "usage": usage_object(self._usage),
+                **({"metadata": self._reply["metadata"]} if self._reply.get("metadata") else {}),
+            }
+        )
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    def _said(self, choice: int, pieces: Sequence[Piece]) -> list[bytes]:
+        one = self._choices[choice]
+        if self._keeps:
+            one.said.add(pieces)
+        deltas = [delta for piece in pieces if (delta := self._delta(choice, piece)) is not None]
+        if not deltas:
+            return []
+        logprobs, one.pending = one.pending, []
+        if self._keeps:
+            one.logprobs += logprobs
+        return self._events(choice, deltas, logprobs)
+
+    def _delta(self, choice: int, piece: Piece) -> dict[str, Any] | None:
+        match piece:
+            case Text(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning_content": text}
+            case CallStart(index, name):
+                call = {"index": index, **call_object(self._first, choice, index, name, "")}
+                return {"tool_calls": [call]}
+            case CallArguments(index, fragment):
+                return {"tool_calls": [{"index": index, "function": {"arguments": fragment}}]}
+            case _:
+                return None
+
+    def _events(
+        self,
+        choice: int,
+        deltas: Iterable[dict[str, Any]],
+        logprobs: Sequence[dict[str, Any]] = (),
+        finish_reason: str | None = None,
+    ) -> list[bytes]:
+        """``logprobs`` go with the first of ``deltas``."""
+        if not self._stream:
+            return []
+        events = []
+        content = {"content": logprobs, "refusal": None} if logprobs else None
+        for delta in deltas:
+            part = {"index": choice, "delta": delta, "logprobs": content, "finish_reason": finish_reason}
+            events.append(event(self._chunk([part], self._usage_so_far())))
+            content = None
+        return events
+
+    def _usage_so_far(self) -> dict[str, Any] | None:
+        """The input is counted with the end of each choice; until then it is 0."""
+        if not self._reply.get("continuous_usage"):
+            return None
+        usage = Usage(input_tokens=self._usage.input_tokens, output_tokens=self._tokens)
+        usage.cached_input_tokens = self._usage.cached_input_tokens
+        return usage_object(usage)
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
+        chunk = {**self._head("chat.completion.chunk"), "choices": choices}
+        # As OpenAI does it: null in every chunk before the one that has it.
+        return chunk | {"usage": usage} if self._reply.get("include_usage") else chunk
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        head = {
+            "id": completion_id(self._first),
+            "object": kind,
+            "created": self._reply["created"],
+            "model": self._reply["model"],
+            "system_fingerprint": self._revision,
+        }
+        tier = self._reply.get("service_tier")
+        return head | {"service_tier": tier} if tier else head
+
+    def _choice_object(self, index: int, one: _Choice) -> dict[str, Any]:
+        said = one.said
+        message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
+        if said.reasoning:
+            message["reasoning_content"] = said.reasoning
+        if said.calls:
+            message["content"] = said.text or None
+            message["tool_calls"] = [
+                call_object(self._first, index, at, call.name, call.arguments) for at, call in enumerate(said.calls)
+            ]
+        logprobs = {"content": one.logprobs, "refusal": None} if self._reply.get("logprobs") else None
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": one.finish_reason}
+
+
+def call_object(first: bytes, choice: int, index: int, name: str, arguments: str) -> dict[str, Any]:
+    """A call as OpenAI writes it. Its id follows from the request's, so that it is the same at every edge."""
+    name_of_call = f"call_{choice_id(first, choice).hex()}_{index}"
+    return {"id": name_of_call, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def logprob_object(token: TokenLogprob) -> dict[str, Any]:
+    return {
+        **_token(token.text, token.logprob),
+        "top_logprobs": [_token(one.text, one.logprob) for one in token.top],
+    }
+
+
+def _token(text: bytes, logprob: float) -> dict[str, Any]:
+    """A part of a character is no text by itself: ``bytes`` says what it is."""
+    return {"token": text.decode(errors="replace"), "bytes": list(text), "logprob": finite(logprob)}
+
+
+def finite(logprob: float) -> float:
+    return logprob if logprob >= _LEAST_LOGPROB else _LEAST_LOGPROB
