@@ -94,7 +94,7 @@ def _object(source: Random, parts: list[Schema], optional: int = 0) -> Schema:
     }
 
 
-# --- families: each takes (source, level) and gives one schema ----------------------------------------------------------
+# --- families: each takes (source, level) and gives one schema --------------------------------------------------------
 
 
 def _flat(source: Random, level: int) -> Schema:
@@ -110,7 +110,9 @@ def _nested(source: Random, level: int) -> Schema:
 
 def _array(source: Random, level: int) -> Schema:
     least = source.randint(0, 2)
-    items = _object(source, [_leaf(source, level) for _ in range(1 + level // 3)]) if level > 2 else _leaf(source, level)
+    items = (
+        _object(source, [_leaf(source, level) for _ in range(1 + level // 3)]) if level > 2 else _leaf(source, level)
+    )
     many = {"type": "array", "items": items, "minItems": least, "maxItems": least + 1 + level // 3}
     return _object(source, [many, _leaf(source, level)])
 
@@ -260,3 +262,26 @@ def bad_formats() -> Iterator[tuple[str, Any, str]]:
     strict = {"name": "loose", "strict": True, "schema": loose}
     yield "strict, and a property not required", {"type": "json_schema", "json_schema": strict}, f"{place}.schema"
     yield "no schema at all", {"type": "json_schema"}, place
+
+
+# --- what passes for a schema and is more than a grammar can be -------------------------------------------------------
+
+
+def _hostile() -> dict[str, Schema]:
+    endless = {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}
+    many = {f"p{at}": {"type": "integer"} for at in range(1000)}
+    pairs = [{"anyOf": [_property({"enum": [one, two]}) for two in range(30)]} for one in range(30)]
+    return {
+        "a pattern of a million": {"type": "string", "pattern": "^a{1000000}$"},
+        "a pattern with many ways": {"type": "string", "pattern": "^(a?){500}a{500}(b|c)*$"},
+        "a text of millions": {"type": "string", "minLength": 3_000_000},
+        "an array of a hundred million": {"type": "array", "minItems": 100_000_000, "items": {"type": "integer"}},
+        "a reference to itself": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+        "a tree without an end": {"$defs": endless, "$ref": "#/$defs/a"},
+        "five thousand choices": {"enum": [f"choice number {at}" for at in range(5000)]},
+        "a thousand optional properties": {"type": "object", "properties": many, "additionalProperties": False},
+        "alternatives of alternatives": {"anyOf": pairs},
+    }
+
+
+HOSTILE = _hostile()

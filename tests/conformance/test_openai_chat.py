@@ -30,9 +30,7 @@ def text_of(answer: ChatCompletion, choice: int = 0) -> str:
 
 
 def joined(chunks: list[ChatCompletionChunk], choice: int = 0) -> str:
-    return "".join(
-        one.delta.content or "" for chunk in chunks for one in chunk.choices if one.index == choice
-    )
+    return "".join(one.delta.content or "" for chunk in chunks for one in chunk.choices if one.index == choice)
 
 
 def ends(chunks: list[ChatCompletionChunk]) -> list[str]:
@@ -73,7 +71,9 @@ async def test_a_streamed_answer_is_the_unary_one(sdk: Caller, http: httpx.Async
 async def test_continuous_usage_counts_up_in_every_chunk(client: openai.AsyncOpenAI) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     stream = await client.chat.completions.create(**ask(), stream=True, stream_options=options)
-    counts = [chunk.usage.completion_tokens async for chunk in stream if chunk.usage is not None or pytest.fail()]
+    usages = [chunk.usage async for chunk in stream]
+    assert all(usages)
+    counts = [usage.completion_tokens for usage in usages if usage]
     assert counts == sorted(counts)
     assert counts[-1] == 12
 
@@ -297,7 +297,6 @@ async def test_response_formats(sdk: Caller) -> None:
     assert isinstance(parsed.choices[0].message.parsed, Weather)
     assert parsed.choices[0].finish_reason == "stop"
     events, final = await sdk.helper("chat.completions.stream", **body, response_format=Weather)
-    final = await final if asyncio.iscoroutine(final) else final
     assert final.choices[0].message.parsed == parsed.choices[0].message.parsed
     assert {event.type for event in events} >= {"chunk", "content.delta", "content.done"}
     with pytest.raises(openai.LengthFinishReasonError):

@@ -59,7 +59,7 @@ async def test_a_bad_body(http: Any, body: bytes, status: int, code: str) -> Non
     ("method", "path", "status", "code"),
     [
         ("GET", "/", 404, "unknown_url"), ("GET", "/v1", 404, "unknown_url"),
-        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("POST", "/v1/nothing", 404, "unknown_url"),
         ("GET", PATH, 405, "method_not_allowed"), ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("POST", "/healthz", 405, "method_not_allowed"), ("GET", "/v1/models/", 404, "unknown_url"),
         ("GET", "/v1/models/none", 404, "model_not_found"), ("PATCH", PATH, 405, "method_not_allowed"),

@@ -169,6 +169,11 @@ TURN = {"role": "user", "content": "hi"}
     [
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"temperature": 1.5}, "temperature", "invalid_value"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 2000}] * 6}, "messages",
+         "invalid_value"),
+        ({"messages": [{"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": ""}] * 2000}] * 6}]},
+         "messages", "invalid_value"),
         ({"seed": 1}, "seed", "unknown_parameter"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),

@@ -178,6 +178,11 @@ def test_a_bad_request_is_refused_where_it_is_bad(fields: dict[str, Any], reason
     assert (error.reason, error.param) == (reason, param)
 
 
+def test_what_no_message_of_the_bus_can_hold_is_refused() -> None:
+    error = refused(instructions="x" * (4 << 20))  # shown to the model, and said back in the response
+    assert error.reason == "request_too_large"
+
+
 def test_what_asks_for_nothing_is_taken() -> None:
     made = plan(
         truncation="disabled", store=None, background=False, conversation=None, include=[], tools=[], metadata={},

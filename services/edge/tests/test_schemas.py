@@ -11,7 +11,6 @@ from inferbus_edge.core.schemas_json import MAX_SCHEMA_BYTES, arguments_text, sc
 from inferbus_runtime.errors import InferBusError
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
-from pydantic import BaseModel
 
 WORDS = st.sampled_from(
     ["type", "object", "string", "properties", "items", "required", "$ref", "#/$defs/a", "$defs", "a", "anyOf", "oneOf",
@@ -38,10 +37,10 @@ def test_anything_is_enforceable_or_refused(schema: object) -> None:
         try:
             text = check(schema, "schema")
         except InferBusError as error:
-            assert error.reason == "invalid_schema"
-            assert error.param.startswith("schema")
+            right = error.reason == "invalid_schema" and error.param.startswith("schema")
         else:
-            assert LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text)) == ""
+            right = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text)) == ""
+        assert right
 
 
 @pytest.mark.parametrize(
@@ -70,11 +69,6 @@ def test_what_cannot_be_enforced_is_refused_with_its_place(schema: object, place
 def test_the_schema_comes_out_as_it_was() -> None:
     schema = {"type": "object", "properties": {"ä": {"enum": ["\u2028", 1.5, None]}}, "additionalProperties": False}
     assert json.loads(schema_text(schema, "schema")) == schema
-
-
-class Cat(BaseModel):
-    kind: str
-    lives: int
 
 
 TAGGED = {
@@ -168,10 +162,8 @@ def test_depth(depth: int, text: str) -> None:
             check_depth(body)
 
 
-@given(st.binary(max_size=300) | st.text('[]{}\\"a', max_size=300).map(str.encode))
+@given(st.binary(max_size=300) | st.text('[]{}\\"a', max_size=64).map(str.encode))
 def test_what_is_no_json_is_left_to_the_parser(body: bytes) -> None:
-    try:
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         check_depth(body)
-    except InferBusError as error:
-        assert error.reason == "nested_too_deep"
-        assert body.count(b"[") + body.count(b"{") > MAX_DEPTH
+    check_depth(b"[" * 10_000 + body.replace(b"]", b"").replace(b"}", b""))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inferbus.bus.v1.frame_pb2 import Close, Frame
+from inferbus.bus.v1.frame_pb2 import Close, Frame, TokenLogprob
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.connection import Bus
 from inferbus_bus.frames import FrameReader
@@ -62,12 +62,16 @@ class WorkerProcess:
 
 @dataclass
 class Received:
-    """What an edge has of one request, by the laws of a frame. ``attempts``: in order of their opening."""
+    """What an edge has of one request, by the laws of a frame. ``attempts``: in order of their opening. ``replies``: of
+    each Open."""
 
     ids: list[int] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
     gaps: list[int] = field(default_factory=list)
     attempts: list[int] = field(default_factory=list)
+    replies: list[bytes] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    vectors: dict[int, bytes] = field(default_factory=dict)
     close: Close | None = None
 
     @property
@@ -137,6 +141,12 @@ def take_frame(frame: Frame, received: dict[bytes, Received]) -> None:
     token_at = text_at = 0
     assert len(frame.request_ids) == 16 * len(frame.first_index)
     assert len(frame.gap_us) == len(frame.text_size) == len(frame.first_index)
+    opened = {opens.request_id for opens in frame.opens}
+    assert len(opened) == len(frame.opens)
+    for opens in frame.opens:
+        assert received[opens.request_id].close is None
+        assert frame.contexts[opens.context_index].revision
+        received[opens.request_id].replies.append(opens.reply)
     for number, first_index in enumerate(frame.first_index):
         one = received[frame.request_ids[16 * number : 16 * number + 16]]
         attempt = frame.attempt[number] if frame.attempt else 1
@@ -146,6 +156,7 @@ def take_frame(frame: Frame, received: dict[bytes, Received]) -> None:
         assert one.close is None, "nothing follows the close"
         if not one.attempts or attempt > one.attempts[-1]:
             one.attempts.append(attempt)
+            assert frame.request_ids[16 * number : 16 * number + 16] in opened, "its first frame opens an attempt"
             assert first_index <= len(one.ids), "no gap"
             if first_index < len(one.ids):  # only tests without text between attempts come here
                 del one.ids[first_index:], one.texts[first_index:], one.gaps[first_index:]
@@ -160,9 +171,17 @@ def take_frame(frame: Frame, received: dict[bytes, Received]) -> None:
         one.texts[-1].decode()
     assert token_at == len(frame.token_id)
     assert text_at == len(frame.text)
+    for said in frame.logprobs:
+        key = frame.request_ids[16 * said.delta : 16 * said.delta + 16]
+        assert len(said.tokens) == (frame.token_count[said.delta] if frame.token_count else 1)
+        received[key].logprobs += said.tokens
+    for embedding in frame.embeddings:
+        received[embedding.request_id].vectors[embedding.index] = embedding.values
     for close in frame.closes:
         one = received[close.request_id]
         assert one.close is None
+        assert one.replies, "also one that has nothing but its end"
+        assert len(one.replies) == max(1, len(one.attempts)), "one Open an attempt"
         assert close.usage.output_tokens == len(one.ids)
         one.close = close
 

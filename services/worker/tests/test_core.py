@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inferbus.bus.v1 import request_pb2 as wire
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_runtime.clock import timestamp
@@ -19,7 +20,23 @@ from inferbus_worker.core.running import Running, running_of
 from inferbus_worker.core.stops import StopFilter
 from inferbus_worker.core.timing import gap_us
 from inferbus_worker.core.wire import generation_of
-from inferbus_worker.engine import Finish, Finished, Step
+from inferbus_worker.engine import (
+    Alternative,
+    Chat,
+    Constraint,
+    ConstraintKind,
+    Embed,
+    Finish,
+    Finished,
+    Message,
+    Prompt,
+    Step,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolMode,
+    Vector,
+)
 
 TEXT = st.text(alphabet="ab €", max_size=12)
 
@@ -231,6 +248,115 @@ def test_columns_that_hold_their_default_stay_empty() -> None:
     assert not frame.token_count
     assert len(frame.contexts) == 1
     assert list(frame.gap_us) == [5, 5, 5]
+
+
+def logprob(token: int) -> TokenLogprob:
+    return TokenLogprob(token, b"\xf0", -0.5, (Alternative(token, b"\xf0", -0.5), Alternative(7, b"x", -2.0)))
+
+
+@given(histories(), st.sets(st.integers(0, 5)))
+def test_logprobs_come_with_their_tokens_and_only_to_who_asked(
+    take_frame: Any, received_type: Any, history: Any, asked: set[int]
+) -> None:
+    running = {one.key: one for one in (new_running(n, 0, n % 2) for n in range(5))}  # 5 is not ours
+    received = {key: received_type() for key in running}
+    for deltas in history:
+        builder = StepBuilder()
+        for number, ids, text in deltas:
+            wanted = [logprob(token) for token in ids] if number in asked else None
+            builder.add(bytes([number]) * 16, ids, text.encode(), wanted)
+        frames = StepFrames(START)
+        frames.add_deltas(builder.take(START), running)
+        for frame in frames.frames():
+            take_frame(stored(frame), received)
+            for said in frame.logprobs:
+                assert frame.request_ids[16 * said.delta] in asked
+    for number, one in enumerate(running.values()):
+        got = received[one.key].logprobs
+        assert [said.token_id for said in got] == (one.ids if number in asked else [])
+        assert all((said.text, [other.token_id for other in said.top][1:]) == (b"\xf0", [7]) for said in got)
+
+
+def test_an_attempt_opens_once_with_what_an_edge_needs(take_frame: Any, received_type: Any) -> None:
+    one, other, refused = (new_running(number, number, 0) for number in range(3))
+    for running in (one, other, refused):
+        running.request.reply = b"reply of " + running.key[:1]
+    known = {running.key: running for running in (one, other)}
+    received = {running.key: received_type() for running in (one, other, refused)}
+    frames = [*apply(known, [(0, [1], "a")], START), *apply(known, [(0, [2], "b"), (1, [3], "c")], START)]
+    end = StepFrames(START)
+    for running in (one, refused):
+        end.add_close(running, Finished(running.key, Finish.STOP, 1), "test")
+    frames += end.frames()
+    again = new_running(1, 1, 0, attempt=2)
+    again.ids, again.request.reply = [3], other.request.reply
+    opening = StepFrames(START)
+    opening.open_attempt(again)
+    frames += opening.frames()
+    for frame in frames:
+        take_frame(stored(frame), received)
+    assert [[opens.request_id[0] for opens in frame.opens] for frame in frames] == [[0], [1], [2], [1]]
+    assert received[refused.key].replies == [b"reply of \x02"]
+    assert received[other.key].attempts == [1, 2]
+    contexts = [frame.contexts[opens.context_index].tenant_id for frame in frames for opens in frame.opens]
+    assert contexts == ["tenant-0", "tenant-1", "tenant-2", "tenant-1"]
+
+
+def test_vectors_are_frames_without_deltas(take_frame: Any, received_type: Any) -> None:
+    one, gone = new_running(0, 0, 0), new_running(1, 0, 0)
+    received = {one.key: received_type()}
+    for index in range(2):
+        frames = StepFrames(START)
+        step = Step(START, embeddings=[Vector(one.key, index, b"v%d" % index), Vector(gone.key, 0, b"void")])
+        assert frames.add_deltas(step, {one.key: one}) == 0
+        (frame,) = frames.frames()
+        assert not frame.request_ids
+        assert len(frame.opens) == (index == 0)
+        take_frame(stored(frame), received)
+    end = StepFrames(START)
+    end.add_close(one, Finished(one.key, Finish.STOP, 9), "test")
+    take_frame(stored(end.frames()[0]), received)
+    assert received[one.key].vectors == {0: b"v0", 1: b"v1"}
+    assert (received[one.key].close.usage.input_tokens, received[one.key].close.usage.output_tokens) == (9, 0)
+
+
+def test_input_is_billed_with_one_choice_only() -> None:
+    one = new_running(0, 0, 0)
+    one.request.input_counted_elsewhere = True
+    close = StepFrames(START).add_close(one, Finished(one.key, Finish.STOP, 9, 5), "test")
+    assert (close.usage.input_tokens, close.usage.cached_input_tokens) == (0, 0)
+
+
+def test_all_that_the_bus_can_ask_reaches_the_engine() -> None:
+    request = GenerateRequest(request_id=b"r" * 16, cache_salt=b"salt")
+    request.chat.messages.add(role="assistant", content="c", name="n").tool_calls.add(id="1", name="f", arguments="{}")
+    request.chat.messages.add(role="tool", content="t", tool_call_id="1")
+    request.chat.tools.add(name="f", description="d", parameters="{}")
+    request.chat.tool_mode, request.chat.tool_name = wire.ToolMode.TOOL_MODE_REQUIRED, "f"
+    request.chat.parallel_tool_calls, request.chat.reasoning_effort = True, "low"
+    request.constraint.regex = "a*"
+    request.sampling.logit_bias[5] = -1.5
+    request.sampling.logprobs, request.sampling.min_p = 0, 0.5
+    made = generation_of(running_of(Work(request=request), "rev", 1))
+    call = ToolCall("1", "f", "{}")
+    assert made.input == Chat(
+        (Message("assistant", "c", "n", (call,)), Message("tool", "t", "", (), "1")),
+        (Tool("f", "d", "{}"),), ToolMode.REQUIRED, "f", True, "low",
+    )  # fmt: skip
+    assert (made.constraint, made.cache_salt) == (Constraint(ConstraintKind.REGEX, "a*"), b"salt")
+    assert (made.sampling.logit_bias, made.sampling.logprobs, made.sampling.min_p) == (((5, -1.5),), 0, 0.5)
+
+
+def test_prompts_and_texts_to_embed_reach_the_engine() -> None:
+    request = GenerateRequest(request_id=b"r" * 16)
+    request.prompt.tokens.ids.extend([1, 2])
+    assert generation_of(running_of(Work(request=request), "rev", 1)).input == Prompt((1, 2))
+    request.prompt.text = "x"
+    assert generation_of(running_of(Work(request=request), "rev", 1)).input == Prompt("x")
+    request.embedding.inputs.add(text="a")
+    request.embedding.inputs.add().tokens.ids.append(3)
+    assert generation_of(running_of(Work(request=request), "rev", 1)).input == Embed((Prompt("a"), Prompt((3,))))
+    assert generation_of(running_of(Work(request=request), "rev", 1)).constraint is None
 
 
 def test_sampling_keeps_absent_apart_from_zero() -> None:

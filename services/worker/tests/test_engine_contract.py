@@ -1,7 +1,9 @@
 """What every engine promises, run on each engine that this machine can run."""
 
 import asyncio
+import json
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_runtime.errors import InferBusError
 from inferbus_worker.config import Config, SyntheticConfig
 from inferbus_worker.engine import (
     Chat,
@@ -221,7 +224,7 @@ async def test_a_seed_repeats(engine: Driver) -> None:
 async def test_penalties_and_sampling_are_accepted(engine: Driver) -> None:
     sampling = Sampling(
         temperature=0.7, top_p=0.9, top_k=20, seed=2**64 - 1, max_tokens=8,
-        frequency_penalty=0.5, presence_penalty=-0.5, repetition_penalty=1.1,
+        frequency_penalty=0.5, presence_penalty=-0.5, repetition_penalty=1.1, min_p=0.05,
     )  # fmt: skip
     answer = await engine.ask("Write a poem.", sampling)
     assert answer.reason in (Finish.LENGTH, Finish.STOP)
@@ -321,6 +324,267 @@ async def test_bad_input_is_refused_and_hurts_nobody(engine: Driver, engine_name
     assert long.error.reason == "context_length_exceeded"
     assert long.error.param == "messages"
     assert neighbour.reason is Finish.LENGTH
+
+
+# --- what not every engine can: where it cannot, it says so by the name of the parameter ------------------------------
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+WEATHER = Tool(
+    "get_weather",
+    "Weather of a city",
+    json.dumps({"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}),
+)
+
+
+def schema(value: Any) -> Constraint:
+    return Constraint(ConstraintKind.JSON_SCHEMA, json.dumps(value))
+
+
+def with_tools(content: str = "What is the weather in Rome?", **more: Any) -> Chat:
+    return Chat((Message("user", content),), (WEATHER,), **more)
+
+
+def unable(engine: Driver, capability: str, answer: Answer, param: str) -> bool:
+    """True, with the refusal checked, if the engine does not have the capability."""
+    if capability in engine.info.capabilities:
+        return False
+    assert (answer.error.param, answer.error.reason) == (param, "unsupported_parameter")
+    assert not answer.ids
+    return True
+
+
+async def test_raw_prompts(engine: Driver) -> None:
+    text = await engine.ask_input(Prompt("Once upon a time"))
+    again = await engine.ask_input(Prompt(tuple((await tokens_of(engine, "Once upon a time")).ids)))
+    assert text.end.input_tokens == again.end.input_tokens == 4
+    assert text.ids == again.ids
+    assert text.text
+    long = await engine.ask_input(Prompt("word " * 40_000))
+    assert (long.error.reason, long.error.param) == ("context_length_exceeded", "prompt")
+
+
+async def tokens_of(engine: Driver, text: str) -> Any:
+    return await engine.engine.tokenize(Prompt(text), parse_special=True, open_turn=False)
+
+
+async def test_tokenize_counts_what_a_generation_reads(engine: Driver) -> None:
+    tokens = await engine.engine.tokenize(said("Say hi"), parse_special=False, open_turn=True)
+    assert len(tokens.ids) == len(tokens.pieces)
+    answer = await engine.ask("Say hi", replace(GREEDY, max_tokens=1))
+    assert len(tokens.ids) == answer.end.input_tokens
+
+
+async def test_detokenize_gives_the_text_of_a_generation(engine: Driver) -> None:
+    answer = await engine.ask("Say hi with emoji 🎉", replace(GREEDY, max_tokens=12))
+    assert await engine.engine.detokenize(answer.ids) == answer.text
+    with pytest.raises(InferBusError) as refused:
+        await engine.engine.detokenize([10**9])
+    assert refused.value.param == "tokens"
+
+
+async def test_vectors(engine: Driver) -> None:
+    answer = await engine.ask_input(Embed((Prompt("x"),)))
+    assert unable(engine, "embeddings", answer, "input")
+
+
+async def test_logprobs(engine: Driver) -> None:
+    answer = await engine.ask("Tell me about the sea.", replace(GREEDY, max_tokens=8, logprobs=3))
+    if unable(engine, "logprobs", answer, "logprobs"):
+        return
+    assert [one.token_id for one in answer.logprobs] == answer.ids
+    assert b"".join(one.text for one in answer.logprobs) == answer.text
+    for one in answer.logprobs:
+        values = [other.logprob for other in one.top]
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)
+        assert one.top[0].token_id == one.token_id, "greedy takes the most probable"
+        assert one.logprob == values[0] <= 0
+    plain = await engine.ask("Tell me about the sea.", replace(GREEDY, max_tokens=8, logprobs=0))
+    assert plain.ids == answer.ids
+    assert [one.logprob for one in plain.logprobs] == pytest.approx([one.logprob for one in answer.logprobs], abs=1e-3)
+    assert not any(one.top for one in plain.logprobs)
+
+
+async def test_every_token_has_its_logprob_also_inside_a_character(engine: Driver) -> None:
+    answer = await engine.ask("Repeat this: 🎉🚀🎉🚀🎉🚀", replace(GREEDY, max_tokens=30, logprobs=1))
+    if unable(engine, "logprobs", answer, "logprobs"):
+        return
+    assert [one.token_id for one in answer.logprobs] == answer.ids
+    assert b"".join(one.text for one in answer.logprobs) == answer.text
+
+
+async def test_logit_bias(engine: Driver) -> None:
+    answer = await engine.ask("Say hi", replace(GREEDY, max_tokens=3, logit_bias=((28, 100.0),)))
+    if unable(engine, "logit_bias", answer, "logit_bias"):
+        return
+    assert answer.ids == [28] * 3
+    unknown = await engine.ask("Say hi", replace(GREEDY, logit_bias=((10**6, 1.0),)))
+    assert unknown.error.param == "logit_bias"
+
+
+async def test_a_schema_holds_at_any_temperature(engine: Driver) -> None:
+    hot = Sampling(temperature=1.0, max_tokens=80)
+    answers = [engine.submit_input(said("Describe a person."), hot, constraint=schema(PERSON)) for _ in range(6)]
+    await engine.ended(*answers)
+    if unable(engine, "structured_output", answers[0], "response_format"):
+        return
+    for answer in answers:
+        assert answer.reason is Finish.STOP
+        person = json.loads(answer.text)
+        assert set(person) == {"name", "age"}
+        assert 0 <= person["age"] <= 150
+    assert len({answer.text for answer in answers}) > 1, "drawn, each with a seed of its own"
+
+
+async def test_any_object_and_an_expression(engine: Driver) -> None:
+    if "structured_output" not in engine.info.capabilities:
+        return
+    thing = await engine.ask_input(
+        said("A very short JSON object"), Sampling(max_tokens=400), constraint=Constraint(ConstraintKind.JSON_OBJECT)
+    )
+    assert thing.reason is Finish.LENGTH or isinstance(json.loads(thing.text), dict)
+    assert thing.text.startswith(b"{")
+    code = await engine.ask_input(said("A code"), constraint=Constraint(ConstraintKind.REGEX, "[A-Z]{2}/[0-9]{3}"))
+    assert re.fullmatch(rb"[A-Z]{2}/[0-9]{3}", code.text)
+    assert code.reason is Finish.STOP
+
+
+async def test_a_resumed_constraint_goes_on_inside_its_form(engine: Driver) -> None:
+    if "structured_output" not in engine.info.capabilities:
+        return
+    source, form = said("Describe a person."), {"constraint": schema(PERSON)}
+    whole = await engine.ask_input(source, **form)
+    for given in (1, 4, len(whole.ids)):
+        rest = await engine.ask_input(source, resume=tuple(whole.ids[:given]), **form)
+        assert rest.ids == whole.ids[given:]
+        assert whole.text.endswith(rest.text)
+        assert rest.reason is Finish.STOP
+        assert rest.end.input_tokens == whole.end.input_tokens
+    other = await engine.ask_input(source, resume=(5, 6, 7), **form)
+    assert other.error.reason == "engine_failed"
+    assert other.error.error_class == ErrorClass.ERROR_CLASS_UNAVAILABLE, "it may be tried again"
+    assert not other.ids
+
+
+BAD_SCHEMAS: list[Any] = [
+    "{", "", "[]", "null", "42", '"string"', "{'type': 'object'}", '{"type": "object",}', '{"a": NaN}', "[" * 5000,
+    *(json.dumps(value) for value in (
+        {"type": "frog"}, {"type": 5}, {"type": ["string", "frog"]}, {"type": {}}, {"$ref": "#/$defs/none"},
+        {"$ref": "http://example.com/schema"}, {"$ref": 7}, {"not": {"type": "string"}}, {"if": {"type": "string"}},
+        {"type": "array", "uniqueItems": True}, {"type": "string", "pattern": "["},
+        {"type": "string", "pattern": "(?=x)"},
+        {"type": "string", "pattern": "(?!x)y"}, {"type": "string", "pattern": "(a)\\1"},
+        {"type": "string", "pattern": 5},
+        {"type": "string", "format": "no-such-format"}, {"type": "integer", "minimum": 5, "maximum": 3},
+        {"type": "integer", "minimum": "low"}, {"type": "string", "minLength": 5, "maxLength": 2},
+        {"type": "string", "minLength": -1}, {"type": "string", "minLength": "long"}, {"type": "array", "items": 5},
+        {"type": "array", "minItems": 3, "maxItems": 1}, {"type": "array", "minItems": "x"},
+        {"type": "array", "contains": {}},
+        {"type": "object", "properties": []}, {"type": "object", "properties": {"a": 5}},
+        {"type": "object", "required": "a"},
+        {"type": "object", "required": [5]}, {"type": "object", "dependentRequired": {"a": ["b"]}},
+        {"type": "object", "propertyNames": {"maxLength": 3}}, {"type": "object", "dependentSchemas": {"a": {}}},
+        {"type": "object", "unevaluatedProperties": False}, {"anyOf": []}, {"anyOf": {}}, {"anyOf": [{"type": "frog"}]},
+        {"allOf": [{"type": "string"}, {"type": "integer"}]}, {"enum": []}, {"enum": "a"},
+        {"enum": [5], "type": "string"},
+        {"const": 5, "type": "string"}, {"type": "integer", "minimum": -(10**30), "maximum": 10**30},
+        {"type": "object", "properties": {"a": False}, "required": ["a"]},
+        {"type": "number", "multipleOf": 0}, {"type": "array", "prefixItems": 5},
+        {"type": "object", "patternProperties": {"[": {"type": "string"}}},
+    )),
+]  # fmt: skip
+
+
+async def test_bad_schemas_are_refused_and_the_engine_serves_on(engine: Driver) -> None:
+    if "structured_output" not in engine.info.capabilities:
+        return
+    neighbour = engine.submit("Tell me about the sea.")
+    assert len(BAD_SCHEMAS) >= 50
+    answers = [
+        engine.submit_input(said("x"), constraint=Constraint(ConstraintKind.JSON_SCHEMA, source))
+        for source in BAD_SCHEMAS
+    ]
+    answers.append(engine.submit_input(said("x"), constraint=Constraint(ConstraintKind.REGEX, "[a")))
+    answers.append(engine.submit_input(Chat((Message("user", "x"),), (Tool("f", "", '{"type": "frog"}'),))))
+    await engine.ended(neighbour, *answers)
+    for source, answer in zip([*BAD_SCHEMAS, "[a", "tool"], answers, strict=True):
+        assert answer.reason is Finish.ERROR, source
+        assert answer.error.reason == "invalid_schema", source
+        assert answer.error.param == ("tools" if source == "tool" else "response_format")
+        assert answer.error.error_class == ErrorClass.ERROR_CLASS_INVALID_ARGUMENT
+        assert not answer.ids
+    assert neighbour.reason is Finish.LENGTH
+    assert json.loads((await engine.ask_input(said("A person."), constraint=schema(PERSON))).text)
+
+
+async def test_calls_that_must_be(engine: Driver) -> None:
+    hot = Sampling(temperature=1.0, max_tokens=120)
+    required = with_tools(tool_mode=ToolMode.REQUIRED, parallel_tool_calls=False, tool_name="get_weather")
+    answers = [engine.submit_input(required, hot) for _ in range(4)]
+    await engine.ended(*answers)
+    if unable(engine, "tools", answers[0], "tool_choice"):
+        return
+    for answer in answers:
+        before, call, after = re.split(r"<tool_call>\n|\n</tool_call>", answer.text.decode())
+        assert (before, after) == ("", "")
+        assert json.loads(call)["name"] == "get_weather"
+        assert set(json.loads(call)["arguments"]) >= {"city"}
+        assert call.startswith('{"name": "get_weather", "arguments": {'), "in the order in which an edge streams it"
+    nobody = await engine.ask_input(with_tools(tool_mode=ToolMode.REQUIRED, tool_name="other"))
+    assert nobody.error.param == "tool_choice"
+
+
+async def test_calls_that_may_be(engine: Driver) -> None:
+    """A hot model that is led to call: whatever it begins is a call by the schema, or no call at all."""
+    hot = Sampling(temperature=1.0, max_tokens=40)
+    answers = [engine.submit_input(with_tools("Reply with <tool_call>"), hot) for _ in range(4)]
+    quiet = engine.submit_input(with_tools(tool_mode=ToolMode.NONE), GREEDY)
+    await engine.ended(quiet, *answers)
+    for answer in answers:
+        assert answer.reason in (Finish.STOP, Finish.LENGTH)
+        _, opened, call = answer.text.decode().partition("<tool_call>")
+        if opened and answer.reason is Finish.STOP:
+            assert json.loads(call.split("\n</tool_call>")[0])["name"] == "get_weather"
+    assert quiet.text
+
+
+async def test_effort_is_for_models_that_reason(engine: Driver) -> None:
+    answer = await engine.ask_input(Chat((Message("user", "x"),), reasoning_effort="low"))
+    assert unable(engine, "reasoning", answer, "reasoning_effort")
+
+
+async def test_a_cached_prefix_is_seen_by_its_own_salt_only(engine: Driver, engine_name: str) -> None:
+    secret, short = said("The secret of tenant A is this very long text. " * 12), replace(GREEDY, max_tokens=4)
+    first = await engine.ask_input(secret, short, cache_salt=b"tenant-a")
+    other = [await engine.ask_input(secret, short, cache_salt=salt) for salt in (b"tenant-b", b"tenant-c")]
+    # Those without a salt have the beginning of the template in common with each other, from other tests.
+    no_salt = await engine.ask_input(secret, short)
+    again = await engine.ask_input(secret, short, cache_salt=b"tenant-a")
+    assert [answer.end.cached_input_tokens for answer in (first, *other)] == [0, 0, 0]
+    assert no_salt.end.cached_input_tokens < 40
+    assert {tuple(answer.ids) for answer in other} == {tuple(again.ids)}
+    if engine_name == "llama_cpp":
+        assert again.end.cached_input_tokens == again.end.input_tokens - 1 > 100
+
+
+async def test_a_cancelled_prompt_is_nobodys_prefix(engine: Driver) -> None:
+    """Cancelled at any moment of its prefill: its slot gives nothing to another salt."""
+    secret, short = said("The other secret of tenant A is long as well. " * 12), replace(GREEDY, max_tokens=1)
+    for attempt, pause in enumerate((0.0, 0.001, 0.02, 0.2)):
+        answer = engine.submit_input(secret, cache_salt=b"tenant-a")
+        await asyncio.sleep(pause)
+        engine.engine.close(engine.key_of(answer))
+        spies = [engine.submit_input(secret, short, cache_salt=b"spy-%d-%d" % (attempt, n)) for n in range(3)]
+        await engine.ended(answer, *spies)
+        assert [spy.end.cached_input_tokens for spy in spies] == [0] * 3
 
 
 async def test_stop_twice_and_before_start(engine_name: str, model_cache: Path) -> None:

@@ -9,9 +9,16 @@ import grpc
 import pytest
 from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
 from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord, WorkerState
+from inferbus.bus.v1.request_pb2 import PromptInput
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason
-from inferbus.worker.v1.worker_pb2 import DrainRequest, GenerateRequest, GetStatusRequest
+from inferbus.worker.v1.worker_pb2 import (
+    DetokenizeRequest,
+    DrainRequest,
+    GenerateRequest,
+    GetStatusRequest,
+    TokenizeRequest,
+)
 from inferbus.worker.v1.worker_pb2_grpc import WorkerServiceStub
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.registry import Registry
@@ -75,6 +82,59 @@ async def test_a_bad_request_is_closed_with_its_error(edge: Any, worker: Any) ->
         assert one.close.finish_reason == ERROR
         assert one.close.error.error_class == ErrorClass.ERROR_CLASS_INVALID_ARGUMENT
         assert one.close.error.param == param
+
+
+async def test_what_an_edge_needs_to_answer_is_on_the_log(edge: Any, worker: Any) -> None:
+    request = edge.request("say something", reply=b"as chat, streamed", input_counted_elsewhere=True)
+    refused = edge.request("x", reply=b"as chat")
+    refused.constraint.json_object = True
+    received, other = await edge.place(worker.name, request), await edge.place(worker.name, refused)
+    await edge.closed(received, other)
+    assert received.replies == [b"as chat, streamed"]
+    assert (received.close.usage.input_tokens, received.close.usage.output_tokens) == (0, 10)
+    assert other.replies == [b"as chat"]
+    assert (other.close.error.param, other.close.error.reason) == ("response_format", "unsupported_parameter")
+
+
+async def test_vectors_of_the_embedding_engine(bus: Bus, edge: Any, new_worker: Callable[..., Any]) -> None:
+    worker = new_worker(ENGINE="minilm")
+    await worker.start()
+    request = edge.request("", reply=b"as base64")
+    texts = [f"text number {number}" for number in range(600)]
+    request.embedding.inputs.extend([PromptInput(text=text) for text in texts])
+    chat = edge.request("hello")
+    received, refused = await edge.place(worker.name, request), await edge.place(worker.name, chat)
+    await edge.closed(received, refused)
+    assert sorted(received.vectors) == list(range(600))
+    assert {len(values) for values in received.vectors.values()} == {4 * 384}
+    assert received.close.finish_reason == STOP
+    assert received.close.usage.input_tokens > 600 * 3
+    assert not received.ids
+    assert max(frame.ByteSize() for frame in edge.frames) < 600_000
+    assert refused.close.error.param == "messages"
+    models = Registry(bus, "models", ModelRecord)
+    await models.start()
+    async with asyncio.timeout(5):
+        while (record := models.get("all-minilm-l6-v2")) is None:
+            await asyncio.sleep(0.02)
+    assert (list(record.capabilities), record.embedding_dimensions) == (["embeddings"], 384)
+    await models.stop()
+    await all_acked(bus, worker)
+
+
+async def test_a_model_that_has_changed_is_announced_again(bus: Bus, new_worker: Callable[..., Any]) -> None:
+    models = Registry(bus, "models", ModelRecord)
+    await models.start()
+    old = ModelRecord(name="changing", revision="synthetic-5000us", engine="synthetic", context_length=32768)
+    old.create_time.FromSeconds(1_700_000_000)
+    await models.put("changing", old)
+    worker = new_worker(MODEL="changing")
+    await worker.start()
+    async with asyncio.timeout(5):
+        while not (record := models.get("changing")).capabilities:
+            await asyncio.sleep(0.02)
+    assert record.create_time == old.create_time
+    await models.stop()
 
 
 async def test_cancel(bus: Bus, edge: Any, worker: Any) -> None:
@@ -210,6 +270,7 @@ async def test_fleet_models_and_heartbeats(bus: Bus, edge: Any, new_worker: Call
     assert record.state == WorkerState.WORKER_STATE_ACTIVE
     assert record.address == worker.address
     assert models.get("synthetic").engine == "synthetic"
+    assert list(models.get("synthetic").capabilities) == ["chat", "completions"]
     received = await edge.place(worker.name, edge.request("say something", max_tokens=100))
     await edge.closed(received)
     assert any(beat.active == 1 for beat in beats)
@@ -233,6 +294,14 @@ async def test_grpc(edge: Any, worker: Any) -> None:
         assert [token for answer in answers for token in answer.token_id] == [0, 1, 2, 3, 4]
         assert answers[-1].finish_reason == LENGTH
         assert answers[-1].usage.output_tokens == 5
+        tokens = await stub.Tokenize(TokenizeRequest(text="this is tokenized", return_pieces=True))
+        assert (list(tokens.token_id), list(tokens.piece)) == ([0, 1, 29], [b"this ", b"is ", b"tokenized "])
+        assert tokens.context_length == 32768
+        assert len((await stub.Tokenize(TokenizeRequest(chat=request.chat))).token_id) == 2
+        assert (await stub.Detokenize(DetokenizeRequest(token_id=[0, 1]))).text == b"this is "
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await stub.Detokenize(DetokenizeRequest(token_id=[30]))
+        assert unknown.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         status = await stub.GetStatus(GetStatusRequest())
         assert status.record.worker == worker.name
         assert status.output_tokens_total == 0, "past the bill"

@@ -21,6 +21,7 @@ _EFFECTIVE = datetime(2020, 1, 1, tzinfo=UTC)
 # USD per million tokens: input, cached input, output. Examples to be replaced by whoever sells.
 _PRICES = {
     "smollm2-135m-instruct": ("0.02", "0.01", "0.06"),
+    "all-minilm-l6-v2": ("0.01", "0.01", "0.00"),
     "synthetic": ("0.10", "0.05", "0.40"),
     "default": ("0.50", "0.25", "1.50"),
 }

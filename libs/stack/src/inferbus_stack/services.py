@@ -18,6 +18,7 @@ _ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not listened on)
 DATABASE = "inferbus"
 ADMIN_USER, WRITER_USER, ANALYST_USER = "admin", "writer", "analyst"
 BUS_ADMIN = "admin"
+_EMBEDDINGS = "worker-embeddings"
 _DRAIN_SECONDS = 10
 # Above the drain: what closing connections and flushing may take on a busy machine.
 STOP_SECONDS = _DRAIN_SECONDS + 12.0
@@ -27,7 +28,7 @@ STOP_SECONDS = _DRAIN_SECONDS + 12.0
 class StackOptions:
     """What the operator asked for. ``port`` 0: any free one, the same again at the next start if it is free.
 
-    ``tls``: between all processes and at the edge. ``tls_names``: more host names and addresses of the edge.
+    ``embeddings``: one more worker, with the small embedding model. ``tls``: between all processes and at the edge. ``tls_names``: more host names and addresses of the edge.
     """
 
     home: Home
@@ -36,23 +37,31 @@ class StackOptions:
     port: int = 0
     workers: int = 1
     edges: int = 1
+    embeddings: bool = False
     tls: bool = False
     tls_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One process of ours. ``service``: its key in stack.json."""
+    """One process of ours. ``service``: its key in stack.json. ``settings``: its own, on top of what its role has."""
 
     role: Role
     name: str
     service: str
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def instances(options: StackOptions) -> tuple[Instance, ...]:
     """The processes of ours, by role in the order in which a stop takes them down."""
     edges = (Instance(Role.EDGE, f"edge-{n}", f"edge-{n}" if n else "edge") for n in range(options.edges))
-    workers = (Instance(Role.WORKER, f"worker-{n}", f"worker-{n}") for n in range(options.workers))
+    engine = {"ENGINE": options.engine}
+    workers = [Instance(Role.WORKER, f"worker-{n}", f"worker-{n}", engine) for n in range(options.workers)]
+    if options.embeddings:
+        # One thread: it shares the cores with a model that needs all of them.
+        workers.append(
+            Instance(Role.WORKER, _EMBEDDINGS, _EMBEDDINGS, {"ENGINE": "minilm", "THREADS": "1"})
+        )
     return (
         *edges,
         Instance(Role.SCHEDULER, "scheduler", "scheduler"),
@@ -174,7 +183,7 @@ class Plan:
                 **self._https(instance),
             }
         if instance.role is Role.WORKER:
-            return {"ENGINE": self.options.engine}
+            return dict(instance.settings)
         if instance.role is Role.METER:
             return self._clickhouse(WRITER_USER)
         return {}

@@ -7,7 +7,7 @@ from typing import Protocol
 import grpc
 from inferbus.bus.v1.control_pb2 import Attached
 from inferbus.bus.v1.frame_pb2 import Frame
-from inferbus.bus.v1.registry_pb2 import IdempotencyRecord, ModelRecord, ResponseRecord
+from inferbus.bus.v1.registry_pb2 import IdempotencyRecord, ModelRecord, ResponseRecord, WorkerRecord
 from inferbus.edge.v1.edge_pb2_grpc import add_EdgeServiceServicer_to_server
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.frames import FrameReader
@@ -28,14 +28,23 @@ from inferbus_edge.inference import Inference, InferenceSettings
 from inferbus_edge.limits import RateLimits
 from inferbus_edge.resume import ResumeRoutes
 from inferbus_edge.routes.admin import AdminRoutes
+from inferbus_edge.routes.anthropic import MessageRoutes
 from inferbus_edge.routes.chat import ChatRoutes
+from inferbus_edge.routes.completions import CompletionRoutes
+from inferbus_edge.routes.embeddings import EmbeddingRoutes
 from inferbus_edge.routes.health import HealthRoutes
 from inferbus_edge.routes.models import ModelRoutes
+from inferbus_edge.routes.organization import OrganizationRoutes
+from inferbus_edge.routes.responses import ResponsesRoutes
+from inferbus_edge.routes.responses_input_tokens import InputTokensRoutes
+from inferbus_edge.routes.tenants import TenantRoutes
+from inferbus_edge.routes.tokenize import TokenizeRoutes
 from inferbus_edge.server import Routes, listen
-from inferbus_edge.servicer import EdgeServicer
+from inferbus_edge.servicer import DirectoryServicer
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Streams
 from inferbus_edge.unattended import Unattended
+from inferbus_edge.workers import Workers
 
 SERVICE = "inferbus.edge.v1.EdgeService"
 
@@ -50,21 +59,35 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     directory = Directory(bus, publisher)
     await process.enter(_running(directory))
     await process.enter(_running(models))
-    inference = await _inference(config, process, bus, publisher, directory, Catalogue(models))
+    catalogue = Catalogue(models)
+    stored = Stored(Store(bus, "responses", ResponseRecord, publisher), config.response_retention)
+    inference = await _inference(config, process, bus, publisher, directory, catalogue, stored)
 
     token = None if config.rpc_token is None else config.rpc_token.get_secret_value()
     scheduler = await _channel(process, config, config.scheduler_address, token)
     meter = await _channel(process, config, config.meter_address, token)
+    workers = Workers(Registry(bus, "fleet", WorkerRecord), lambda address: rpc.channel(address, token, config.tls))
+    await process.enter(_running(workers))
     auth, wait = directory.auth, config.body_timeout
 
     routes = Routes()
     ChatRoutes(auth, inference, wait).add_to(routes)
+    CompletionRoutes(auth, inference, wait).add_to(routes)
+    EmbeddingRoutes(auth, inference, catalogue, wait).add_to(routes)
+    ResponsesRoutes(auth, inference, stored, wait).add_to(routes)
+    InputTokensRoutes(
+        auth=auth, inference=inference, stored=stored, catalogue=catalogue, workers=workers, body_timeout=wait
+    ).add_to(routes)
+    MessageRoutes(auth, inference, catalogue, workers, wait).add_to(routes)
+    TokenizeRoutes(auth, catalogue, workers, wait).add_to(routes)
     ResumeRoutes(auth, inference).add_to(routes)
-    ModelRoutes(auth, Catalogue(models)).add_to(routes)
+    ModelRoutes(auth, catalogue).add_to(routes)
     HealthRoutes(lambda: _not_ready(bus, directory, models, inference)).add_to(routes)
     AdminRoutes(auth=auth, desk=directory.keys, scheduler=scheduler, meter=meter, body_timeout=wait).add_to(routes)
+    TenantRoutes(auth, directory.tenants, wait).add_to(routes)
+    OrganizationRoutes(directory, wait).add_to(routes)
 
-    servicer = EdgeServicer(auth, directory.keys)
+    servicer = DirectoryServicer(directory)
     # No operator's token here: each call carries an admin key.
     server = await process.enter(
         rpc.serve(
@@ -91,7 +114,13 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
 
 
 async def _inference(
-    config: Config, process: Process, bus: Bus, publisher: Publisher, directory: Directory, catalogue: Catalogue
+    config: Config,
+    process: Process,
+    bus: Bus,
+    publisher: Publisher,
+    directory: Directory,
+    catalogue: Catalogue,
+    stored: Stored,
 ) -> Inference:
     """All between a parsed call and its answer, running."""
     attendance = Attendance(config.name, bus.send, config.orphan_hold.total_seconds())
@@ -109,7 +138,6 @@ async def _inference(
     await bus.subscribe(Attached, attendance.on_attached)
     process.spawn(attendance.run(), "who attends to what")
 
-    stored = Stored(Store(bus, "responses", ResponseRecord, publisher), config.response_retention)
     limits = RateLimits(bus, edge=config.name)
     await limits.start()
     process.spawn(limits.run(), "limits held together")

@@ -35,13 +35,26 @@ MODELS = {"llama_cpp": "smollm2-135m-instruct", "synthetic": "synthetic"}
     help="llama_cpp: a real small model on the CPU. synthetic: a timing model of a GPU, for load tests.",
 )
 @click.option(
+    "--embeddings/--no-embeddings",
+    default=None,
+    help="A second worker with a small embedding model; by default beside llama_cpp only.",
+)
+@click.option(
     "--tls",
     is_flag=True,
     help="HTTPS at the edge, mutual TLS between services and to the broker, by a certificate authority of this stack.",
 )
 @click.option("--tls-name", "tls_names", multiple=True, help="Another host name or address of the edge; implies --tls.")
 def up(
-    home: Path, port: int, host: str, workers: int, edges: int, engine: str, tls: bool, tls_names: tuple[str, ...]
+    home: Path,
+    port: int,
+    host: str,
+    workers: int,
+    edges: int,
+    engine: str,
+    embeddings: bool | None,
+    tls: bool,
+    tls_names: tuple[str, ...],
 ) -> None:
     """Start everything on this machine; Ctrl-C stops it in order, a second one at once.
 
@@ -54,6 +67,7 @@ def up(
         port=port,
         workers=workers,
         edges=edges,
+        embeddings=engine == "llama_cpp" if embeddings is None else embeddings,
         tls=tls or bool(tls_names),
         tls_names=tls_names,
     )

@@ -3,31 +3,21 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from inferbus_edge.core.chat_form import ChatForm
+from inferbus_edge.core.completions_form import CompletionForm
+from inferbus_edge.core.embeddings import EmbeddingsForm
 from inferbus_edge.core.form import Form
+from inferbus_edge.core.messages_form import MessagesForm
+from inferbus_edge.core.responses_form import ResponsesForm
 
-Maker = Callable[[bytes, Mapping[str, Any], bool], Form]
-"""(id of the first choice, reply description, whether events are wanted) → form."""
-
-
-def _chat(first: bytes, reply: Mapping[str, Any], stream: bool) -> Form:
-    from inferbus_edge.core.chat_form import ChatForm
-
-    return ChatForm(first, reply, stream)
-
-
-def _messages(first: bytes, reply: Mapping[str, Any], stream: bool) -> Form:
-    from inferbus_edge.core.messages_form import MessagesForm
-
-    return MessagesForm(first, reply, stream)
-
-
-def _responses(first: bytes, reply: Mapping[str, Any], stream: bool) -> Form:
-    from inferbus_edge.core.responses_form import ResponsesForm
-
-    return ResponsesForm(first, reply, stream)
-
-
-FORMS: dict[str, Maker] = {"chat": _chat, "messages": _messages, "responses": _responses}
+# (id of the first choice, reply description, whether events are wanted) → form
+FORMS: dict[str, Callable[[bytes, Mapping[str, Any], bool], Form]] = {
+    "chat": ChatForm,
+    "completions": CompletionForm,
+    "embeddings": EmbeddingsForm,
+    "messages": MessagesForm,
+    "responses": ResponsesForm,
+}
 
 
 def form_of(first: bytes, reply: Mapping[str, Any], *, stream: bool) -> Form:

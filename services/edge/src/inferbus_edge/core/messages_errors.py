@@ -37,8 +37,8 @@ def error_object(error: InferBusError, request_id: bytes | None = None) -> dict[
     }
 
 
-def error_body(error: InferBusError) -> bytes:
-    return orjson.dumps(error_object(error))
+def error_body(error: InferBusError, request_id: bytes | None = None) -> bytes:
+    return orjson.dumps(error_object(error, request_id))
 
 
 def _utf8(text: str) -> str:

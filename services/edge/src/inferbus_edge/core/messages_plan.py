@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from inferbus.bus.v1.request_pb2 import (
@@ -100,7 +101,7 @@ def _chat(asked: Conversation) -> tuple[ChatInput, tuple[Need, ...]]:
     if isinstance(asked.messages[-1], AssistantMessage):
         last = f"messages[{len(asked.messages) - 1}]"
         raise unsupported(last, f"'{last}' is the assistant's: going on with it is not supported; end with the user's.")
-    chat = ChatInput(messages=turns.messages, reasoning_effort=_effort(asked))
+    chat = ChatInput(messages=turns.messages(), reasoning_effort=_effort(asked))
     _add_tools(chat, asked)
     return chat, (Need("chat", "model"), *turns.needs, *_needs(asked))
 
@@ -172,73 +173,89 @@ def _tool(tool: ToolParam, path: str) -> Tool:
     return Tool(name=tool.name, description=tool.description or "", parameters=parameters)
 
 
+@dataclass(slots=True)
+class _Turn:
+    """One of the bus's messages as it grows."""
+
+    role: str
+    texts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    name: str = ""
+    call_id: str = ""
+
+    def message(self) -> ChatMessage:
+        # What the assistant said came in pieces around its calls; what others say are texts of their own.
+        between = "" if self.role == "assistant" else "\n"
+        return ChatMessage(
+            role=self.role,
+            content=between.join(self.texts),
+            tool_calls=self.calls,
+            name=self.name,
+            tool_call_id=self.call_id,
+        )
+
+
 class _Turns:
-    """The bus's messages as they grow. ``needs``: what the blocks ask of the model."""
+    """``needs``: what the blocks ask of the model. Successive turns of the user are one, and so are the assistant's."""
 
     def __init__(self) -> None:
-        self.messages: list[ChatMessage] = []
         self.needs: list[Need] = []
-        self._calls: dict[str, str] = {}  # id → name
+        self._turns: list[_Turn] = []
+        self._names: dict[str, str] = {}  # id of a call → what was called
+
+    def messages(self) -> list[ChatMessage]:
+        return [one.message() for one in self._turns]
 
     def say(self, role: str, text: str) -> None:
-        """Successive turns of the user are one turn."""
-        if role == "user" and self.messages and self.messages[-1].role == "user":
-            self.messages[-1].content += f"\n{text}"
-        else:
-            self.messages.append(ChatMessage(role=role, content=text))
+        self._turn(role).texts.append(text)
 
     def add_user(self, message: UserMessage, path: str) -> None:
         if isinstance(message.content, str):
             self.say("user", message.content)
             return
-        texts: list[str] = []
         for at, block in enumerate(message.content):
             match block:
                 case TextBlock():
-                    texts.append(block.text)
+                    self.say("user", block.text)
                 case ImageBlock():
                     self.needs.append(Need("vision", f"{path}[{at}]"))
                 case ToolResultBlock():
-                    if texts:
-                        self.say("user", "\n".join(texts))
-                        texts = []
                     self._result(block, f"{path}[{at}]")
-        if texts:
-            self.say("user", "\n".join(texts))
 
     def add_assistant(self, message: AssistantMessage, path: str) -> None:
-        if not self.messages or self.messages[-1].role != "assistant":
-            self.messages.append(ChatMessage(role="assistant"))
-        turn = self.messages[-1]
+        turn = self._turn("assistant")
         if isinstance(message.content, str):
-            turn.content += message.content
+            turn.texts.append(message.content)
             return
         for at, block in enumerate(message.content):
             match block:
                 case TextBlock():
-                    turn.content += block.text
+                    turn.texts.append(block.text)
                 case ThinkingBlock():
                     # As a reasoning model wrote it: its template knows what to do with an earlier turn's.
-                    turn.content += f"<think>\n{block.thinking}\n</think>\n\n"
+                    turn.texts.append(f"<think>\n{block.thinking}\n</think>\n\n")
                     self.needs.append(Need("reasoning", f"{path}[{at}]"))
                 case ToolUseBlock():
-                    self._calls[block.id] = block.name
-                    turn.tool_calls.append(ToolCall(id=block.id, name=block.name, arguments=_json(block.input)))
+                    self._names[block.id] = block.name
+                    turn.calls.append(ToolCall(id=block.id, name=block.name, arguments=_json(block.input)))
 
     def _result(self, block: ToolResultBlock, path: str) -> None:
-        name = self._calls.get(block.tool_use_id)
+        name = self._names.get(block.tool_use_id)
         if name is None:
             param = f"{path}.tool_use_id"
             raise invalid(f"'{param}' has to be the id of a 'tool_use' block before it.", param=param)
-        parts = block.content if block.content is not None else ""
-        if not isinstance(parts, str):
-            self.needs += [
-                Need("vision", f"{path}.content[{at}]") for at, one in enumerate(parts) if isinstance(one, ImageBlock)
-            ]
-        text = _text(parts)
-        if block.is_error:
-            text = f"Error: {text}"
-        self.messages.append(ChatMessage(role="tool", content=text, name=name, tool_call_id=block.tool_use_id))
+        content = block.content or ""
+        if not isinstance(content, str):
+            seen = (at for at, one in enumerate(content) if isinstance(one, ImageBlock))
+            self.needs += [Need("vision", f"{path}.content[{at}]") for at in seen]
+        text = f"Error: {_text(content)}" if block.is_error else _text(content)
+        self._turns.append(_Turn("tool", [text], name=name, call_id=block.tool_use_id))
+
+    def _turn(self, role: str) -> _Turn:
+        """The turn that goes on, or a new one."""
+        if role == "system" or not self._turns or self._turns[-1].role != role:
+            self._turns.append(_Turn(role))
+        return self._turns[-1]
 
 
 def _text(content: str | Sequence[TextBlock | ImageBlock]) -> str:

@@ -13,9 +13,9 @@ from pydantic_core import PydanticCustomError
 from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, bad_value, by_kind, kind, refused
 
 _MAX_TOKENS = (1 << 31) - 1
-_MAX_MESSAGES, _MAX_BLOCKS, _MAX_TOOLS, _MAX_STOPS = 2048, 2048, 128, 64
+_MAX_MESSAGES, _MAX_BLOCKS, _MAX_ALL_BLOCKS, _MAX_TOOLS, _MAX_STOPS = 2048, 2048, 10_000, 128, 64
 _HINT = "A hint without effect: prefixes are cached by themselves."
-_NULL = "Only null."
+_NULL = "Refused (400 unsupported_parameter)."
 _KIND = re.compile(r"[a-z0-9_]{1,64}")
 # Blocks that Anthropic's API has as well; of any other type is said which ones there are.
 _OTHER_BLOCKS = frozenset(
@@ -58,6 +58,19 @@ def _own_tool(value: Any) -> Any:
     return value
 
 
+def _blocks(value: Any) -> int:
+    """In ``content``, those of tool results included."""
+    content = value.get("content") if isinstance(value, dict) else None
+    return len(content) + sum(map(_blocks, content)) if isinstance(content, list) else 0
+
+
+def _bounded(value: Any) -> Any:
+    """Before each block is looked at: each costs a few microseconds, and a body has room for a hundred thousand."""
+    if isinstance(value, list) and sum(map(_blocks, value)) > _MAX_ALL_BLOCKS:
+        raise bad_value(f"should have at most {_MAX_ALL_BLOCKS} blocks in all")
+    return value
+
+
 class CacheControl(BaseModel):
     model_config = STRICT
     type: Literal["ephemeral"]
@@ -72,7 +85,9 @@ class TextBlock(BaseModel):
     type: Literal["text"]
     text: str
     cache_control: Cached = None
-    citations: Annotated[Any, refused([])] = Field(None, description="Only null or empty.")
+    citations: Annotated[Any, refused([])] = Field(
+        None, description="Refused (400 unsupported_parameter) unless empty."
+    )
 
 
 class ImageBlock(BaseModel):
@@ -82,7 +97,9 @@ class ImageBlock(BaseModel):
     type: Literal["image"]
     source: dict[str, Any]
     cache_control: Cached = None
-    transformations: Annotated[Any, refused({})] = Field(None, description="Only null or empty.")
+    transformations: Annotated[Any, refused({})] = Field(
+        None, description="Refused (400 unsupported_parameter) unless empty."
+    )
 
 
 class ThinkingBlock(BaseModel):
@@ -101,7 +118,9 @@ class ToolUseBlock(BaseModel):
     name: Annotated[str, Field(min_length=1)]
     input: dict[str, Any]
     cache_control: Cached = None
-    caller: Annotated[Any, refused({"type": "direct"})] = Field(None, description="Only null or the type 'direct'.")
+    caller: Annotated[Any, refused({"type": "direct"})] = Field(
+        None, description="Refused (400 unsupported_parameter) unless of the type 'direct'."
+    )
     toolset_name: Annotated[Any, refused()] = Field(None, description=_NULL)
 
 
@@ -189,10 +208,18 @@ class ToolParam(BaseModel):
     type: Literal["custom"] | None = None
     cache_control: Cached = None
     strict: bool | None = Field(None, description="A call's input always has the schema, also without it.")
-    eager_input_streaming: Annotated[Any, refused(True)] = Field(None, description="Input is always streamed.")
-    defer_loading: Annotated[Any, refused(False)] = Field(None, description="Only false.")
-    input_examples: Annotated[Any, refused([])] = Field(None, description="Only empty.")
-    allowed_callers: Annotated[Any, refused(["direct"])] = Field(None, description="Only 'direct'.")
+    eager_input_streaming: Annotated[Any, refused(True)] = Field(
+        None, description="Input is always streamed; refused (400 unsupported_parameter) if false."
+    )
+    defer_loading: Annotated[Any, refused(False)] = Field(
+        None, description="Refused (400 unsupported_parameter) unless false."
+    )
+    input_examples: Annotated[Any, refused([])] = Field(
+        None, description="Refused (400 unsupported_parameter) unless empty."
+    )
+    allowed_callers: Annotated[Any, refused(["direct"])] = Field(
+        None, description="Refused (400 unsupported_parameter) unless ['direct']."
+    )
 
 
 class ToolChoice(BaseModel):
@@ -208,7 +235,9 @@ class Thinking(BaseModel):
     budget_tokens: Annotated[int, Field(ge=1024, le=_MAX_TOKENS)] | None = Field(
         None, description="Not a bound of its own: thinking counts towards max_tokens."
     )
-    display: Annotated[Any, refused("summarized")] = Field(None, description="Thinking is always shown.")
+    display: Annotated[Any, refused("summarized")] = Field(
+        None, description="Thinking is shown; refused (400 unsupported_parameter) unless 'summarized'."
+    )
 
 
 class OutputFormat(BaseModel):
@@ -222,7 +251,9 @@ class OutputConfig(BaseModel):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="The effort of reasoning; refused by a model without."
     )
-    format: OutputFormat | None = None
+    format: OutputFormat | None = Field(
+        None, description="Enforced by grammar; a schema that cannot be is refused (400 invalid_schema)."
+    )
 
 
 class Conversation(BaseModel):
@@ -230,14 +261,22 @@ class Conversation(BaseModel):
 
     model_config = STRICT
     model: Annotated[str, Field(min_length=1)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES), BeforeValidator(_bounded)] = (
+        Field(description="Turns of the user and the assistant; it ends with the user's.")
+    )
     system: SystemContent | None = None
-    tools: Annotated[list[Annotated[ToolParam, BeforeValidator(_own_tool)]], Field(max_length=_MAX_TOOLS)] | None = None
-    tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = None
+    tools: Annotated[list[Annotated[ToolParam, BeforeValidator(_own_tool)]], Field(max_length=_MAX_TOOLS)] | None = (
+        Field(
+            None, description="Custom tools; needs a model with tools. Others are refused (400 unsupported_parameter)."
+        )
+    )
+    tool_choice: ToolChoice | None = Field(None, description="A forced choice is enforced by grammar.")
+    thinking: Thinking | None = Field(None, description="Needs a model with reasoning, unless disabled.")
     output_config: OutputConfig | None = None
     cache_control: Cached = None
-    speed: Annotated[Any, refused("standard")] = Field(None, description="Only 'standard'.")
+    speed: Annotated[Any, refused("standard")] = Field(
+        None, description="Refused (400 unsupported_parameter) unless 'standard'."
+    )
 
 
 class Metadata(BaseModel):
@@ -247,7 +286,7 @@ class Metadata(BaseModel):
 
 class MessageRequest(Conversation):
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
-    stream: bool | None = None
+    stream: bool | None = Field(None, description="Server-sent events instead of one body.")
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=_MAX_STOPS)] | None = Field(
         None, description="The answer ends before one of them; its stop_reason is then 'end_turn'."
     )
@@ -260,7 +299,9 @@ class MessageRequest(Conversation):
     context_management: Annotated[Any, refused()] = Field(None, description=_NULL)
     diagnostics: Annotated[Any, refused()] = Field(None, description=_NULL)
     inference_geo: Annotated[Any, refused()] = Field(None, description=_NULL)
-    mcp_servers: Annotated[Any, refused([])] = Field(None, description="Only empty.")
+    mcp_servers: Annotated[Any, refused([])] = Field(
+        None, description="Refused (400 unsupported_parameter) unless empty."
+    )
 
 
 class CountRequest(Conversation):

@@ -291,7 +291,8 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     """The request in ``body``. Raises InferBusError INVALID_ARGUMENT with the parameter at fault, and nothing else."""
     request = parse(ChatRequest, body)
     for at, message in enumerate(request.messages):
-        if message.content is None or not message.model_fields_set <= _SIMPLE or message.role == "tool":
+        simple = isinstance(message.content, str) and message.role != "tool" and message.model_fields_set <= _SIMPLE
+        if not simple:
             _check_message(message, f"messages[{at}].")
     check_stream_options(request.stream, request.stream_options)
     if request.max_tokens is not None and request.max_completion_tokens is not None:

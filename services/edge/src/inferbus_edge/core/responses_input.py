@@ -99,8 +99,9 @@ class FunctionCallItem(BaseModel):
     status: Status | None = None
     namespace: _NotServed = None
     caller: Annotated[Any, refused({"type": "direct"})] = None
-    # A reserved word in Python, so by its alias.
+    # A reserved word in Python: the SDK's own dumps of answers have it both ways.
     asynchronous: Annotated[Any, refused(False)] = Field(default=None, alias="async")
+    async_: Annotated[Any, refused(False)] = None
     created_by: Any = _AnswersField
     parsed_arguments: Any = Field(default=None, description="What the SDK's parse() adds; without an effect here.")
 

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from inferbus.bus.v1.request_pb2 import ChatInput, ChatMessage, Constraint, GenerateRequest, Sampling, Tool, ToolMode
 from inferbus.common.v1.usage_pb2 import PriorityClass
+from inferbus_runtime.errors import invalid
 from pydantic import BaseModel
 
 from inferbus_edge.core.plan import Need, Plan
@@ -14,7 +15,9 @@ from inferbus_edge.core.responses_objects import API
 from inferbus_edge.core.responses_schema import (
     LOGPROBS,
     AllowedTools,
+    Conversation,
     FunctionTool,
+    InputTokensRequest,
     JsonObject,
     JsonSchema,
     NamedFunction,
@@ -23,6 +26,8 @@ from inferbus_edge.core.responses_schema import (
 from inferbus_edge.core.schemas_json import arguments_text, schema_text
 
 _CHARACTERS_PER_TOKEN = 4
+# The broker's largest message has 8 MiB, some of them for what is added to it.
+_MAX_MESSAGE_BYTES = 7 << 20
 _CLASSES = {
     "flex": PriorityClass.PRIORITY_CLASS_BACKGROUND,
     "default": PriorityClass.PRIORITY_CLASS_INTERACTIVE,
@@ -35,10 +40,7 @@ def plan_responses(
 ) -> Plan:
     """``items``: the request's own, without references; ``earlier``: the conversation before it, of the response
     ``previous`` (its request's id) and those before it. Raises InferBusError INVALID_ARGUMENT."""
-    chat = ChatInput(messages=messages_of_items(earlier, items), reasoning_effort=request.effort)
-    if request.instructions:
-        chat.messages.insert(0, ChatMessage(role="system", content=request.instructions))
-    _add_tools(chat, request)
+    chat = _chat(request, items, earlier)
     wants_logprobs = LOGPROBS in (request.include or ()) or bool(request.top_logprobs)
     message = GenerateRequest(
         priority_class=_class_of(request),
@@ -51,27 +53,57 @@ def plan_responses(
         ),
         constraint=_constraint(request),
     )
+    reply = {
+        "api": API,
+        "n": 1,
+        "background": bool(request.background),
+        # Whether calls are looked for in the text.
+        "tools": bool(chat.tools) and chat.tool_mode != ToolMode.TOOL_MODE_NONE,
+        "logprobs": wants_logprobs,
+        "echo": _echo(request),
+    }
+    _check_size(message, reply, request)
+    needs = _needs(request, items, earlier)
+    if wants_logprobs:
+        needs.append(Need("logprobs", "top_logprobs" if request.top_logprobs else "include"))
     return Plan(
         operation="chat",
         model=request.model,
         stream=bool(request.stream),
         requests=(message,),
-        reply={
-            "api": API,
-            "n": 1,
-            "background": bool(request.background),
-            # Whether calls are looked for in the text.
-            "tools": bool(chat.tools) and chat.tool_mode != ToolMode.TOOL_MODE_NONE,
-            "logprobs": wants_logprobs,
-            "echo": _echo(request),
-        },
-        needs=_needs(request, items, earlier, wants_logprobs),
+        reply=reply,
+        needs=tuple(needs),
         input_estimate=_characters(chat) // _CHARACTERS_PER_TOKEN,
         output_bound=request.max_output_tokens,
         stored=orjson.dumps(list(items)) if request.stored else None,
         previous=previous,
         detached=bool(request.background),
     )
+
+
+def plan_input_tokens(request: InputTokensRequest, items: Sequence[Item], earlier: Sequence[Item] = ()) -> Plan:
+    """What is to be counted is in ``requests[0].chat``; it is never published. Raises like :func:`plan_responses`."""
+    _constraint(request)
+    message = GenerateRequest(chat=_chat(request, items, earlier))
+    needs = tuple(_needs(request, items, earlier))
+    return Plan("input_tokens", request.model, False, (message,), {"api": API, "n": 0}, needs)
+
+
+def _chat(request: Conversation, items: Sequence[Item], earlier: Sequence[Item]) -> ChatInput:
+    chat = ChatInput(messages=messages_of_items(earlier, items), reasoning_effort=request.effort)
+    if request.instructions:
+        chat.messages.insert(0, ChatMessage(role="system", content=request.instructions))
+    _add_tools(chat, request)
+    return chat
+
+
+def _check_size(message: GenerateRequest, reply: dict[str, Any], request: ResponsesRequest) -> None:
+    if message.ByteSize() + len(orjson.dumps(reply)) > _MAX_MESSAGE_BYTES:
+        raise invalid(
+            "Input, instructions and tools are too long together; send less.",
+            param="input" if request.previous_response_id is None else "previous_response_id",
+            reason="request_too_large",
+        )
 
 
 def _class_of(request: ResponsesRequest) -> PriorityClass.ValueType:
@@ -81,7 +113,7 @@ def _class_of(request: ResponsesRequest) -> PriorityClass.ValueType:
     return _CLASSES.get(tier, _CLASSES["default"] if waiting else _CLASSES["flex"])
 
 
-def _add_tools(chat: ChatInput, request: ResponsesRequest) -> None:
+def _add_tools(chat: ChatInput, request: Conversation) -> None:
     tools = request.tools or []
     if not tools:
         return
@@ -112,7 +144,7 @@ def _parameters(tool: FunctionTool, param: str) -> str:
     return arguments_text(tool.parameters, param, strict=tool.strict is True)
 
 
-def _constraint(request: ResponsesRequest) -> Constraint | None:
+def _constraint(request: Conversation) -> Constraint | None:
     match request.text and request.text.format:
         case JsonObject():
             return Constraint(json_object=True)
@@ -121,25 +153,21 @@ def _constraint(request: ResponsesRequest) -> Constraint | None:
     return None
 
 
-def _needs(
-    request: ResponsesRequest, items: Sequence[Item], earlier: Sequence[Item], wants_logprobs: bool
-) -> tuple[Need, ...]:
+def _needs(request: Conversation, items: Sequence[Item], earlier: Sequence[Item]) -> list[Need]:
     needs = [Need("chat", "model")]
     if request.tools:
         needs.append(Need("tools", "tools"))
     if _constraint_asked(request):
         needs.append(Need("structured_output", "text.format"))
-    if wants_logprobs:
-        needs.append(Need("logprobs", "top_logprobs" if request.top_logprobs else "include"))
     if request.effort not in ("", "none"):
         needs.append(Need("reasoning", "reasoning.effort"))
     place = image_place(items) or ("previous_response_id" if image_place(earlier) else None)
     if place is not None:
         needs.append(Need("vision", place))
-    return tuple(needs)
+    return needs
 
 
-def _constraint_asked(request: ResponsesRequest) -> bool:
+def _constraint_asked(request: Conversation) -> bool:
     return isinstance(request.text and request.text.format, JsonObject | JsonSchema)
 
 

@@ -120,21 +120,39 @@ class StreamOptions(BaseModel):
     include_obfuscation: Annotated[Any, refused(False)] = None
 
 
-class ResponsesRequest(BaseModel):
+class Conversation(BaseModel):
+    """What the model is shown, and how it is to answer."""
+
     model_config = STRICT
     model: Annotated[str, Field(min_length=1)]
     input: Input
     instructions: str | None = Field(default=None, description="For this response only: not inherited by the next.")
     previous_response_id: _Label | None = None
+    text: TextConfig | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    truncation: Annotated[Any, refused("disabled", advice="send less input, or leave it out")] = None
+    conversation: Annotated[Any, refused(advice="chain responses by 'previous_response_id'")] = None
+
+    @property
+    def effort(self) -> str:
+        return (self.reasoning and self.reasoning.effort) or ""
+
+
+class InputTokensRequest(Conversation):
+    """Input to be counted."""
+
+    personality: Annotated[Any, refused(advice="say it in the instructions")] = None
+
+
+class ResponsesRequest(Conversation):
     store: bool | None = Field(default=None, description="True unless said otherwise.")
     background: bool | None = Field(default=None, description="Needs 'store'.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     include: list[str] | None = None
-    text: TextConfig | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS)] | None = None
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Bounds calls of built-in tools, of which there are none here."
@@ -142,7 +160,6 @@ class ResponsesRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    reasoning: Reasoning | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
         default=None, description="flex: after all others; priority: never after others."
     )
@@ -153,12 +170,10 @@ class ResponsesRequest(BaseModel):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
         default=None, description="A hint without an effect."
     )
-    truncation: Annotated[Any, refused("disabled", advice="send less input, or leave it out")] = None
     # OpenAI's own products.
     access_programs: Annotated[Any, refused()] = None
     background_options: Annotated[Any, refused()] = None
     context_management: Annotated[Any, refused([])] = None
-    conversation: Annotated[Any, refused(advice="chain responses by 'previous_response_id'")] = None
     image: Annotated[Any, refused()] = None
     moderation: Annotated[Any, refused()] = None
     prompt: Annotated[Any, refused(advice="send the text itself")] = None
@@ -188,10 +203,6 @@ class ResponsesRequest(BaseModel):
     def stored(self) -> bool:
         return self.store is not False
 
-    @property
-    def effort(self) -> str:
-        return (self.reasoning and self.reasoning.effort) or ""
-
 
 def parse_responses_request(body: bytes) -> ResponsesRequest:
     """The request in ``body``. Raises InferBusError INVALID_ARGUMENT with the parameter at fault, and nothing else."""
@@ -204,7 +215,14 @@ def parse_responses_request(body: bytes) -> ResponsesRequest:
     return request
 
 
-def _check_tools(request: ResponsesRequest) -> None:
+def parse_input_tokens_request(body: bytes) -> InputTokensRequest:
+    """Like :func:`parse_responses_request`."""
+    request = parse(InputTokensRequest, body)
+    _check_tools(request)
+    return request
+
+
+def _check_tools(request: Conversation) -> None:
     names: set[str] = set()
     for at, tool in enumerate(request.tools or ()):
         if tool.name in names:

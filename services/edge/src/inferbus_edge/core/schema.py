@@ -6,10 +6,10 @@ caller asked for is silently ignored.
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from inferbus_runtime.errors import InferBusError, invalid
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -56,7 +56,12 @@ def refused(*neutral: Any, advice: str = "leave it out") -> BeforeValidator:
             return value
         raise PydanticCustomError(_UNSUPPORTED, "{advice}", {"advice": advice})
 
-    return BeforeValidator(check)
+    return BeforeValidator(check, _shown({"enum": [None, *neutral], "x-refused": advice}))
+
+
+def _shown(schema: dict[str, Any]) -> Any:
+    """How the API's document shows what a validator takes."""
+    return Annotated[Any, WithJsonSchema(schema)]
 
 
 def bad_value(message: str) -> PydanticCustomError:
@@ -70,6 +75,7 @@ def unsupported(param: str, message: str) -> InferBusError:
 
 # Tags name the member of a union that was meant. They stand in pydantic's error paths, and are no part of ours.
 TEXT, LIST, OBJECT = "<text>", "<list>", "<object>"
+_KEY = "[key]"  # pydantic's own, after the name of the key
 
 
 def _shape(value: Any) -> str:
@@ -104,7 +110,7 @@ def kind(served: tuple[str, ...], unserved: tuple[str, ...] = (), advice: str = 
             raise bad_value(f"should be {shown}")
         return value
 
-    return BeforeValidator(check)
+    return BeforeValidator(check, _shown({"type": "string", "enum": list(served)}))
 
 
 def refusal(fault: Any) -> InferBusError:
@@ -140,6 +146,6 @@ def path_of(location: Sequence[int | str], *, whole: bool = False) -> str:
     for at, step in enumerate(location):
         if isinstance(step, int):
             path += f"[{step}]"
-        elif (whole and at == last) or not (step.startswith("<") and step.endswith(">")):
+        elif (whole and at == last) or not ((step.startswith("<") and step.endswith(">")) or step == _KEY):
             path += f".{step[:_SHOWN_NAME]}" if path else step[:_SHOWN_NAME]
     return path

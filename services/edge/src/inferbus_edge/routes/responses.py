@@ -11,10 +11,13 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.auth import INFERENCE, Auth
-from inferbus_edge.core.responses_items import items_of, page
+from inferbus_edge.core.responses_items import page
 from inferbus_edge.core.responses_objects import no_such_response, responses_error_body
 from inferbus_edge.core.responses_plan import plan_responses
-from inferbus_edge.core.responses_schema import LOGPROBS, parse_responses_request
+from inferbus_edge.core.responses_schema import (
+    LOGPROBS,
+    parse_responses_request,
+)
 from inferbus_edge.inference import Inference
 from inferbus_edge.resume import resumed
 from inferbus_edge.routes.responses_history import History
@@ -58,12 +61,7 @@ class ResponsesRoutes:
         if (response := await resumed(self._inference, call, key)) is not None:
             return response
         request = parse_responses_request(body)
-        items = await self._history.resolved(key, items_of(request.input))
-        if request.previous_response_id is None:
-            plan = plan_responses(request, items)
-        else:
-            earlier, previous = await self._history.before(key, request.previous_response_id)
-            plan = plan_responses(request, items, earlier, previous)
+        plan = plan_responses(request, *await self._history.conversation(key, request))
         return await self._inference.answer(call, key, plan, body)
 
     async def get(self, call: Call) -> web.StreamResponse:

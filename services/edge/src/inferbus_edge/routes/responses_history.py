@@ -6,7 +6,7 @@ import orjson
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ResponseRecord
 from inferbus_runtime.errors import InferBusError, invalid
 
-from inferbus_edge.core.responses_items import Item, distinct, no_such_item, owner_of, with_ids
+from inferbus_edge.core.responses_items import Item, distinct, items_of, no_such_item, owner_of, with_ids
 from inferbus_edge.core.responses_objects import (
     API,
     no_such_response,
@@ -14,6 +14,7 @@ from inferbus_edge.core.responses_objects import (
     previous_not_found,
     response_id,
 )
+from inferbus_edge.core.responses_schema import Conversation
 from inferbus_edge.inference import Inference
 from inferbus_edge.stored import Stored
 
@@ -41,6 +42,14 @@ class History:
         if record is None:
             raise no_such_response(name)
         return record
+
+    async def conversation(self, key: KeyRecord, request: Conversation) -> tuple[list[Item], list[Item], bytes]:
+        """(the request's own items, those before them, the request id of the previous response or nothing). Raises
+        like :meth:`resolved` and :meth:`before`."""
+        items = await self.resolved(key, items_of(request.input))
+        if request.previous_response_id is None:
+            return items, [], b""
+        return items, *await self.before(key, request.previous_response_id)
 
     async def before(self, key: KeyRecord, name: str) -> tuple[list[Item], bytes]:
         """(the conversation up to and with the response ``name``, the id of its request). Raises InferBusError

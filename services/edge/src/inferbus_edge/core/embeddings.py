@@ -1,0 +1,139 @@
+"""Embeddings: what a request may say, its plan, and its answer."""
+
+import base64
+import math
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import orjson
+from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
+from inferbus.bus.v1.registry_pb2 import ModelRecord
+from inferbus.bus.v1.request_pb2 import EmbeddingInput, GenerateRequest
+from inferbus.common.v1.usage_pb2 import PriorityClass, Usage
+from inferbus_runtime.errors import InferBusError, invalid
+from pydantic import BaseModel, Field
+
+from inferbus_edge.core.errors import internal
+from inferbus_edge.core.openai import Label
+from inferbus_edge.core.plan import Need, Plan
+from inferbus_edge.core.prompts import Prompt, prompt_inputs, token_estimate
+from inferbus_edge.core.schema import STRICT, parse
+from inferbus_edge.core.translate import add_usage
+
+_FLOAT_BYTES = 4
+
+
+class EmbeddingRequest(BaseModel):
+    model_config = STRICT
+    model: Annotated[str, Field(min_length=1)] = Field(description="404 model_not_found if it is not served.")
+    input: Prompt = Field(description="A text, tokens, or a list of up to 2048 of either.")
+    dimensions: Annotated[int, Field(ge=1, le=1 << 20)] | None = Field(
+        None, description="The first so many, made of length 1 again; at most the model's."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="base64: of float32, little-endian.")
+    user: Label | None = Field(None, description="A label without effect.")
+
+
+def parse_embedding_request(body: bytes) -> EmbeddingRequest:
+    """The request in ``body``. Raises InferBusError INVALID_ARGUMENT with the parameter at fault, and nothing else."""
+    return parse(EmbeddingRequest, body)
+
+
+def plan_embeddings(request: EmbeddingRequest) -> Plan:
+    inputs = prompt_inputs(request.input)
+    message = GenerateRequest(
+        priority_class=PriorityClass.PRIORITY_CLASS_INTERACTIVE, embedding=EmbeddingInput(inputs=inputs)
+    )
+    reply = {
+        "api": "embeddings",
+        "n": 1,
+        "inputs": len(inputs),
+        "dimensions": request.dimensions,
+        "base64": request.encoding_format == "base64",
+    }
+    return Plan(
+        operation="embeddings",
+        model=request.model,
+        stream=False,
+        requests=(message,),
+        reply=reply,
+        needs=(Need("embeddings", "model"),),
+        input_estimate=token_estimate(inputs),
+    )
+
+
+def check_dimensions(request: EmbeddingRequest, model: ModelRecord) -> None:
+    """Raises InferBusError INVALID_ARGUMENT if more are asked than the model's vectors have."""
+    if request.dimensions is not None and 0 < model.embedding_dimensions < request.dimensions:
+        message = f"'dimensions' should be at most {model.embedding_dimensions} for this model."
+        raise invalid(message, param="dimensions")
+
+
+class EmbeddingsForm:
+    """See :class:`inferbus_edge.core.form.Form`. There is no stream."""
+
+    def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
+        self._reply = reply
+        self._vectors: dict[int, bytes] = {}
+        self._usage = Usage()
+
+    def open(self, choice: int, revision: str) -> Sequence[bytes]:
+        return ()
+
+    def delta(self, choice: int, text: str, tokens: int, logprobs: Sequence[TokenLogprob]) -> Sequence[bytes]:
+        return ()
+
+    def vector(self, index: int, values: bytes) -> None:
+        self._vectors[index] = values
+
+    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
+        add_usage(self._usage, close.usage)
+        return ()
+
+    def finish(self) -> Sequence[bytes]:
+        return ()
+
+    def fail(self, error: InferBusError) -> Sequence[bytes]:
+        return ()
+
+    def body(self) -> bytes:
+        """Raises InferBusError INTERNAL if a vector is missing: an answer with gaps would be taken for whole."""
+        wanted = range(self._reply["inputs"])
+        if any(index not in self._vectors for index in wanted):
+            raise internal("an embeddings request ended without all its vectors")
+        return orjson.dumps(
+            {
+                "object": "list",
+                "data": [{"object": "embedding", "index": at, "embedding": self._embedding(at)} for at in wanted],
+                "model": self._reply["model"],
+                "usage": {"prompt_tokens": self._usage.input_tokens, "total_tokens": self._usage.input_tokens},
+            }
+        )
+
+    def _embedding(self, index: int) -> str | list[float]:
+        values = shortened(self._vectors[index], self._reply.get("dimensions"))
+        return base64.b64encode(values).decode() if self._reply["base64"] else _floats(values).tolist()
+
+
+def shortened(values: bytes, dimensions: int | None) -> bytes:
+    """The first ``dimensions`` of a vector (float32, little-endian), made of length 1 again."""
+    if dimensions is None or dimensions * _FLOAT_BYTES >= len(values):
+        return values
+    floats = _floats(values[: dimensions * _FLOAT_BYTES])
+    length = math.sqrt(math.fsum(one * one for one in floats))
+    return _bytes(array("f", (one / length for one in floats))) if length > 0 else _bytes(floats)
+
+
+def _floats(values: bytes) -> "array[float]":
+    floats = array("f", values)
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return floats
+
+
+def _bytes(floats: "array[float]") -> bytes:
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return floats.tobytes()

@@ -1,0 +1,48 @@
+"""Raw prompts as OpenAI's older APIs take them: one text or several, or their tokens."""
+
+from typing import Annotated, Any
+
+from inferbus.bus.v1.request_pb2 import PromptInput, TokenIds
+from pydantic import Discriminator, Field, Tag
+
+from inferbus_edge.core.schema import TEXT
+
+MAX_PROMPTS = 2048
+
+_TEXTS, _TOKENS, _TOKEN_LISTS = "<texts>", "<tokens>", "<token lists>"
+# A token has about four characters in most texts; only a limit's reservation hangs on it.
+_CHARACTERS_PER_TOKEN = 4
+
+
+def _tag(value: Any) -> str:
+    if not isinstance(value, list):
+        return TEXT
+    if not value or isinstance(value[0], str):
+        return _TEXTS
+    return _TOKEN_LISTS if isinstance(value[0], list) else _TOKENS
+
+
+PromptText = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
+TokenList = Annotated[list[TokenId], Field(min_length=1)]
+Prompt = Annotated[
+    Annotated[PromptText, Tag(TEXT)]
+    | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS), Tag(_TEXTS)]
+    | Annotated[TokenList, Tag(_TOKENS)]
+    | Annotated[list[TokenList], Field(min_length=1, max_length=MAX_PROMPTS), Tag(_TOKEN_LISTS)],
+    Discriminator(_tag),
+]
+AnyPrompt = str | list[str] | list[int] | list[list[int]]
+
+
+def prompt_inputs(prompt: AnyPrompt) -> list[PromptInput]:
+    """One for each prompt."""
+    if isinstance(prompt, str):
+        return [PromptInput(text=prompt)]
+    if isinstance(prompt[0], int):
+        return [PromptInput(tokens=TokenIds(ids=prompt))]
+    return [PromptInput(text=one) if isinstance(one, str) else PromptInput(tokens=TokenIds(ids=one)) for one in prompt]
+
+
+def token_estimate(inputs: list[PromptInput]) -> int:
+    return sum(len(one.text) // _CHARACTERS_PER_TOKEN + len(one.tokens.ids) for one in inputs)

@@ -1,0 +1,172 @@
+"""Embeddings: parsing, vectors in both formats, and over HTTP with the SDK."""
+
+import asyncio
+import base64
+import json
+import math
+from array import array
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from inferbus.bus.v1.frame_pb2 import Close, Embedding, Frame
+from inferbus.bus.v1.registry_pb2 import ModelRecord
+from inferbus.common.v1.context_pb2 import RequestContext
+from inferbus.common.v1.usage_pb2 import FinishReason, Usage
+from inferbus_edge.core.embeddings import (
+    EmbeddingsForm,
+    check_dimensions,
+    parse_embedding_request,
+    plan_embeddings,
+    shortened,
+)
+from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError
+from openai.types import CreateEmbeddingResponse
+
+PATH = "/v1/embeddings"
+VECTORS = st.lists(st.floats(-1, 1, width=32).filter(lambda one: abs(one) > 1e-3), min_size=1, max_size=12)
+
+
+def floats(values: list[float]) -> bytes:
+    return array("f", values).tobytes()
+
+
+def request(**fields: object) -> bytes:
+    return json.dumps({"model": "m", "input": "x", **fields}).encode()
+
+
+def form_for(**fields: object) -> EmbeddingsForm:
+    reply = plan_embeddings(parse_embedding_request(request(**fields))).reply
+    return EmbeddingsForm(b"r" * 16, {**reply, "model": "m", "created": 7}, False)
+
+
+@pytest.mark.parametrize(
+    ("given_input", "inputs"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
+)
+def test_inputs(given_input: object, inputs: list[Any]) -> None:
+    plan = plan_embeddings(parse_embedding_request(request(input=given_input)))
+    (message,) = plan.requests
+    assert [list(one.tokens.ids) or one.text for one in message.embedding.inputs] == inputs
+    assert [need.capability for need in plan.needs] == ["embeddings"]
+    assert not message.HasField("sampling")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": ""}, "input"), ({"input": ["a", ""]}, "input[1]"), ({"input": []}, "input"),
+        ({"input": ["a"] * 2049}, "input"), ({"input": [1, "a"]}, "input[1]"), ({"dimensions": 0}, "dimensions"),
+        ({"encoding_format": "hex"}, "encoding_format"), ({"stream": True}, "stream"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InferBusError) as caught:
+        parse_embedding_request(request(**fields))
+    assert caught.value.param == param
+
+
+def test_more_dimensions_than_the_model_has() -> None:
+    asked = parse_embedding_request(request(dimensions=385))
+    with pytest.raises(InferBusError, match="384"):
+        check_dimensions(asked, ModelRecord(embedding_dimensions=384))
+    check_dimensions(asked, ModelRecord(embedding_dimensions=385))
+
+
+@given(VECTORS, st.integers(1, 14))
+def test_a_shortened_vector_has_its_direction_and_length_1(values: list[float], dimensions: int) -> None:
+    out = array("f", shortened(floats(values), dimensions))
+    if dimensions >= len(values):
+        assert out.tobytes() == floats(values)
+        return
+    assert len(out) == dimensions
+    assert math.isclose(math.hypot(*out), 1, rel_tol=1e-5)
+    length = math.hypot(*values[:dimensions])
+    assert all(math.isclose(one * length, value, rel_tol=1e-4) for one, value in zip(out, values, strict=False))
+
+
+def test_a_vector_of_zeros_stays_one() -> None:
+    assert shortened(floats([0, 0, 1]), 2) == floats([0, 0])
+
+
+@given(st.lists(VECTORS, min_size=1, max_size=4))
+def test_both_formats_say_the_same(vectors: list[list[float]]) -> None:
+    bodies = []
+    for encoding in ("float", "base64"):
+        form = form_for(input=["x"] * len(vectors), encoding_format=encoding)
+        for index in reversed(range(len(vectors))):
+            form.vector(index, floats(vectors[index]))
+        usage = Usage(input_tokens=9)
+        form.close(0, "rev", Close(finish_reason=FinishReason.FINISH_REASON_STOP, usage=usage))
+        form.finish()
+        bodies.append(json.loads(form.body()))
+    plain, encoded = bodies
+    CreateEmbeddingResponse.model_validate(plain, strict=True)
+    assert plain["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
+    assert [one["embedding"] for one in plain["data"]] == [list(array("f", one)) for one in vectors]
+    assert [base64.b64decode(one["embedding"]) for one in encoded["data"]] == [floats(one) for one in vectors]
+    assert [one["index"] for one in plain["data"]] == list(range(len(vectors)))
+
+
+def test_an_answer_with_a_gap_is_none() -> None:
+    form = form_for(input=["a", "b"])
+    form.vector(0, floats([1]))
+    with pytest.raises(InferBusError) as caught:
+        form.body()
+    assert caught.value.reason == "internal_error"
+
+
+# --- over HTTP --------------------------------------------------------------------------------------------------------
+
+
+def answer(worker: Any, message: Any, vectors: list[list[float]]) -> None:
+    context = RequestContext(model=message.context.model, revision="rev-1")
+    embeddings = [
+        Embedding(request_id=message.request_id, index=at, values=floats(one)) for at, one in enumerate(vectors)
+    ]
+    close = Close(
+        request_id=message.request_id, attempt=1, finish_reason=FinishReason.FINISH_REASON_STOP,
+        usage=Usage(input_tokens=7),
+    )  # fmt: skip
+    frame = Frame(edge=message.edge, time_us=clock.now_us(), contexts=[context])
+    frame.embeddings.extend(embeddings)
+    frame.closes.append(close)
+    worker.frames.publish(frame)
+
+
+async def test_the_openai_sdk(edge: Any, worker: Any, model: str, rig: Any) -> None:
+    record = ModelRecord(name=model, revision="rev-1", capabilities=["embeddings"], embedding_dimensions=3)
+    await worker.models.put(model, record)
+    await asyncio.sleep(0.2)
+    client = openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key=rig.API_KEY, max_retries=0)
+    vectors = [[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]]
+
+    # The SDK asks for base64 by itself.
+    call = asyncio.create_task(client.embeddings.create(model=model, input=["a", "b"]))
+    message = await worker.take(model)
+    assert [one.text for one in message.embedding.inputs] == ["a", "b"]
+    answer(worker, message, vectors)
+    found = await call
+    assert [one.embedding for one in found.data] == [list(array("f", one)) for one in vectors]
+    assert found.usage.total_tokens == 7
+
+    call = asyncio.create_task(
+        client.embeddings.create(model=model, input=[1, 2], dimensions=2, encoding_format="float")
+    )
+    answer(worker, await worker.take(model), vectors[:1])
+    assert (await call).data[0].embedding == [1.0, 0.0]
+
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.embeddings.create(model=model, input="a", dimensions=4)
+    assert caught.value.param == "dimensions"
+    with pytest.raises(openai.BadRequestError) as chat:
+        await client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
+    assert chat.value.code == "model_not_supported"
+
+
+async def test_a_chat_model_makes_no_vectors(http: Any, model: str) -> None:
+    response = await http.post(PATH, json={"model": model, "input": "x"})
+    assert (response.status, (await response.json())["error"]["code"]) == (400, "model_not_supported")
