@@ -5,10 +5,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.streams import ensure_streams
 from inferbus_stack.nats import NatsServer
 
+# How long one example takes says nothing on a machine that others use, too.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 _names = itertools.count(1)
 
 

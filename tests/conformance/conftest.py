@@ -20,6 +20,14 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
 
 
 @pytest_asyncio.fixture(scope="session")
+async def fast_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Two edges in front of a timing model: for what is about many streams or requests, and not about a model."""
+    home, variables = tmp_path_factory.mktemp("fast") / "home", {"INFERBUS_WORKER_SYNTHETIC__ITL": "20ms"}
+    async with running(home, "synthetic", "--edges", "2", variables=variables) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(scope="session")
 async def client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai_client(stack) as made:
         yield made

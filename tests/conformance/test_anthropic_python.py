@@ -26,11 +26,13 @@ WEATHER = {
 
 
 def ask(text: Any = "Count from one to ten in words.", **more: Any) -> dict[str, Any]:
+    """``more``: also parameters of the API that this SDK has no arguments for any more, such as the temperature."""
+    extra = {"temperature": 0} | {name: more.pop(name) for name in ("temperature", "top_p", "top_k") if name in more}
     return {
         "model": MODEL,
         "messages": [{"role": "user", "content": text}],
         "max_tokens": 12,
-        "temperature": 0,
+        "extra_body": extra,
         **more,
     }
 
@@ -39,10 +41,16 @@ def text_of(message: Message) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
 
+def input_of(message: Message) -> int:
+    """All tokens of the prompt: Anthropic's input_tokens are those that came from no cache."""
+    usage = message.usage
+    return usage.input_tokens + (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+
+
 async def test_a_message_unary_and_streamed(claude: Caller, http: httpx.AsyncClient) -> None:
     unary: Message = await claude.one(CREATE, **ask())
     assert (unary.type, unary.role, unary.model, unary.stop_reason) == ("message", "assistant", MODEL, "max_tokens")
-    assert unary.usage.input_tokens == await chat_tokens(http, ask()["messages"])
+    assert input_of(unary) == await chat_tokens(http, ask()["messages"])
     assert unary.usage.output_tokens == 12
     events = await claude.events(CREATE, **ask())
     kinds = [event.type for event in events if event.type not in ("content_block_delta", "ping")]
@@ -74,7 +82,7 @@ async def test_system_turns_and_parameters(claude: Caller, http: httpx.AsyncClie
         answer = await claude.one(
             CREATE, **ask(messages=turns, system=system, metadata={"user_id": "u"}, service_tier="auto")
         )
-        assert answer.usage.input_tokens == await chat_tokens(http, chat)
+        assert input_of(answer) == await chat_tokens(http, chat)
     greedy = text_of(await claude.one(CREATE, **ask()))
     assert text_of(await claude.one(CREATE, **ask(temperature=1.0, top_k=1))) == greedy
     assert text_of(await claude.one(CREATE, **ask(temperature=1.0, top_p=0.000001))) == greedy
@@ -105,7 +113,7 @@ async def test_tools(claude: Caller) -> None:
     ]
     after = await claude.one(CREATE, **{**body, "messages": turns, "max_tokens": 8}, tool_choice={"type": "none"})
     assert text_of(after)
-    assert after.usage.input_tokens > 20
+    assert input_of(after) > 20
 
 
 async def test_structured_output(claude: Caller) -> None:
@@ -121,7 +129,7 @@ async def test_tokens_are_counted_as_they_are_billed(claude: Caller) -> None:
     body = {**ask(), "system": "Be kind.", "tools": [WEATHER], "tool_choice": {"type": "auto"}}
     answer = await claude.one(CREATE, **body)
     asked = {name: body[name] for name in ("model", "messages", "system", "tools", "tool_choice")}
-    assert (await claude.one("messages.count_tokens", **asked)).input_tokens == answer.usage.input_tokens
+    assert (await claude.one("messages.count_tokens", **asked)).input_tokens == input_of(answer)
 
 
 async def test_typed_errors(stack: Stack, claude: Caller) -> None:
@@ -136,7 +144,7 @@ async def test_typed_errors(stack: Stack, claude: Caller) -> None:
         {"extra_body": {"no_such": 1}},
     ):
         with pytest.raises(anthropic.BadRequestError) as bad:
-            await claude.one(CREATE, **{**ask(), **more})
+            await claude.one(CREATE, **ask(**more))
         body: Any = bad.value.body
         assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
         assert body["error"]["message"]
@@ -148,7 +156,8 @@ async def test_typed_errors(stack: Stack, claude: Caller) -> None:
     admin = await stack.new_key(scopes=["tenant_admin"])
     with pytest.raises(anthropic.PermissionDeniedError):
         await Caller(claude.client.with_options(api_key=admin)).one(CREATE, **ask())
-    limited = Caller(claude.client.with_options(api_key=await stack.new_key(limits={"requests_per_minute": 0})))
+    limited = Caller(claude.client.with_options(api_key=await stack.new_key(limits={"requests_per_minute": 1})))
+    await limited.one(CREATE, **ask(max_tokens=1))
     with pytest.raises(anthropic.RateLimitError) as limit:
         await limited.one(CREATE, **ask())
     assert limit.value.response.headers["retry-after"]

@@ -32,7 +32,7 @@ async def test_node(stack: Stack, tmp_path: Path, script: str) -> None:
         "INFERBUS_API_KEY": stack.api_key,
         "INFERBUS_MODEL": MODEL,
         "INFERBUS_EMBEDDING_MODEL": EMBEDDING_MODEL,
-        "INFERBUS_LIMITED_KEY": await stack.new_key(limits={"requests_per_minute": 0}),
+        "INFERBUS_LIMITED_KEY": await stack.new_key(limits={"requests_per_minute": 1}),
         "INFERBUS_ADMIN_ONLY_KEY": await stack.new_key(scopes=["tenant_admin"]),
     }
     process = await asyncio.create_subprocess_exec(

@@ -27,8 +27,8 @@ WEATHER = {
 }
 
 
-def ask(text: Any = "Count from one to ten in words.", **more: Any) -> dict[str, Any]:
-    return {"model": MODEL, "input": text, "temperature": 0, "max_output_tokens": 12, **more}
+def ask(given: Any = "Count from one to ten in words.", **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "input": given, "temperature": 0, "max_output_tokens": 12, **more}
 
 
 async def refused(client: openai.AsyncOpenAI, param: str, **more: Any) -> None:
@@ -206,7 +206,7 @@ async def test_a_stream_is_resumed_where_it_was_at_the_other_edge(stack: Stack, 
         assert [event.sequence_number for event in seen] == list(range(len(seen)))
         text = "".join(event.delta for event in seen if event.type == "response.output_text.delta")
         assert seen[-1].response.output_text == text
-        assert seen[-1].response.usage.output_tokens == 60
+        assert 10 < seen[-1].response.usage.output_tokens <= 60
 
 
 async def test_logprobs_are_included_if_asked(client: openai.AsyncOpenAI) -> None:

@@ -1,6 +1,7 @@
 """Function tools by OpenAI's SDK: chosen, forced, named, in parallel and streamed. The model is far too small to choose
 wisely; what is shown is that whatever it says is a valid call wherever a call was asked for."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -36,7 +37,7 @@ def ask(**more: Any) -> dict[str, Any]:
         "model": MODEL,
         "messages": QUESTION,
         "temperature": 0,
-        "max_completion_tokens": 120,
+        "max_completion_tokens": 80,
         "tools": [WEATHER, CLOCK],
         **more,
     }
@@ -113,10 +114,15 @@ async def test_auto_and_none(client: openai.AsyncOpenAI) -> None:
     free = await client.chat.completions.create(**ask(tool_choice="none", max_completion_tokens=24))
     assert free.choices[0].message.tool_calls is None
     assert free.choices[0].message.content
-    for seed in range(3):
-        answer = await client.chat.completions.create(
-            **ask(tool_choice="auto", temperature=1, seed=seed, max_completion_tokens=60)
+    answers = await asyncio.gather(
+        *(
+            client.chat.completions.create(
+                **ask(tool_choice="auto", temperature=1, seed=seed, max_completion_tokens=40)
+            )
+            for seed in range(4)
         )
+    )
+    for answer in answers:
         message = answer.choices[0].message
         for call in message.tool_calls or []:
             if answer.choices[0].finish_reason == "tool_calls":
@@ -125,10 +131,15 @@ async def test_auto_and_none(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_calls_in_parallel_have_ids_of_their_own(client: openai.AsyncOpenAI) -> None:
-    for seed in range(3):
-        answer = await client.chat.completions.create(
-            **ask(tool_choice="required", temperature=1, seed=seed, parallel_tool_calls=True)
+    answers = await asyncio.gather(
+        *(
+            client.chat.completions.create(
+                **ask(tool_choice="required", temperature=1, seed=seed, parallel_tool_calls=True)
+            )
+            for seed in range(4)
         )
+    )
+    for answer in answers:
         calls = answer.choices[0].message.tool_calls
         assert calls
         assert len({call.id for call in calls}) == len(calls)
@@ -148,6 +159,33 @@ async def test_the_result_of_a_call_goes_back_to_the_model(sdk: Caller) -> None:
     answer = await sdk.one(CREATE, **ask(messages=messages, tool_choice="none", max_completion_tokens=16))
     assert answer.choices[0].message.content
     assert answer.usage.prompt_tokens > first.usage.prompt_tokens
+
+
+async def test_a_forced_call_needs_no_answer_in_the_format_of_answers(client: openai.AsyncOpenAI) -> None:
+    """Agents send both: the format is that of the text, and a turn of calls has none."""
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    form = {"name": "a", "schema": schema, "strict": True}
+    answer = await client.chat.completions.create(
+        **ask(tool_choice="required", parallel_tool_calls=False),
+        response_format={"type": "json_schema", "json_schema": form},
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    checked(call.function.name, call.function.arguments)
+    flat = [{"type": "function", **tool["function"]} for tool in (WEATHER, CLOCK)]
+    response = await client.responses.create(
+        model=MODEL, input=QUESTION, temperature=0, max_output_tokens=80, tools=flat, tool_choice="required",
+        parallel_tool_calls=False, text={"format": {"type": "json_schema", **form}},
+    )  # fmt: skip
+    checked(response.output[0].name, response.output[0].arguments)
+    auto = await client.chat.completions.create(
+        **ask(tool_choice="auto", parallel_tool_calls=False),
+        response_format={"type": "json_schema", "json_schema": form},
+    )
+    message = auto.choices[0].message
+    if message.tool_calls:
+        checked(message.tool_calls[0].function.name, message.tool_calls[0].function.arguments)
+    else:
+        assert json.loads(message.content)["a"] in (1, 2)
 
 
 class Booking(BaseModel):

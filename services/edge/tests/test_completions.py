@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 from hypothesis import given
@@ -189,10 +190,14 @@ def test_token_names_are_text(text: bytes) -> None:
 
 
 @pytest.fixture
-async def capable(worker: Any, model: str) -> str:
+async def capable(worker: Any, model: str, http: aiohttp.ClientSession) -> str:
     """A model that serves completions."""
     await worker.models.put(model, ModelRecord(name=model, revision="rev-1", capabilities=["completions", "logprobs"]))
-    await asyncio.sleep(0.2)
+    body = {"model": model, "prompt": "x", "logit_bias": {"1": 1}}
+    async with asyncio.timeout(5):
+        # Refused in any case, for the parameter once the edge knows the capabilities.
+        while (await (await http.post("/v1/completions", json=body)).json())["error"]["param"] != "logit_bias":
+            await asyncio.sleep(0.01)
     return model
 
 

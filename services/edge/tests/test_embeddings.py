@@ -7,6 +7,7 @@ import math
 from array import array
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 from hypothesis import given
@@ -137,10 +138,14 @@ def answer(worker: Any, message: Any, vectors: list[list[float]]) -> None:
     worker.frames.publish(frame)
 
 
-async def test_the_openai_sdk(edge: Any, worker: Any, model: str, rig: Any) -> None:
+async def test_the_openai_sdk(edge: Any, worker: Any, model: str, http: aiohttp.ClientSession, rig: Any) -> None:
     record = ModelRecord(name=model, revision="rev-1", capabilities=["embeddings"], embedding_dimensions=3)
     await worker.models.put(model, record)
-    await asyncio.sleep(0.2)
+    body = {"model": model, "input": "x", "dimensions": 4}
+    async with asyncio.timeout(5):
+        # Refused in any case, for the parameter once the edge knows the record.
+        while (await (await http.post(PATH, json=body)).json())["error"]["param"] != "dimensions":
+            await asyncio.sleep(0.01)
     client = openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key=rig.API_KEY, max_retries=0)
     vectors = [[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]]
 

@@ -119,6 +119,8 @@ def test_thinking_asks_for_a_reasoning_model() -> None:
     one = plan(thinking={"type": "adaptive"}, output_config={"effort": "high"})
     assert one.requests[0].chat.reasoning_effort == "high"
     assert Need("reasoning", "output_config.effort") in one.needs
+    # Templates know OpenAI's names.
+    assert plan(output_config={"effort": "max"}).requests[0].chat.reasoning_effort == "xhigh"
     one = plan(thinking={"type": "disabled"})
     assert (one.requests[0].chat.reasoning_effort, one.needs) == ("none", (Need("chat", "model"),))
 

@@ -1,6 +1,7 @@
 """The pure parts of the Responses API: what is accepted, what becomes of it, and how its answer is written."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason, PriorityClass, Usage
 from inferbus_edge.core.forms import form_of
 from inferbus_edge.core.plan import Plan
+from inferbus_edge.core.responses_form import ResponsesForm
 from inferbus_edge.core.responses_items import distinct, items_of, owner_of, page, with_ids
 from inferbus_edge.core.responses_objects import in_words_of_responses, parse_response_id, response_id
 from inferbus_edge.core.responses_plan import plan_responses
@@ -355,6 +357,19 @@ def test_a_background_response_is_queued_first() -> None:
     assert [one.response.status for one in events[:3]] == ["queued", "queued", "in_progress"]
 
 
+def test_what_is_said_at_acceptance_changes_no_event() -> None:
+    reply = reply_of(plan(background=True))
+    live, replayed = form_of(FIRST, reply, stream=True), form_of(FIRST, reply, stream=True)
+    assert isinstance(live, ResponsesForm)
+    early = [*live.accept()]
+    assert [one.type for one in parsed(early)] == ["response.created", "response.queued"]
+    assert orjson.loads(live.body())["status"] == "queued"
+    assert [*early, *live.open(0, "r"), *live.delta(0, "x", 1, [])] == [
+        *replayed.open(0, "r"), *replayed.delta(0, "x", 1, []),
+    ]  # fmt: skip
+    assert not live.accept()
+
+
 def test_the_events_of_a_call() -> None:
     events, response = run(reply_of(plan(tools=[WEATHER])), ["Let me see.\n", *CALL, "\n", *CALL])
     types = [one.type for one in events]
@@ -467,16 +482,10 @@ def test_a_bad_end(error: InferBusError, status: str, code: str | None) -> None:
 
 def test_an_edge_that_stops_has_not_failed_the_response() -> None:
     form = form_of(FIRST, reply_of(plan(background=True)), stream=True)
-    stops = unavailable("draining", "This server has stopped; retry.", retry_after=_second())
+    stops = unavailable("draining", "This server has stopped; retry.", retry_after=timedelta(seconds=1))
     last = parsed([*form.open(0, "r"), *form.fail(stops)])[-1]
     assert (last.type, last.code) == ("error", "draining")
     assert orjson.loads(form.body())["status"] == "in_progress"
-
-
-def _second() -> Any:
-    from datetime import timedelta
-
-    return timedelta(seconds=1)
 
 
 def test_errors_name_parameters_as_this_api_names_them() -> None:

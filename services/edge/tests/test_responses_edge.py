@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 from typing import Any
 
+import agents
 import aiohttp
 import openai
 import pytest
@@ -22,6 +23,8 @@ from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import key_hash
 from inferbus_contracts.keys import mint, prefix_of
 from inferbus_runtime import clock
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
@@ -84,6 +87,17 @@ async def strangers(worker: Any, edge: Any) -> dict[str, str]:
                     await asyncio.sleep(0.01)
     await keys.stop()
     return secrets
+
+
+async def begun(worker: Any, model: str, texts: list[str], call: Any) -> Any:
+    """(a stream, what the worker was asked, the index of its next token): the head comes with the first delta."""
+
+    async def begin() -> tuple[GenerateRequest, int]:
+        request = await worker.take(model)
+        return request, worker.say(request, texts)
+
+    stream, (request, count) = await asyncio.gather(call, begin())
+    return stream, request, count
 
 
 async def answered(worker: Any, model: str, texts: list[str], call: Any) -> Any:
@@ -357,9 +371,9 @@ async def test_a_background_response_from_queued_to_completed(worker: Any, clien
 
 
 async def test_a_background_stream_goes_on_where_it_broke(worker: Any, client: AsyncOpenAI, model: str) -> None:
-    stream = await client.responses.create(model=model, input="x", background=True, stream=True)
-    request = await worker.take(model)
-    worker.say(request, ["a", "b"])
+    stream, request, _ = await begun(
+        worker, model, ["a", "b"], client.responses.create(model=model, input="x", background=True, stream=True)
+    )
     seen: list[Any] = []
     async for event in stream:
         seen.append(event)
@@ -392,11 +406,8 @@ async def test_another_edge_goes_on_after_the_first_was_killed(
             for edge in (one, other)
         ]
         seen: list[Any] = []
-        stream = await clients[0].responses.create(
-            model=model, input="x", tools=[WEATHER], background=True, stream=True
-        )
-        request = await worker.take(model)
-        count = worker.say(request, ["Let me ", "see."])
+        asking = clients[0].responses.create(model=model, input="x", tools=[WEATHER], background=True, stream=True)
+        stream, request, count = await begun(worker, model, ["Let me ", "see."], asking)
         async for event in stream:
             seen.append(event)
             if event.type == "response.output_text.delta" and event.delta == "see.":
@@ -420,9 +431,9 @@ async def test_a_foreground_stream_is_taken_up_by_its_last_event(
     worker: Any, http: aiohttp.ClientSession, model: str
 ) -> None:
     asked = {"model": model, "input": "x", "stream": True}
-    async with http.post("/v1/responses", json=asked, headers={"x-inferbus-hold": "20"}) as response:
-        request = await worker.take(model)
-        worker.say(request, ["a", "b"])
+    posted = http.post("/v1/responses", json=asked, headers={"x-inferbus-hold": "20"})
+    response, request, _ = await begun(worker, model, ["a", "b"], posted)
+    async with response:
         head = b""
         while b'"delta":"b"' not in head:
             head += await response.content.readany()
@@ -509,9 +520,9 @@ async def test_a_model_that_cannot_is_named(worker: Any, client: AsyncOpenAI, ht
 
 
 async def test_a_stream_that_fails_says_so_and_so_does_the_store(worker: Any, client: AsyncOpenAI, model: str) -> None:
-    stream = await client.responses.create(model=model, input="x", background=True, stream=True)
-    request = await worker.take(model)
-    worker.say(request, ["Hel"])
+    stream, request, _ = await begun(
+        worker, model, ["Hel"], client.responses.create(model=model, input="x", background=True, stream=True)
+    )
     error = Error(error_class=ErrorClass.ERROR_CLASS_INTERNAL, reason="engine_failed", message="It failed; retry.")
     worker.step(
         closes=[
@@ -549,6 +560,63 @@ async def test_a_retry_under_the_same_key_is_the_same_response(worker: Any, clie
     assert again.model_dump() == first.model_dump()
     with pytest.raises(openai.ConflictError):
         await client.responses.create(model=model, input="other", extra_headers=headers)
+
+
+# --- what applications really use -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_agent_uses_a_tool(worker: Any, client: AsyncOpenAI, model: str, streamed: bool) -> None:
+    asked = []
+
+    @agents.function_tool
+    def weather(city: str) -> str:
+        """Tells the weather."""
+        asked.append(city)
+        return "sunny"
+
+    agent = agents.Agent(
+        name="Forecaster",
+        instructions="Use your tools.",
+        tools=[weather],
+        model=agents.OpenAIResponsesModel(model=model, openai_client=client),
+    )
+    config = agents.RunConfig(tracing_disabled=True)
+
+    async def run() -> Any:
+        if not streamed:
+            return await agents.Runner.run(agent, "Weather in Paris?", run_config=config)
+        running = agents.Runner.run_streamed(agent, "Weather in Paris?", run_config=config)
+        assert [event async for event in running.stream_events()]
+        return running
+
+    async def serve() -> GenerateRequest:
+        await worker.answer(model, ["Let me see.", CALL])
+        request: GenerateRequest = await worker.answer(model, ["It is ", "sunny."])
+        return request
+
+    result, request = await asyncio.gather(run(), serve())
+    assert result.final_output == "It is sunny."
+    assert asked == ["Paris"]
+    assert [(one.role, one.content) for one in request.chat.messages] == [
+        ("system", "Use your tools."), ("user", "Weather in Paris?"), ("assistant", "Let me see."), ("tool", "sunny"),
+    ]  # fmt: skip
+
+
+async def test_langchain_by_responses(worker: Any, edge: Any, rig: ModuleType, model: str) -> None:
+    chat = ChatOpenAI(
+        model=model, base_url=f"{edge.url}/v1", api_key=rig.API_KEY, use_responses_api=True, max_retries=0
+    ).bind_tools([WEATHER])
+    _, first = await answered(worker, model, [CALL], chat.ainvoke("weather?"))
+    assert [(call["name"], call["args"]) for call in first.tool_calls] == [("weather", {"city": "Paris"})]
+    turns: list[Any] = [
+        HumanMessage("weather?"), first, ToolMessage("sunny", tool_call_id=first.tool_calls[0]["id"])
+    ]  # fmt: skip
+    answering = asyncio.create_task(worker.answer(model, ["It is ", "sunny."]))
+    text = "".join([str(chunk.text) async for chunk in chat.astream(turns)])
+    request = await answering
+    assert text == "It is sunny."
+    assert [one.role for one in request.chat.messages] == ["user", "assistant", "tool"]
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inferbus_edge.core.schema import MAX_DEPTH, check_depth
-from inferbus_edge.core.schemas_json import MAX_SCHEMA_BYTES, arguments_text, schema_text
+from inferbus_edge.core.schemas_json import MAX_SCHEMA_BYTES, arguments_text, arguments_texts, schema_text
 from inferbus_runtime.errors import InferBusError
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
@@ -58,6 +58,8 @@ def test_anything_is_enforceable_or_refused(schema: object) -> None:
         ({"type": "array", "uniqueItems": True}, "schema"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "schema"),
         ({"x-guidance": {"lenient": True}}, "schema"),
+        ({"properties": {"a": {"properties": {str(at): {} for at in range(501)}}}}, "schema.properties.a"),
+        ({"patternProperties": {f"^a{at}x": {} for at in range(51)}}, "schema"), ({"allOf": [{}] * 66}, "schema"),
         ({"enum": []}, "schema"), ([], "schema"), ("object", "schema"), (None, "schema"),
         ({"minimum": float("nan")}, "schema"), ({"description": "x" * MAX_SCHEMA_BYTES}, "schema"),
     ],
@@ -126,6 +128,15 @@ def test_arguments_are_an_object() -> None:
     for schema in ({"type": "string"}, {"type": ["object", "null"]}, []):
         with pytest.raises(InferBusError):
             arguments_text(schema, "p")
+
+
+def test_the_schemas_of_all_functions_are_bounded_together() -> None:
+    large = {"type": "object", "description": "x" * (MAX_SCHEMA_BYTES // 3)}
+    assert arguments_texts([(None, "a", False), ({}, "b", False)]) == ["", '{"type":"object"}']
+    arguments_texts([(large, "a", False)] * 2)
+    with pytest.raises(InferBusError) as caught:
+        arguments_texts([(large, name, False) for name in "abc"])
+    assert (caught.value.param, caught.value.reason) == ("c", "invalid_schema")
 
 
 def test_what_no_grammar_enforces_is_left_to_the_model_in_arguments() -> None:

@@ -63,7 +63,10 @@ async def test_a_full_queue_refuses_with_a_retry_time_and_lower_classes_do_not_f
     refused_batch = await edge.submit(model, priority=3)
     await wait_until(lambda: refused_batch in edge.closes)
     waiting = [await edge.submit(model) for _ in range(3)]
-    refused = await edge.submit(model)
+    message = edge.request(model)
+    message.reply = b"how to answer"
+    await edge.publish(message)
+    refused = message.request_id
     await wait_until(lambda: refused in edge.closes)
     close = edge.closes[refused]
     assert close.finish_reason == FinishReason.FINISH_REASON_ERROR
@@ -76,6 +79,8 @@ async def test_a_full_queue_refuses_with_a_retry_time_and_lower_classes_do_not_f
     assert close.end_time.ToMicroseconds() >= close.accepted_time.ToMicroseconds()
     frame = next(frame for frame in edge.frames if refused in [each.request_id for each in frame.closes])
     assert (frame.worker, frame.contexts[0].key_id) == ("scheduler-under-test", "k")
+    (opens,) = [each for each in frame.opens if each.request_id == refused]
+    assert opens.reply == b"how to answer"
     assert not set(waiting) & set(edge.closed)
     for _ in range(7):
         await wait_until(lambda: worker.running)

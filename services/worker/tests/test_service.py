@@ -111,7 +111,7 @@ async def test_vectors_of_the_embedding_engine(bus: Bus, edge: Any, new_worker: 
     assert received.close.usage.input_tokens > 600 * 3
     assert not received.ids
     assert max(frame.ByteSize() for frame in edge.frames) < 600_000
-    assert refused.close.error.param == "messages"
+    assert refused.close.error.param == "model"
     models = Registry(bus, "models", ModelRecord)
     await models.start()
     async with asyncio.timeout(5):

@@ -26,6 +26,7 @@ await assert.rejects(create({ temperature: 9 }), (error) => error instanceof Ope
 await assert.rejects(create({ model: "none" }), OpenAI.NotFoundError);
 await assert.rejects(client.withOptions({ apiKey: "ib-wrong" }).models.list(), OpenAI.AuthenticationError);
 const limited = client.withOptions({ apiKey: process.env.INFERBUS_LIMITED_KEY });
+await limited.chat.completions.create(body);
 await assert.rejects(limited.chat.completions.create(body), OpenAI.RateLimitError);
 const narrow = client.withOptions({ apiKey: process.env.INFERBUS_ADMIN_ONLY_KEY });
 await assert.rejects(narrow.chat.completions.create(body), OpenAI.PermissionDeniedError);

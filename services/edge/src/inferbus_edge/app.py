@@ -29,11 +29,12 @@ from inferbus_edge.limits import RateLimits
 from inferbus_edge.resume import ResumeRoutes
 from inferbus_edge.routes.admin import AdminRoutes
 from inferbus_edge.routes.anthropic import MessageRoutes
-from inferbus_edge.routes.chat import ChatRoutes
+from inferbus_edge.routes.chat import ChatRoutes, StoredChatRoutes
 from inferbus_edge.routes.completions import CompletionRoutes
 from inferbus_edge.routes.embeddings import EmbeddingRoutes
 from inferbus_edge.routes.health import HealthRoutes
 from inferbus_edge.routes.models import ModelRoutes
+from inferbus_edge.routes.openapi import OpenApiRoutes
 from inferbus_edge.routes.organization import OrganizationRoutes
 from inferbus_edge.routes.responses import ResponsesRoutes
 from inferbus_edge.routes.responses_input_tokens import InputTokensRoutes
@@ -72,6 +73,7 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
 
     routes = Routes()
     ChatRoutes(auth, inference, wait).add_to(routes)
+    StoredChatRoutes(auth, inference, stored).add_to(routes)
     CompletionRoutes(auth, inference, wait).add_to(routes)
     EmbeddingRoutes(auth, inference, catalogue, wait).add_to(routes)
     ResponsesRoutes(auth, inference, stored, wait).add_to(routes)
@@ -79,13 +81,14 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
         auth=auth, inference=inference, stored=stored, catalogue=catalogue, workers=workers, body_timeout=wait
     ).add_to(routes)
     MessageRoutes(auth, inference, catalogue, workers, wait).add_to(routes)
-    TokenizeRoutes(auth, catalogue, workers, wait).add_to(routes)
+    TokenizeRoutes(auth, inference, catalogue, workers, wait).add_to(routes)
     ResumeRoutes(auth, inference).add_to(routes)
     ModelRoutes(auth, catalogue).add_to(routes)
     HealthRoutes(lambda: _not_ready(bus, directory, models, inference)).add_to(routes)
     AdminRoutes(auth=auth, desk=directory.keys, scheduler=scheduler, meter=meter, body_timeout=wait).add_to(routes)
     TenantRoutes(auth, directory.tenants, wait).add_to(routes)
     OrganizationRoutes(directory, wait).add_to(routes)
+    OpenApiRoutes().add_to(routes)  # last: it describes the others
 
     servicer = DirectoryServicer(directory)
     # No operator's token here: each call carries an admin key.

@@ -53,7 +53,8 @@ class _Join:
 
 
 class _Batch:
-    """Those of one pass over the log, from its first frame on. ``wanted``: not begun on the log as far as it was read."""
+    """Those of one pass over the log, from its first frame on. ``wanted``: not begun on the log as far as it was
+    read."""
 
     def __init__(self, joins: list[_Join], attendance: Attendance, *, foreign: bool) -> None:
         self.streams = Streams(_Followed(attendance))
@@ -282,10 +283,7 @@ class _Followed:
 def _distinct(waiting: list[_Join]) -> tuple[list[_Join], list[_Join]]:
     """(one for each request, the others): a batch delivers a request to one answer."""
     first: dict[bytes, _Join] = {}
-    rest = []
-    for join in waiting:
-        if first.setdefault(join.first, join) is not join:
-            rest.append(join)
+    rest = [join for join in waiting if first.setdefault(join.first, join) is not join]
     return list(first.values()), rest
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -248,6 +249,16 @@ class Inference:
         if answer.done.done() and answer.error is not None and answer.error.error_class in _WORTH_A_RETRY:
             return None
         return await self._deliver(answer, call, fields)
+
+    @contextmanager
+    def counted(self, key: KeyRecord) -> Iterator[Mapping[str, str]]:
+        """A call that generates nothing but is work all the same: it counts as a request of the key's limits. Gives
+        headers of its answer. Raises RateLimitError."""
+        ticket = self._limits.admit(key, self._auth.project_of(key), self._auth.tenant_of(key), 0)
+        try:
+            yield ticket.headers()
+        finally:
+            ticket.settle(0)
 
     async def resume(
         self, call: Call, key: KeyRecord, first: bytes, after: int, *, stream: bool = True

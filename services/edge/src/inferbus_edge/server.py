@@ -46,7 +46,7 @@ class Call:
 
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
-ErrorBody = Callable[[InferBusError], bytes]
+ErrorBody = Callable[[InferBusError, bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ async def read_body(call: Call, timeout: timedelta) -> bytes:
 
 def error_response(error: InferBusError, request_id: bytes, body: ErrorBody = error_body) -> web.Response:
     """What a client is told of ``error``."""
-    response = json_response(body(error), request_id, http_status(error))
+    response = json_response(body(error, request_id), request_id, http_status(error))
     if isinstance(error, RateLimitError):
         response.headers.update(error.headers)
     seconds = retry_after_seconds(error)
@@ -180,8 +180,10 @@ def json_response(
 
 
 def own_headers(request_id: bytes) -> dict[str, str]:
-    """What every answer carries; without a Server of our own aiohttp would tell its version."""
-    return {"x-request-id": uuid_text(request_id), "Server": "inferbus"}
+    """What every answer carries: its id by OpenAI's name and by Anthropic's; without a Server of our own aiohttp would
+    tell its version."""
+    name = uuid_text(request_id)
+    return {"x-request-id": name, "request-id": name, "Server": "inferbus"}
 
 
 class _Connection(web.RequestHandler):

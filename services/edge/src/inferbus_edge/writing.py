@@ -75,6 +75,7 @@ def _head(call: Call, fields: Mapping[str, str], *, chunked: bool) -> bytes:
         "X-Accel-Buffering: no",  # nginx would hold tokens back
         f"Date: {formatdate(call.accepted_us // 1_000_000, usegmt=True)}",
         f"x-request-id: {uuid_text(call.request_id)}",
+        f"request-id: {uuid_text(call.request_id)}",
         *(f"{name}: {value}" for name, value in {**fields, **call.headers}.items()),
     ]
     if chunked:

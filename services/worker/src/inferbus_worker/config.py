@@ -18,8 +18,8 @@ class LlamaCppConfig(Section):
     """Tokens in the KV cache that all generations share, 46 KB each (f16: 23); when full the youngest wait a while."""
     batch_tokens: int = Field(default=256, ge=32, le=2048)
     """Tokens that one engine call takes at most; more makes prefill faster and the gaps of running streams longer."""
-    prompt_cache_tokens: int = Field(default=4096, ge=0)
-    """Part of the KV cache for prompts that may come again; the oldest are dropped above it. More slows every step."""
+    prompt_cache_tokens: int = Field(default=2048, ge=0)
+    """KV cells kept for ended prompts that may come again; the oldest leave above it. Each cell slows every step."""
     omp_wait_policy: Literal["passive", "active", "default"] = "passive"
     """Whether engine threads spin while they wait: passive shares the cores with other processes, active does not."""
 

@@ -18,7 +18,7 @@ from inferbus_edge.core.openai import (
     stop_texts,
 )
 from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.schemas_json import arguments_text, schema_text
+from inferbus_edge.core.schemas_json import arguments_texts, schema_text
 
 # OpenAI's newer name for a role that chat templates of open models know as "system".
 _ROLES = {"developer": "system"}
@@ -129,16 +129,13 @@ def _add_tools(chat_input: ChatInput, chat: ChatRequest) -> None:
     else:
         chat_input.tool_mode = _tool_mode(choice or "auto")
     chat_input.parallel_tool_calls = chat.parallel_tool_calls is not False
-    for at, tool in enumerate(chat.tools or ()):
-        function = tool.function
-        parameters = ""
-        if function.parameters is not None:
-            param = f"tools[{at}].function.parameters"
-            parameters = arguments_text(function.parameters, param, strict=bool(function.strict))
-        if allowed is None or function.name in allowed:
-            chat_input.tools.append(
-                Tool(name=function.name, description=function.description or "", parameters=parameters)
-            )
+    functions = [tool.function for tool in chat.tools or ()]
+    texts = arguments_texts(
+        (one.parameters, f"tools[{at}].function.parameters", bool(one.strict)) for at, one in enumerate(functions)
+    )
+    for one, parameters in zip(functions, texts, strict=True):
+        if allowed is None or one.name in allowed:
+            chat_input.tools.append(Tool(name=one.name, description=one.description or "", parameters=parameters))
 
 
 def _tool_mode(choice: str) -> ToolMode.ValueType:

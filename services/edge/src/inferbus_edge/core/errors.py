@@ -88,7 +88,8 @@ def error_object(error: InferBusError) -> dict[str, Any]:
     }
 
 
-def error_body(error: InferBusError) -> bytes:
+def error_body(error: InferBusError, _request_id: bytes = b"") -> bytes:
+    """OpenAI's body does not name the request; its header does."""
     return orjson.dumps(error_object(error))
 
 

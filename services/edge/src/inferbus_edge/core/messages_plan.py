@@ -26,14 +26,13 @@ from inferbus_edge.core.messages_schema import (
     MessageRequest,
     TextBlock,
     ThinkingBlock,
-    ToolParam,
     ToolResultBlock,
     ToolUseBlock,
     UserMessage,
 )
 from inferbus_edge.core.plan import Need, Plan
 from inferbus_edge.core.schema import unsupported
-from inferbus_edge.core.schemas_json import arguments_text, schema_text
+from inferbus_edge.core.schemas_json import arguments_texts, schema_text
 
 # A token has about four characters in most texts; only a limit's reservation hangs on it.
 _CHARACTERS_PER_TOKEN = 4
@@ -150,7 +149,12 @@ def _add_tools(chat: ChatInput, asked: Conversation) -> None:
     for at, one in enumerate(tools):
         if one.name in names[:at]:
             raise invalid(f"'tools[{at}].name' is the name of another tool.", param=f"tools[{at}].name")
-        chat.tools.append(_tool(one, f"tools[{at}].input_schema"))
+    texts = arguments_texts([(one.input_schema, f"tools[{at}].input_schema", False) for at, one in enumerate(tools)])
+    for at, (one, text) in enumerate(zip(tools, texts, strict=True)):
+        parameters = text
+        if one.strict:  # nothing of it may be left to the model
+            parameters = schema_text({**one.input_schema, "type": "object"}, f"tools[{at}].input_schema")
+        chat.tools.append(Tool(name=one.name, description=one.description or "", parameters=parameters))
     if choice is None:
         if tools:
             chat.tool_mode, chat.parallel_tool_calls = ToolMode.TOOL_MODE_AUTO, True
@@ -164,13 +168,6 @@ def _add_tools(chat: ChatInput, asked: Conversation) -> None:
     if tools:
         chat.tool_mode, chat.tool_name = _MODES[choice.type], choice.name or ""
         chat.parallel_tool_calls = not choice.disable_parallel_tool_use
-
-
-def _tool(tool: ToolParam, path: str) -> Tool:
-    parameters = arguments_text(tool.input_schema, path)
-    if tool.strict:  # nothing of it may be left to the model
-        parameters = schema_text({**tool.input_schema, "type": "object"}, path)
-    return Tool(name=tool.name, description=tool.description or "", parameters=parameters)
 
 
 @dataclass(slots=True)

@@ -104,6 +104,7 @@ CHAT: dict[str, Schema] = {
         ),
         usage=told(nullable(ref("Usage")), "With stream_options.include_usage: in the last chunk, null before it."),
     ),
+    "ChatStreamEvent": any_of(ref("ChatCompletionChunk"), ref("Error")),
     "ChatCompletionDeleted": record(object=const("chat.completion.deleted"), id=TEXT, deleted=FLAG),
     "ChatStoredMessages": record(
         object=const("list"),
@@ -139,7 +140,8 @@ COMPLETIONS: dict[str, Schema] = {
             )
         ),
         usage=nullable(ref("Usage")),
-    )
+    ),
+    "CompletionStreamEvent": any_of(ref("Completion"), ref("Error")),
 }
 
 EMBEDDINGS: dict[str, Schema] = {
@@ -204,6 +206,15 @@ ERRORS: dict[str, Schema] = {
     "Health": record(status=one_of("alive", "ready")),
     "Document": told({"type": "object"}, "This document."),
     "Anything": ANYTHING,
+    "AnyAnswer": any_of(
+        *(ref(name) for name in ("ChatCompletion", "Completion", "EmbeddingList", "Response", "Message"))
+    ),
+    "AnyStreamEvent": any_of(
+        *(
+            ref(name)
+            for name in ("ChatStreamEvent", "CompletionStreamEvent", "ResponseStreamEvent", "MessageStreamEvent")
+        )
+    ),
 }
 
 _SAID = record(type=const("text"), text=TEXT)
@@ -213,8 +224,8 @@ _STOP = one_of("end_turn", "max_tokens", "model_context_window_exceeded", "tool_
 _AT = {"index": WHOLE}
 
 
-def _event(name: str, **fields: Schema) -> Schema:
-    return record(type=const(name), **fields)
+def _event(kind: str, /, **fields: Schema) -> Schema:
+    return record(type=const(kind), **fields)
 
 
 MESSAGES: dict[str, Schema] = {

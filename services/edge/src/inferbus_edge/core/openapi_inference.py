@@ -41,9 +41,7 @@ def _asking(path: str, group: str, summary: str, answer: str, body: str, example
 
 
 def _tokens(path: str, summary: str, answer: str, body: str, example: Schema) -> Operation:
-    return Operation(
-        "POST", path, _TOKENS, summary, answer, scope=_SCOPE, body=body, errors=INFERENCE, example=example
-    )
+    return Operation("POST", path, _TOKENS, summary, answer, scope=_SCOPE, body=body, errors=INFERENCE, example=example)
 
 
 def _stored(method: str, path: str, group: str, summary: str, answer: str, *parameters: Parameter) -> Operation:
@@ -56,7 +54,7 @@ _TO_DETOKENIZE: Schema = {"model": "MODEL", "tokens": [1, 2, 3]}
 OPERATIONS: tuple[Operation, ...] = (
     _asking(
         "/v1/chat/completions", _CHAT, "Answer a conversation", "ChatCompletion", "ChatCompletionRequest", _HI,
-        events="ChatCompletionChunk",
+        events="ChatStreamEvent",
     ),
     Operation(
         "GET", "/v1/chat/completions", _CHAT, "Refused: stored completions are not listed", "Error", scope=_SCOPE,
@@ -73,7 +71,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     _asking(
         "/v1/completions", _OLD, "Continue a text", "Completion", "CompletionRequest",
-        {"model": "MODEL", "prompt": "Once upon a time"}, events="Completion",
+        {"model": "MODEL", "prompt": "Once upon a time"}, events="CompletionStreamEvent",
     ),
     _asking(
         "/v1/embeddings", _VECTORS, "Texts as vectors", "EmbeddingList", "EmbeddingRequest",
@@ -88,9 +86,14 @@ OPERATIONS: tuple[Operation, ...] = (
         scope=_SCOPE, events="ResponseStreamEvent", errors=_STORED,
         parameters=(
             _RESPONSE_ID, in_query("stream", FLAG),
-            in_query("starting_after", whole(0, 1 << 53), "With stream: the sequence_number of the last event you have."),
+            in_query("starting_after", whole(0, 1 << 53), "With stream: the last sequence_number that you have."),
             _INCLUDE, in_query("include_obfuscation", {"type": "boolean", "const": False}), LAST_EVENT_ID,
         ),
+    ),
+    Operation(
+        "POST", "/v1/responses/input_tokens", _RESPONSES, "The tokens of a response's input", "ResponseInputTokens",
+        scope=_SCOPE, body="ResponseInputTokensRequest", errors=INFERENCE,
+        example={"model": "MODEL", "input": "Hello!"},
     ),
     _stored("DELETE", "/v1/responses/{response_id}", _RESPONSES, "Delete a response", "ResponseDeleted", _RESPONSE_ID),
     _stored(
@@ -120,10 +123,10 @@ OPERATIONS: tuple[Operation, ...] = (
         parameters=(in_path("model", "Its name."),),
     ),
     Operation(
-        "GET", "/v1/streams/{stream_id}", _STREAMS, "An answer again, from any event on", "Anything", scope=_SCOPE,
+        "GET", "/v1/streams/{stream_id}", _STREAMS, "An answer again, from any event on", "AnyAnswer", scope=_SCOPE,
         description="Of any inference call, by the API that was asked; as one body with stream=false.",
         parameters=(_STREAM_ID, _STARTING_AFTER, in_query("stream", {**FLAG, "default": True}), LAST_EVENT_ID, HOLD),
-        events="Anything", errors=INFERENCE, headers=("x-request-id", "x-inferbus-stream"),
+        events="AnyStreamEvent", errors=INFERENCE, headers=("x-request-id", "x-inferbus-stream"),
     ),
     Operation("GET", "/healthz", _STATE, "Whether the process lives", "Health", errors=EVERYWHERE),
     Operation("GET", "/readyz", _STATE, "Whether it takes requests", "Health", errors=(*EVERYWHERE, 503)),

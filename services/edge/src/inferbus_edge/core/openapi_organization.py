@@ -49,6 +49,7 @@ _OF_KEY: dict[str, Schema] = {
     **_LIMITS,
 }
 _TENANT_ROLE, _PROJECT_ROLE = one_of("owner", "reader"), one_of("owner", "member")
+_ACCOUNT_ROLE = one_of("owner", "member", "none")
 
 BODIES: dict[str, Schema] = {
     "ProjectBody": _sent("name", name=_NAME),
@@ -59,14 +60,14 @@ BODIES: dict[str, Schema] = {
         overlap_seconds=told({"type": "integer", "minimum": 0}, "How long the old secret still works.")
     ),
     "AdminKeyCreate": _sent("name", name=_NAME, expires_in_seconds=_LIFE),
-    "UserCreate": _sent("email", email=_NAME, name=TEXT, role=_TENANT_ROLE),
+    "UserCreate": _sent("email", email={"type": "string", "pattern": "^[^@ ]+@[^@ ]+$"}, name=TEXT, role=_TENANT_ROLE),
     "UserChange": _sent("role", role=_TENANT_ROLE),
     "ProjectUserCreate": _sent("role", user_id=TEXT, email=TEXT, role=_PROJECT_ROLE),
     "ProjectUserChange": _sent("role", role=_PROJECT_ROLE),
     "ServiceAccountCreate": _sent(
         "name", name=_NAME, create_service_account_only=told(FLAG, "Without a key."), expires_in_seconds=_LIFE
     ),
-    "ServiceAccountChange": _sent(name=_NAME, role=_PROJECT_ROLE),
+    "ServiceAccountChange": _sent(name=_NAME, role=_ACCOUNT_ROLE),
     "ServiceAccountKeyCreate": _sent(name=TEXT, scopes=many(const("inference")), expires_in_seconds=_LIFE),
 }
 
@@ -87,11 +88,13 @@ def _key_of_project(**more: Schema) -> Schema:
 
 def _admin_key(**more: Schema) -> Schema:
     owner = record(
-        type=const("organization"), object=const("organization"), id=TEXT, name=TEXT, created_at=UNIX, role=const("owner")
-    )
+        type=const("organization"), object=const("organization"), id=TEXT, name=TEXT, created_at=UNIX,
+        role=const("owner"),
+    )  # fmt: skip
     return record(
-        object=const("organization.admin_api_key"), id=TEXT, name=TEXT, redacted_value=TEXT, **_SEEN, owner=owner, **more
-    )
+        object=const("organization.admin_api_key"), id=TEXT, name=TEXT, redacted_value=TEXT, **_SEEN, owner=owner,
+        **more,
+    )  # fmt: skip
 
 
 def _deleted(kind: str) -> Schema:
@@ -191,7 +194,9 @@ _KEY = f"{_PROJECT}/api_keys/{{key_id}}"
 _ONE_USER = f"{_PROJECT}/users/{{user_id}}"
 _ONE_ACCOUNT = f"{_PROJECT}/service_accounts/{{account_id}}"
 _EMPTY = ""
-_ACCESS = in_query("owner_project_access", one_of("any", "active", "inactive"), "Of keys whose owner is in the project.")
+_ACCESS = in_query(
+    "owner_project_access", one_of("any", "active", "inactive"), "Whether their owner is in the project."
+)
 
 OPERATIONS: tuple[Operation, ...] = (
     _operation("GET", "/projects", "Projects", "ProjectList", _EMPTY, LIMIT, AFTER, in_query("include_archived", FLAG)),
@@ -230,7 +235,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _operation("POST", _ONE_USER, "Change a user's role in a project", "ProjectUser", "ProjectUserChange"),
     _operation("DELETE", _ONE_USER, "Take a user out of a project", "ProjectUserDeleted"),
     _operation(
-        "GET", f"{_PROJECT}/service_accounts", "A project's service accounts", "ServiceAccountList", _EMPTY, LIMIT, AFTER
+        "GET", f"{_PROJECT}/service_accounts", "A project's service accounts", "ServiceAccountList", _EMPTY, LIMIT,
+        AFTER,
     ),
     _operation(
         "POST", f"{_PROJECT}/service_accounts", "Make a service account with a key", "ServiceAccountWithKey",

@@ -29,8 +29,8 @@ _ITEM = {"item_id": TEXT, "output_index": WHOLE}
 _PART = {**_ITEM, "content_index": WHOLE}
 
 
-def _event(name: str, **fields: Schema) -> Schema:
-    return record(type=const(name), sequence_number=WHOLE, **fields)
+def _event(kind: str, /, **fields: Schema) -> Schema:
+    return record(type=const(kind), sequence_number=WHOLE, **fields)
 
 
 _OF_RESPONSE = ("created", "queued", "in_progress", "completed", "incomplete", "failed")
@@ -72,9 +72,7 @@ RESPONSES: dict[str, Schema] = {
         created_at=UNIX,
         status=one_of("queued", "in_progress", "completed", "incomplete", "failed", "cancelled"),
         completed_at=nullable(UNIX),
-        error=nullable(
-            record(code=one_of("server_error", "rate_limit_exceeded", "invalid_prompt"), message=TEXT)
-        ),
+        error=nullable(record(code=one_of("server_error", "rate_limit_exceeded", "invalid_prompt"), message=TEXT)),
         incomplete_details=nullable(record(reason=const("max_output_tokens"))),
         model=TEXT,
         output=many(ref("ResponseOutputItem")),
@@ -82,18 +80,23 @@ RESPONSES: dict[str, Schema] = {
         **_ASKED,
     ),
     "ResponseOutputItem": any_of(
+        record(id=TEXT, type=const("message"), role=const("assistant"), status=_STATUS, content=many(_OUTPUT_TEXT)),
         record(
-            id=TEXT, type=const("message"), role=const("assistant"), status=_STATUS, content=many(_OUTPUT_TEXT)
-        ),
-        record(
-            id=TEXT, type=const("function_call"), status=_STATUS, call_id=TEXT, name=TEXT,
+            id=TEXT,
+            type=const("function_call"),
+            status=_STATUS,
+            call_id=TEXT,
+            name=TEXT,
             arguments=told(TEXT, "JSON text."),
         ),
         record(
-            id=TEXT, type=const("reasoning"), status=_STATUS, summary=many({"type": "object"}),
+            id=TEXT,
+            type=const("reasoning"),
+            status=_STATUS,
+            summary=many({"type": "object"}),
             content=many(_REASONING_TEXT),
         ),
-    ),  # fmt: skip
+    ),
     "ResponseInputItem": {
         "type": "object",
         "properties": {
@@ -103,6 +106,7 @@ RESPONSES: dict[str, Schema] = {
         "required": ["id", "type"],
     },
     "ResponseInputItems": listing("ResponseInputItem"),
+    "ResponseInputTokens": record(object=const("response.input_tokens"), input_tokens=WHOLE),
     "ResponseDeleted": record(id=TEXT, object=const("response"), deleted=FLAG),
     "ResponseStreamEvent": any_of(
         *(_event(f"response.{name}", response=ref("Response")) for name in _OF_RESPONSE),

@@ -60,6 +60,20 @@ def told(schema: Schema, description: str) -> Schema:
     return {**schema, "description": description}
 
 
+def event(data: Schema) -> Schema:
+    """One server-sent event whose data is JSON text of the schema ``data``, or OpenAI's mark of the end."""
+    said = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {
+        "type": "object",
+        "properties": {
+            "id": told({"type": "string", "pattern": "^[0-9a-f-]{36}:[0-9]+$"}, "For Last-Event-ID."),
+            "event": TEXT,
+            "data": any_of(const("[DONE]"), said),
+        },
+        "required": ["data"],
+    }
+
+
 def listing(item: str) -> Schema:
     """A page of OpenAI's lists."""
     return record(
@@ -165,7 +179,9 @@ def of_messages(*descriptors: Descriptor) -> dict[str, Schema]:
         }
         waiting += [field.message_type for field in one.fields if field.message_type is not None]
     return {
-        name: schema for name, schema in components.items() if not name.endswith("Entry")  # maps are shown in place
+        name: schema
+        for name, schema in components.items()
+        if not name.endswith("Entry")  # maps are shown in place
     }
 
 

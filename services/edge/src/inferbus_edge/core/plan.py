@@ -17,8 +17,8 @@ class Need:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``requests``: one a choice, with input, sampling, constraint, class and whether another choice counts the input;
-    ids, context and times are added when it is accepted. ``reply``: all that its form needs besides the log, as JSON; it must have ``api`` and ``n``
-    (choices); ``model`` and ``created`` (Unix seconds) are added.
+    ids, context and times are added when it is accepted. ``reply``: all that its form needs besides the log, as JSON;
+    it must have ``api`` and ``n`` (choices); ``model`` and ``created`` (Unix seconds) are added.
 
     ``stored``: the input as JSON text, if the answer is to be found again by its id. ``detached``: it is accepted and
     runs without a client (background).

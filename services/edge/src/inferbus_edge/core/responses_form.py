@@ -32,8 +32,8 @@ class ResponsesForm:
     """See :class:`.form.Form`. ``sequence_number`` counts from 0 what the events' numbers count from 1."""
 
     __slots__ = (
-        "_begun", "_completed", "_ending", "_error", "_first", "_hex", "_incomplete", "_items", "_logprobs", "_number",
-        "_open", "_pieces", "_reply", "_status", "_stream", "_usage",
+        "_accepted", "_begun", "_completed", "_ending", "_error", "_first", "_hex", "_incomplete", "_items",
+        "_logprobs", "_number", "_open", "_pieces", "_reply", "_status", "_stream", "_usage",
     )  # fmt: skip
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
@@ -43,7 +43,7 @@ class ResponsesForm:
         self._reply = reply
         self._stream = stream
         self._number = 0  # events made
-        self._begun = False
+        self._accepted = self._begun = False
         self._status = "queued" if reply["background"] else IN_PROGRESS
         self._items: list[dict[str, Any]] = []  # those that have ended
         self._open: OutputItem | None = None
@@ -58,17 +58,23 @@ class ResponsesForm:
 
     # --- what the log says ------------------------------------------------------------------------------------------
 
+    def accept(self) -> Sequence[bytes]:
+        """What can be said as soon as the request is accepted, before anything of it is on the log."""
+        if self._accepted:
+            return ()
+        self._accepted = True
+        payloads: list[Payload] = [("response.created", {"response": self._object()})]
+        if self._status == "queued":
+            payloads.append(("response.queued", {"response": self._object()}))
+        return self._events(payloads)
+
     def open(self, choice: int, revision: str) -> Sequence[bytes]:
         """The beginning, once: a later attempt goes on where the one before it was."""
         if self._begun:
             return ()
-        self._begun = True
-        payloads: list[Payload] = [("response.created", {"response": self._object()})]
-        if self._status == "queued":
-            payloads.append(("response.queued", {"response": self._object()}))
-            self._status = IN_PROGRESS
-        payloads.append(("response.in_progress", {"response": self._object()}))
-        return self._events(payloads)
+        accepted = self.accept()
+        self._begun, self._status = True, IN_PROGRESS
+        return [*accepted, *self._events([("response.in_progress", {"response": self._object()})])]
 
     def delta(self, choice: int, text: str, tokens: int, logprobs: Sequence[TokenLogprob]) -> Sequence[bytes]:
         said = logprob_objects(logprobs) if self._reply["logprobs"] else []

@@ -103,7 +103,7 @@ def in_words_of_responses(error: InferBusError) -> InferBusError:
     )
 
 
-def responses_error_body(error: InferBusError) -> bytes:
+def responses_error_body(error: InferBusError, _request_id: bytes = b"") -> bytes:
     """The body of an HTTP error of this API."""
     return error_body(in_words_of_responses(error))
 

@@ -19,6 +19,8 @@ _UNSUPPORTED, _INVALID = "unsupported_parameter", "invalid_value"
 _SHOWN_NAME = 64
 
 MAX_DEPTH = 64
+# Each costs the event loop about a microsecond, whatever is then said of it.
+MAX_NODES = 50_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _PAIR = b"()"
 _BRACKETS = bytes.maketrans(b"{[}]", b"(())")
@@ -37,10 +39,13 @@ def parse(model: type[Model], body: bytes) -> Model:
 
 
 def check_depth(body: bytes) -> None:
-    """Raises InferBusError INVALID_ARGUMENT if JSON is nested deeper than MAX_DEPTH. What is no JSON is not judged."""
+    """Raises InferBusError INVALID_ARGUMENT if JSON is nested deeper than MAX_DEPTH, or holds more than MAX_NODES
+    objects and lists. What is no JSON is not judged."""
     if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
         return
     marks = _STRINGS.sub(b"", body).translate(_BRACKETS, _NO_BRACKETS)
+    if len(marks) > 2 * MAX_NODES:
+        raise invalid(f"The body has more than {MAX_NODES} objects and lists.", reason="too_many_objects")
     for _ in range(MAX_DEPTH):
         marks = marks.replace(_PAIR, b"")  # the innermost of each nest
     if _PAIR in marks:

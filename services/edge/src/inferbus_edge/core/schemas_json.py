@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from inferbus_runtime.errors import InferBusError, invalid
@@ -18,9 +19,17 @@ _SINGLE = ("items", "additionalProperties", "additionalItems", "not", "if", "the
 # Settings of the grammar library, which would weaken what is enforced.
 _GUIDANCE = "x-guidance"
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])")
-# Checks of parts that look for the place of a fault; 0.1 ms each.
-_MAX_CHECKS = 100
-_MAX_ROUNDS = 8
+# What no grammar enforces.
+_UNENFORCED = frozenset((
+    "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames",
+    "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems",
+))  # fmt: skip
+# A check takes 0.1 ms, and more than its share of time for what is bounded here: 250 ms for the worst that is let in.
+_MAX_PROPERTIES, _MAX_PATTERNS, _MAX_ALL_OF = 500, 50, 64
+# Looking for the place of a fault: characters of schema that are checked again.
+_MAX_SEARCH = 2 * MAX_SCHEMA_BYTES
+_MAX_ROUNDS = 4
+_CACHED_BYTES, _CACHED = 8 * 1024, 512
 _SHOWN_FAULT = 200
 _MAX_REFERENCES = 16
 
@@ -31,7 +40,34 @@ def schema_text(schema: Any, param: str, *, strict: bool = False) -> str:
     ``strict``: OpenAI's rules for strict schemas hold as well. Raises InferBusError INVALID_ARGUMENT
     ``invalid_schema`` naming the place; ``param`` names the schema.
     """
-    _check_shape(schema, param)
+    return _once(_enforced, schema, param, strict)
+
+
+def arguments_text(schema: Any, param: str, *, strict: bool = False) -> str:
+    """The schema of a function's arguments, an object. Unless ``strict``, what no grammar can enforce is left to the
+    model, as OpenAI does it: real tools have it. Raises as :func:`schema_text`."""
+    return _once(_enforced_arguments, schema, param, strict)
+
+
+Check = Callable[[str, str, bool], str]
+
+
+def _once(check: Check, schema: Any, param: str, strict: bool) -> str:
+    """An application sends the same schemas with every call: what was let in is remembered."""
+    if not isinstance(schema, dict):
+        raise _bad(param, "a schema is an object")
+    text = _text(schema, param)
+    return _checked(check, text, param, strict) if len(text) <= _CACHED_BYTES else check(text, param, strict)
+
+
+@lru_cache(_CACHED)
+def _checked(check: Check, text: str, param: str, strict: bool) -> str:
+    return check(text, param, strict)
+
+
+def _enforced(text: str, param: str, strict: bool) -> str:
+    schema = json.loads(text)
+    _check_size(schema, param)
     if strict:
         _check_strict(schema, param)
     enforced = _rewritten(schema, lambda one: _without_one_of(one, schema))
@@ -41,33 +77,52 @@ def schema_text(schema: Any, param: str, *, strict: bool = False) -> str:
     return _text(enforced, param)
 
 
-def arguments_text(schema: Any, param: str, *, strict: bool = False) -> str:
-    """The schema of a function's arguments, an object. Unless ``strict``, what no grammar can enforce is left to the
-    model, as OpenAI does it: real tools have it. Raises as :func:`schema_text`."""
-    _check_shape(schema, param)
+def _enforced_arguments(text: str, param: str, strict: bool) -> str:
+    schema = json.loads(text)
     kind = schema.get("type", "object")
     if kind != "object" and kind != ["object"]:
         raise _bad(param, "the arguments of a function are an object: 'type' should be 'object'")
-    schema = {**schema, "type": "object"}
-    if strict:
-        return schema_text(schema, param, strict=True)
-    for _ in range(_MAX_ROUNDS):
+    schema["type"] = "object"
+    _check_size(schema, param)
+    for _ in range(0 if strict else _MAX_ROUNDS):
         fault = _fault(schema)
-        looser = _looser(schema, fault) if fault else schema
-        if looser is None:
-            break
         if not fault:
             return _text(schema, param)
+        looser = _looser(schema, fault)
+        if looser is None:
+            break
         schema = looser
-    return schema_text(schema, param)
+    return _enforced(_text(schema, param), param, strict)
 
 
-def _check_shape(schema: Any, param: str) -> None:
-    if not isinstance(schema, dict):
-        raise _bad(param, "a schema is an object")
+def arguments_texts(functions: Iterable[tuple[Any, str, bool]]) -> list[str]:
+    """:func:`arguments_text` of each (schema, param, strict); None as a schema is an empty text. All together are
+    bounded as one is."""
+    texts, left = [], MAX_SCHEMA_BYTES
+    for schema, param, strict in functions:
+        text = "" if schema is None else arguments_text(schema, param, strict=strict)
+        left -= len(text)
+        if left < 0:
+            raise _bad(param, f"the schemas of all functions are longer than {MAX_SCHEMA_BYTES} characters")
+        texts.append(text)
+    return texts
+
+
+def _check_size(schema: dict[str, Any], param: str) -> None:
     if _GUIDANCE in schema:
         raise _bad(param, f"'{_GUIDANCE}' is no keyword of JSON Schema")
-    _text(schema, param)
+    combined, parts = 0, [(param, schema)]
+    while parts:
+        place, part = parts.pop()
+        for name, bound in (("properties", _MAX_PROPERTIES), ("patternProperties", _MAX_PATTERNS)):
+            if isinstance(part.get(name), dict) and len(part[name]) > bound:
+                raise _bad(place, f"there are more than {bound} '{name}'")
+        all_of = part.get("allOf")
+        if isinstance(all_of, list):
+            combined += len(all_of) - 1
+        if combined > _MAX_ALL_OF:
+            raise _bad(place, f"more than {_MAX_ALL_OF} schemas are combined by 'allOf'")
+        parts += [(place + step, inner) for step, inner in _parts(part) if isinstance(inner, dict)]
 
 
 def _text(schema: Any, param: str) -> str:
@@ -88,8 +143,7 @@ def _bad(param: str, fault: str) -> InferBusError:
 def _fault(schema: Any) -> str:
     """What the grammar library says against it; empty if it can be enforced."""
     try:
-        text = json.dumps(schema, allow_nan=False)
-        fault: str = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text))
+        fault: str = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(json.dumps(schema)))
     except ValueError as error:
         return str(error)
     return fault
@@ -98,17 +152,21 @@ def _fault(schema: Any) -> str:
 def _place(schema: dict[str, Any], param: str, fault: str) -> str:
     """The smallest part of ``schema`` that has the same fault by itself."""
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    place, part, checks = param, schema, 0
-    while True:
+    place, part, left = param, schema, _MAX_SEARCH
+    found = True
+    while found:
+        found = False
         for step, inner in _parts(part):
-            checks += 1
-            if checks > _MAX_CHECKS:
+            if not isinstance(inner, dict):
+                continue
+            alone = {**shared, **inner}
+            left -= len(json.dumps(alone))
+            if left < 0:
                 return place
-            if isinstance(inner, dict) and _fault({**shared, **inner} if inner is not schema else inner) == fault:
-                place, part = place + step, inner
+            if _fault(alone) == fault:
+                place, part, found = place + step, inner, True
                 break
-        else:
-            return place
+    return place
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -209,7 +267,7 @@ def _looser(schema: dict[str, Any], fault: str) -> dict[str, Any] | None:
     """``schema`` without what ``fault`` is about; None if it is about something else."""
     found = _UNIMPLEMENTED.search(fault)
     if found is not None:
-        dropped = frozenset(json.loads(found[1]))
+        dropped = _UNENFORCED | set(json.loads(found[1]))
     elif fault.startswith("Unknown format"):
         dropped = frozenset(("format",))
     elif fault.startswith("regex parse error"):

@@ -1,11 +1,9 @@
 """Anthropic's Messages API: POST /v1/messages, unary and streamed, and /v1/messages/count_tokens."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 import orjson
 from aiohttp import web
-from inferbus_contracts.ids import uuid_text
 
 from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.catalogue import Catalogue
@@ -20,8 +18,6 @@ from inferbus_edge.workers import Workers
 
 PATH = "/v1/messages"
 COUNT_PATH = "/v1/messages/count_tokens"
-# Anthropic's name for what our answers say in x-request-id.
-REQUEST_ID = "request-id"
 
 
 class MessageRoutes:
@@ -47,7 +43,6 @@ class MessageRoutes:
         if (response := await resumed(self._inference, call, key)) is not None:
             return response
         plan = plan_message(parse(MessageRequest, body))
-        plan = replace(plan, headers={REQUEST_ID: uuid_text(call.request_id)})
         return await self._inference.answer(call, key, plan, body)
 
     async def count(self, call: Call) -> web.StreamResponse:
@@ -55,6 +50,6 @@ class MessageRoutes:
         key = self._auth.require(call.http.headers, INFERENCE)
         plan = plan_count(parse(CountRequest, await read_body(call, self._body_timeout)))
         self._catalogue.require(key, plan)
-        tokens = await self._workers.count(plan.model, plan.requests[0].chat)
-        headers = {REQUEST_ID: uuid_text(call.request_id)}
-        return json_response(orjson.dumps({"input_tokens": tokens}), call.request_id, headers=headers)
+        with self._inference.counted(key) as fields:
+            tokens = await self._workers.count(plan.model, plan.requests[0].chat)
+        return json_response(orjson.dumps({"input_tokens": tokens}), call.request_id, headers=fields)

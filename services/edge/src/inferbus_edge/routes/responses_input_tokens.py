@@ -31,6 +31,7 @@ class InputTokensRoutes:
         body_timeout: timedelta,
     ) -> None:
         self._auth = auth
+        self._inference = inference
         self._history = History(stored, inference)
         self._catalogue = catalogue
         self._workers = workers
@@ -46,6 +47,7 @@ class InputTokensRoutes:
         items, earlier, _ = await self._history.conversation(key, request)
         plan = plan_input_tokens(request, items, earlier)
         self._catalogue.require(key, plan)
-        tokens = await self._workers.count(plan.model, plan.requests[0].chat)
+        with self._inference.counted(key) as fields:
+            tokens = await self._workers.count(plan.model, plan.requests[0].chat)
         counted = {"object": "response.input_tokens", "input_tokens": tokens}
-        return json_response(orjson.dumps(counted), call.request_id)
+        return json_response(orjson.dumps(counted), call.request_id, headers=fields)

@@ -69,11 +69,14 @@ class SlotTable:
             slot.content, slot.cells = None, max(slot.cells, cells)
 
     def evict(self, allowed: int, now: float) -> list[int]:
-        """Idle slots to empty, the oldest first, so that no more than ``allowed`` cells stay in use by idle ones."""
+        """Idle slots to empty, the oldest first, so that no more than ``allowed`` cells stay in use by idle ones.
+
+        The newest stays whatever it holds: if nothing else runs it is in nobody's way, else it is soon not the newest.
+        """
         idle = [slot for slot in self._slots if not slot.busy and slot.cells]
         excess = sum(slot.cells for slot in idle) - allowed
         out: list[int] = []
-        for slot in sorted(idle, key=lambda one: one.used):
+        for slot in sorted(idle, key=lambda one: one.used)[:-1]:
             if excess <= 0:
                 break
             if slot.free_at > now:

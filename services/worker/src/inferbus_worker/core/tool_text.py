@@ -30,12 +30,12 @@ For each function call return a json object with function name and arguments wit
 def plain_turns(chat: Chat) -> list[Message]:
     """The messages with all that concerns tools written into their text: roles system, user and assistant only."""
     turns: list[Message] = []
-    if chat.tools:
+    if chat.tools and chat.messages:
         first = chat.messages[0]
         system = f"{first.content}\n\n" if first.role == "system" else ""
         turns.append(Message("system", system + tools_text(chat.tools)))
     answers: list[str] = []
-    for message in chat.messages[1 if chat.tools and chat.messages[0].role == "system" else 0 :]:
+    for message in chat.messages[1 if turns and chat.messages[0].role == "system" else 0 :]:
         if message.role == "tool":
             answers.append(f"<tool_response>\n{message.content}\n</tool_response>")
             continue

@@ -5,10 +5,6 @@ steps. It is asked for at most ``capacity`` generations at once, and for no more
 step back when it fills, and go on later from the tokens that they have.
 
 Which of the child's slots runs a generation is decided here: a slot's content is read on from by its own salt only.
-
-The child cannot begin a grammar in the middle. So a generation with one that is resumed, or stepped back, is made again
-from its first token: greedily, or by the same seed. What was delivered is compared, not delivered again; if the new one
-differs (a draw among neighbours may), it ends with ``engine_failed``, which may be retried.
 """
 
 import asyncio
@@ -16,7 +12,6 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -27,10 +22,10 @@ from inferbus_runtime.errors import InferBusError, invalid, unavailable
 
 from inferbus_worker.config import Config, usable_cores
 from inferbus_worker.core.coalesce import StepBuilder
-from inferbus_worker.core.grammar import Grammar, grammar_of
+from inferbus_worker.core.grammar import grammar_of
 from inferbus_worker.core.kv_budget import KvBudget
 from inferbus_worker.core.sampling import context_exceeded, fault_of
-from inferbus_worker.core.slots import Content, Lease, SlotTable
+from inferbus_worker.core.slots import Content, SlotTable
 from inferbus_worker.core.stops import StopFilter
 from inferbus_worker.engine import (
     Chat,
@@ -49,13 +44,13 @@ from inferbus_worker.engines.llama_cpp_http import ServerHttp, known
 from inferbus_worker.engines.llama_cpp_model import PUBLIC_NAME, prepare
 from inferbus_worker.engines.llama_cpp_process import ServerProcess, ServerSettings
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
+from inferbus_worker.engines.llama_cpp_run import Run
 from inferbus_worker.engines.llama_cpp_stream import (
     CompletionError,
     Delta,
     Ended,
     Logprobs,
     Prefill,
-    Task,
     completion,
     request_body,
 )
@@ -71,33 +66,6 @@ _LEAVING_SECONDS = 1.0
 _COALESCE_SECONDS = 0.001
 _BUFFERED_TOKENS = 4096
 _STALL_SECONDS = 120.0
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """A submitted generation. ``held``: KV tokens, first a guess from the prompt's size, then exact.
-
-    ``repeats``: what was delivered before and is generated again. ``checked``: its grammar can be enforced.
-    """
-
-    generation: Generation
-    prompt: Content
-    grammar: Grammar | None
-    ids: list[int]
-    filter: StopFilter
-    held: int
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    filter_knows: bool = False
-    checked: bool = False
-    prefilled: bool = False
-    repeats: list[int] = field(default_factory=list)
-    lease: Lease | None = None
-    task: asyncio.Task[None] | None = field(default=None)
-
-    @property
-    def key(self) -> bytes:
-        return self.generation.key
 
 
 class LlamaCpp:
@@ -131,8 +99,8 @@ class LlamaCpp:
         return cls(config.model or PUBLIC_NAME, capacity, config.model_cache, settings, cached)
 
     def _reset(self) -> None:
-        self._waiting: deque[_Run] = deque()
-        self._running: dict[bytes, _Run] = {}
+        self._waiting: deque[Run] = deque()
+        self._running: dict[bytes, Run] = {}
         self._steps = StepBuilder()
         self._ready = asyncio.Event()
         self._room = asyncio.Event()
@@ -152,10 +120,13 @@ class LlamaCpp:
             log.info("weights prepared", extra={"seconds": round(weights.seconds, 1)})
         self._server = await ServerProcess.start(weights.path, self._settings)
         http = self._http_session = ServerHttp(self._server.url)
-        props = await http.props()
+        try:
+            props = await http.props()
+            self._vocabulary = self._vocabulary or await http.vocabulary()
+        except aiohttp.ClientError as error:
+            raise _engine_failed(f"it died at its start: {error!r}") from error
         self._template = ChatTemplate(props["chat_template"], props["bos_token"], props["eos_token"])
         self._capabilities = (*CAPABILITIES, "reasoning") if self._template.reasoning else CAPABILITIES
-        self._vocabulary = self._vocabulary or await http.vocabulary()
         self._watch = asyncio.create_task(self._watch_server(self._server), name="engine-watch")
         context_length = int(props["default_generation_settings"]["n_ctx"])
         build = f"{weights.digest} llama.cpp {version('xllamacpp')} {context_length}"
@@ -172,7 +143,7 @@ class LlamaCpp:
         self._waiting.append(run)
         self._admit()
 
-    def _run_of(self, generation: Generation) -> _Run:
+    def _run_of(self, generation: Generation) -> Run:
         """Raises InferBusError for what this engine cannot do."""
         if (fault := fault_of(generation, self._capabilities)) is not None:
             raise fault
@@ -182,7 +153,7 @@ class LlamaCpp:
         known(ids, self._vocabulary, "messages")
         # A token has more than two bytes in all but exotic texts; the exact number follows with the prefill.
         guess = (len(prompt.encode()) // 2 if isinstance(prompt, str) else len(prompt)) + len(ids)
-        return _Run(generation, prompt, grammar_of(generation), ids, StopFilter(generation.sampling.stop), guess)
+        return Run(generation, prompt, grammar_of(generation), ids, StopFilter(generation.sampling.stop), guess)
 
     def _content_of(self, source: Chat | Prompt | Embed, open_turn: bool = True) -> Content:
         match source:
@@ -217,12 +188,16 @@ class LlamaCpp:
                 raise EngineDiedError(server.last_words())
 
     async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
+        if source == Chat(()):
+            raise invalid("Send at least one message.", param="messages")
         content = self._content_of(source, open_turn)
         if isinstance(content, str):
-            if isinstance(source, Chat):  # the template has written the special tokens into it
-                content = tuple(await self._http.tokenize(content, parse_special=True, add_special=False))
-            else:
-                content = tuple(await self._http.tokenize(content, parse_special, add_special=parse_special))
+            # The template has written the special tokens into a chat.
+            parse, add = (True, False) if isinstance(source, Chat) else (parse_special, parse_special)
+            try:
+                content = tuple(await self._http.tokenize(content, parse, add))
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise _engine_failed(repr(error)) from error
         return Tokens(list(content), [self._vocabulary[token] for token in content])
 
     async def detokenize(self, ids: Sequence[int]) -> bytes:
@@ -273,7 +248,7 @@ class LlamaCpp:
             self._leave_slot(run, _LEAVING_SECONDS)
             self._waiting.appendleft(run)
 
-    def _leave_slot(self, run: _Run, leaving_seconds: float) -> None:
+    def _leave_slot(self, run: Run, leaving_seconds: float) -> None:
         """It stays the engine's for a while if the engine has not ended it; then others are taken first."""
         lease, run.lease = run.lease, None
         if lease is None:
@@ -292,7 +267,7 @@ class LlamaCpp:
         except aiohttp.ClientError as error:  # its cells make steps slower and are taken when they are needed
             log.warning("idle slot not emptied", extra={"error": repr(error)})
 
-    def _end(self, run: _Run, reason: Finish, error: InferBusError | None = None, leaving: bool = True) -> None:
+    def _end(self, run: Run, reason: Finish, error: InferBusError | None = None, leaving: bool = True) -> None:
         """The one end of a generation, whatever ended it. ``leaving``: the engine may still be at it."""
         self._running.pop(run.key, None)
         self._leave_slot(run, _LEAVING_SECONDS if leaving else 0.0)
@@ -304,13 +279,13 @@ class LlamaCpp:
 
     # --- one generation ---------------------------------------------------------------------------------------------
 
-    async def _generate(self, run: _Run) -> None:
+    async def _generate(self, run: Run) -> None:
         try:
             if await self._ended_before(run):
                 return
             sampling = run.generation.sampling
             logprobs = None if sampling.logprobs is None else Logprobs(sampling.logprobs, self._vocabulary)
-            async with self._http.session.post("/completion", data=request_body(self._task_of(run))) as response:
+            async with self._http.session.post("/completion", data=request_body(run.task_of())) as response:
                 await self._read(run, response, logprobs)
                 response.close()
         except CompletionError as error:
@@ -321,7 +296,7 @@ class LlamaCpp:
             log.exception("a generation failed")
             self._end(run, Finish.ERROR, _engine_failed(repr(error)))
 
-    async def _ended_before(self, run: _Run) -> bool:
+    async def _ended_before(self, run: Run) -> bool:
         """Ends it if there is nothing to generate: refused, or complete already."""
         if run.grammar is not None and not run.checked:
             fault = await asyncio.to_thread(fault_of_grammar, run.grammar)
@@ -329,7 +304,7 @@ class LlamaCpp:
                 self._end(run, Finish.ERROR, fault)
                 return True
             run.checked = True
-        if run.generation.resume_ids and run.generation.sampling.stop and self._stopped_before(run):
+        if run.stopped_before(self._vocabulary):
             self._end(run, Finish.STOP)
             return True
         max_tokens = run.generation.sampling.max_tokens
@@ -338,34 +313,20 @@ class LlamaCpp:
             return True
         return False
 
-    def _task_of(self, run: _Run) -> Task:
-        assert run.lease is not None  # noqa: S101  (it runs)
-        sampling = run.generation.sampling
-        resume = [] if run.grammar is not None else run.ids
-        run.repeats = list(run.ids) if run.grammar is not None else []
-        return Task(
-            prompt=run.prompt,
-            resume_ids=resume,
-            sampling=sampling,
-            max_new=None if sampling.max_tokens is None else sampling.max_tokens - len(resume),
-            slot=run.lease.slot,
-            reuse=run.lease.reuse,
-            grammar=run.grammar.text if run.grammar is not None else "",
-            # A draw that may have to be made again.
-            seed=int.from_bytes(run.key[-4:], "big") if run.grammar is not None else None,
-        )
-
-    async def _read(self, run: _Run, response: aiohttp.ClientResponse, logprobs: Logprobs | None) -> None:
+    async def _read(self, run: Run, response: aiohttp.ClientResponse, logprobs: Logprobs | None) -> None:
         async for item in completion(response, self._http.spell, logprobs):
             self._moved_at = clock.monotonic()
             if self._running.get(run.key) is not run:
                 return  # closed or stepped back while this item was already here
             match item:
                 case Prefill():
-                    self._prefilled(run, item)
-                case Delta() if run.repeats:
-                    if not self._repeated(run, item.token_ids):
+                    run.prefill(item)
+                    self._step_back()
+                case Delta(ids) if run.repeats:
+                    if not run.repeated(ids):
+                        self._differs(run)
                         return
+                    self._step_back()
                 case Delta():
                     if self._deliver(run, item):
                         self._end(run, Finish.STOP)
@@ -381,27 +342,10 @@ class LlamaCpp:
                     self._end(run, reason, leaving=False)
                     return
 
-    def _prefilled(self, run: _Run, prefill: Prefill) -> None:
-        run.held, run.prefilled = prefill.tokens, True
-        if not run.input_tokens:  # a second prefill, after stepping back, finds its own tokens cached
-            run.input_tokens = prefill.tokens - (0 if run.grammar is not None else len(run.ids))
-            run.cached_tokens = min(prefill.cached, run.input_tokens)
-        self._step_back()
-
-    def _repeated(self, run: _Run, ids: list[int]) -> bool:
-        """False, with its end, if this is not what was delivered before."""
-        if run.repeats[: len(ids)] != ids:
-            self._differs(run)
-            return False
-        del run.repeats[: len(ids)]
-        run.held += len(ids)
-        self._step_back()
-        return True
-
-    def _differs(self, run: _Run) -> None:
+    def _differs(self, run: Run) -> None:
         self._end(run, Finish.ERROR, _engine_failed("a generation made again under its grammar came out differently"))
 
-    def _deliver(self, run: _Run, delta: Delta) -> bool:
+    def _deliver(self, run: Run, delta: Delta) -> bool:
         """True if a stop string was found."""
         cut = run.filter.feed(delta.text)
         run.ids += delta.token_ids
@@ -413,15 +357,7 @@ class LlamaCpp:
         self._step_back()
         return cut.stopped
 
-    def _stopped_before(self, run: _Run) -> bool:
-        """Tells the filter what an earlier attempt delivered: a stop string may have begun, or ended, in it."""
-        if run.filter_knows:
-            return False
-        run.filter_knows = True
-        text = b"".join(self._vocabulary[token] for token in run.ids).decode(errors="replace")
-        return run.filter.feed(text).stopped
-
-    def _refused(self, run: _Run, error: CompletionError) -> None:
+    def _refused(self, run: Run, error: CompletionError) -> None:
         log.info("engine refused", extra={"kind": error.kind})
         if error.kind == "exceed_context_size_error":
             if run.ids:  # it fitted when it began: what has grown too long is its output
@@ -435,7 +371,7 @@ class LlamaCpp:
         else:
             self._end(run, Finish.ERROR, _engine_failed(str(error)))
 
-    async def _broken(self, run: _Run, error: Exception) -> None:
+    async def _broken(self, run: Run, error: Exception) -> None:
         """A broken connection almost always means a dead child: then steps() says so, once for all."""
         server = self._server
         if server is not None:
@@ -447,7 +383,7 @@ class LlamaCpp:
     @property
     def _http(self) -> ServerHttp:
         if self._http_session is None:
-            raise RuntimeError("submit needs a started engine")
+            raise _engine_failed("it is not started, or about to be started again")
         return self._http_session
 
     # --- steps ------------------------------------------------------------------------------------------------------
