@@ -448,7 +448,7 @@ async def test_any_object_and_an_expression(engine: Driver) -> None:
     if "structured_output" not in engine.info.capabilities:
         return
     thing = await engine.ask_input(
-        said("A very short JSON object"), Sampling(max_tokens=400), constraint=Constraint(ConstraintKind.JSON_OBJECT)
+        said("A very short JSON object"), Sampling(max_tokens=60), constraint=Constraint(ConstraintKind.JSON_OBJECT)
     )
     assert thing.reason is Finish.LENGTH or isinstance(json.loads(thing.text), dict)
     assert thing.text.startswith(b"{")
@@ -528,7 +528,7 @@ async def test_bad_schemas_are_refused_and_the_engine_serves_on(engine: Driver) 
 async def test_calls_that_must_be(engine: Driver) -> None:
     hot = Sampling(temperature=1.0, max_tokens=120)
     required = with_tools(tool_mode=ToolMode.REQUIRED, parallel_tool_calls=False, tool_name="get_weather")
-    answers = [engine.submit_input(required, hot) for _ in range(4)]
+    answers = [engine.submit_input(required, hot) for _ in range(3)]
     await engine.ended(*answers)
     if unable(engine, "tools", answers[0], "tool_choice"):
         return
@@ -545,7 +545,7 @@ async def test_calls_that_must_be(engine: Driver) -> None:
 async def test_calls_that_may_be(engine: Driver) -> None:
     """A hot model that is led to call: whatever it begins is a call by the schema, or no call at all."""
     hot = Sampling(temperature=1.0, max_tokens=40)
-    answers = [engine.submit_input(with_tools("Reply with <tool_call>"), hot) for _ in range(4)]
+    answers = [engine.submit_input(with_tools("Reply with <tool_call>"), hot) for _ in range(3)]
     quiet = engine.submit_input(with_tools(tool_mode=ToolMode.NONE), GREEDY)
     await engine.ended(quiet, *answers)
     for answer in answers:
@@ -562,7 +562,7 @@ async def test_effort_is_for_models_that_reason(engine: Driver) -> None:
 
 
 async def test_a_cached_prefix_is_seen_by_its_own_salt_only(engine: Driver, engine_name: str) -> None:
-    secret, short = said("The secret of tenant A is this very long text. " * 12), replace(GREEDY, max_tokens=4)
+    secret, short = said("The secret of tenant A is this very long text. " * 8), replace(GREEDY, max_tokens=4)
     first = await engine.ask_input(secret, short, cache_salt=b"tenant-a")
     other = [await engine.ask_input(secret, short, cache_salt=salt) for salt in (b"tenant-b", b"tenant-c")]
     # Those without a salt have the beginning of the template in common with each other, from other tests.
@@ -572,19 +572,19 @@ async def test_a_cached_prefix_is_seen_by_its_own_salt_only(engine: Driver, engi
     assert no_salt.end.cached_input_tokens < 40
     assert {tuple(answer.ids) for answer in other} == {tuple(again.ids)}
     if engine_name == "llama_cpp":
-        assert again.end.cached_input_tokens == again.end.input_tokens - 1 > 100
+        assert again.end.cached_input_tokens == again.end.input_tokens - 1 > 80
 
 
 async def test_a_cancelled_prompt_is_nobodys_prefix(engine: Driver) -> None:
     """Cancelled at any moment of its prefill: its slot gives nothing to another salt."""
-    secret, short = said("The other secret of tenant A is long as well. " * 12), replace(GREEDY, max_tokens=1)
-    for attempt, pause in enumerate((0.0, 0.001, 0.02, 0.2)):
+    secret, short = said("The other secret of tenant A is long as well. " * 5), replace(GREEDY, max_tokens=1)
+    for attempt, pause in enumerate((0.0, 0.02, 0.1)):
         answer = engine.submit_input(secret, cache_salt=b"tenant-a")
         await asyncio.sleep(pause)
         engine.engine.close(engine.key_of(answer))
-        spies = [engine.submit_input(secret, short, cache_salt=b"spy-%d-%d" % (attempt, n)) for n in range(3)]
+        spies = [engine.submit_input(secret, short, cache_salt=b"spy-%d-%d" % (attempt, n)) for n in range(2)]
         await engine.ended(answer, *spies)
-        assert [spy.end.cached_input_tokens for spy in spies] == [0] * 3
+        assert [spy.end.cached_input_tokens for spy in spies] == [0] * 2
 
 
 async def test_stop_twice_and_before_start(engine_name: str, model_cache: Path) -> None:

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
 from inferbus_worker.config import Config, LlamaCppConfig
-from inferbus_worker.engine import Chat, Finish, Generation, Message, Sampling
+from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Finish, Generation, Message, Sampling
 from inferbus_worker.engines.llama_cpp import LlamaCpp
 from inferbus_worker.engines.llama_cpp_model import prepare
 
@@ -25,7 +27,7 @@ CONVERSATION = (
 @pytest.fixture(scope="module")
 async def engine() -> AsyncIterator[LlamaCpp]:
     """With little KV cache, so that generations have to make room for each other."""
-    settings = LlamaCppConfig(kv_tokens=512)
+    settings = LlamaCppConfig(kv_tokens=512, prompt_cache_tokens=128)
     made = LlamaCpp.from_config(Config(name="test", llama_cpp=settings))
     await made.start()
     yield made
@@ -96,6 +98,32 @@ async def test_who_does_not_fit_waits_and_goes_on(engine: LlamaCpp, caplog: pyte
         assert (len(ids), end.reason) == (90, Finish.LENGTH)
         async with engine._http.session.post("/detokenize", json={"tokens": ids}) as response:
             assert (await response.json())["content"] == text
+
+
+async def test_under_a_grammar_too(engine: LlamaCpp, caplog: pytest.LogCaptureFixture) -> None:
+    """Who steps back is made again from its first token, since a grammar has no middle to begin in."""
+    caplog.set_level(logging.INFO)
+    form = Constraint(ConstraintKind.REGEX, "[a-z ,.]{600}")
+    questions = [replace(generation(n, f"Write about number {n}.", max_tokens=90), constraint=form) for n in range(6)]
+    together = await ask(engine, *questions)
+    assert "generation waits for KV cache" in caplog.text
+    for ids, text, end in together.values():
+        assert (len(ids), end.reason) == (90, Finish.LENGTH)
+        assert re.fullmatch("[a-z ,.]+", text)
+        assert (await engine.detokenize(ids)).decode() == text, "nothing lost, nothing twice"
+
+
+async def test_idle_prompts_leave_the_kv_cache(engine: LlamaCpp) -> None:
+    """But for the newest: they would slow every step."""
+    short = {"max_tokens": 1}
+    for number in range(2):
+        await ask(engine, generation(number, f"{number} " * 60, **short))
+    cached = []
+    for number in (1, 0):
+        key = number.to_bytes(16, "big")
+        cached.append((await ask(engine, generation(number, f"{number} " * 60, **short)))[key][2].cached_input_tokens)
+    assert cached[0] > 60
+    assert cached[1] < 60, "no more than the template's beginning"
 
 
 async def test_generation_that_reaches_the_end_of_the_context(engine: LlamaCpp) -> None:

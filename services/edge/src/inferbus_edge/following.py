@@ -213,6 +213,9 @@ class Following:
         try:
             return await join.found
         except asyncio.CancelledError:
+            for batch in tail.batches:
+                if batch.wanted.get(first) is join:
+                    del batch.wanted[first]
             # If it was found in this very moment nobody takes it; else the pass sees that nobody waits any more.
             if join.answer is not None and not join.found.cancelled():
                 self.leave(join.answer, CLIENT_GONE)

@@ -32,7 +32,7 @@ from inferbus_edge.idempotency import HEADER, Claim, Claims, fingerprint_of
 from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.measure import Timing
 from inferbus_edge.server import Call, json_response
-from inferbus_edge.sinks import CLIENT_GONE, Body, FormBody, Stream
+from inferbus_edge.sinks import CLIENT_GONE, Body, FormBody, FormStream, Stream
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Answer, Streams
 from inferbus_edge.unattended import Unattended
@@ -170,6 +170,8 @@ class Inference:
             return json_response(first_state, call.request_id, headers=fields)
         try:
             await self._accept(accepted, answer, claim)
+            if plan.detached and isinstance(sink, FormStream) and not answer.done.done():
+                sink.accept(clock.monotonic())
             await self._wait(answer, self._timeout_of(plan))
         except asyncio.CancelledError:
             self._streams.leave(answer, CLIENT_GONE)
@@ -261,13 +263,14 @@ class Inference:
             ticket.settle(0)
 
     async def resume(
-        self, call: Call, key: KeyRecord, first: bytes, after: int, *, stream: bool = True
+        self, call: Call, key: KeyRecord, first: bytes, after: int, *, stream: bool = True, wait: bool = False
     ) -> web.StreamResponse:
-        """The answer of an earlier call, without the events up to number ``after``. Raises InferBusError NOT_FOUND for
-        one that the log does not have any more, or that is not of the caller's project."""
+        """The answer of an earlier call, without the events up to number ``after``; with ``wait`` also one that is
+        known to exist and has not begun. Raises InferBusError NOT_FOUND for one that the log does not have any more, or
+        that is not of the caller's project."""
         self._admit()
         call = replace(call, request_id=first)
-        found = await self._resume(call, key, first, after, stream=stream)
+        found = await self._resume(call, key, first, after, stream=stream, absent=_wait if wait else None)
         if found is None:
             raise not_found()
         return await self._deliver(found[0], call, found[1])
@@ -284,7 +287,7 @@ class Inference:
         edge: str | None = None,
     ) -> tuple[Answer, Mapping[str, str]] | None:
         fields = {STREAM_HEADER: uuid_text(first)}
-        hold = self.hold_of(call, key, idempotent=absent is not None)
+        hold = self.hold_of(call, key, idempotent=edge is not None)
 
         def opened(reply: bytes, context: RequestContext) -> Answer | None:
             if (context.tenant_id, context.project_id) != (key.tenant_id, key.project_id):
@@ -295,7 +298,11 @@ class Inference:
             answer.resumed = True
             return answer
 
-        answer = await self._following.join(first, opened, absent, edge)
+        try:
+            async with asyncio.timeout(self._settings.background_timeout.total_seconds()):
+                answer = await self._following.join(first, opened, absent, edge)
+        except TimeoutError:
+            raise _timed_out(self._settings.background_timeout) from None
         return None if answer is None else (answer, fields)
 
     async def _deliver(self, answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:
@@ -421,6 +428,10 @@ def not_found() -> InferBusError:
     return InferBusError(
         ErrorClass.ERROR_CLASS_NOT_FOUND, "not_found", "There is no such answer here, or it is too old to be found."
     )
+
+
+def _wait() -> None:
+    """It is queued: its beginning will be on the log."""
 
 
 async def _release(claim: Claim | None) -> None:

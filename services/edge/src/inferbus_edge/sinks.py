@@ -249,6 +249,10 @@ class FormStream:
     def started(self) -> bool:
         return self._wire.started
 
+    def accept(self, now: float) -> str | None:
+        """The head and what the form says before there is a token: for an answer that may wait for long."""
+        return self._wire.send(self._wire.events(self._form.accept()), now)
+
     def open(self, choice: int, revision: str) -> None:
         self._wire.lead += self._wire.events(self._form.open(choice, revision))
 

@@ -47,6 +47,9 @@ class ChatForm:
         self._tokens = 0
         self._finished = False
 
+    def accept(self) -> Sequence[bytes]:
+        return ()
+
     def open(self, choice: int, revision: str) -> Sequence[bytes]:
         self._revision = revision
         one = self._choices[choice]

@@ -63,6 +63,9 @@ class CompletionForm:
         self._usage = Usage()
         self._tokens = 0
 
+    def accept(self) -> Sequence[bytes]:
+        return ()
+
     def open(self, choice: int, revision: str) -> Sequence[bytes]:
         self._revision = revision
         one = self._choices[choice]

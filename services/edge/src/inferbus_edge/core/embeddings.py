@@ -79,6 +79,9 @@ class EmbeddingsForm:
         self._vectors: dict[int, bytes] = {}
         self._usage = Usage()
 
+    def accept(self) -> Sequence[bytes]:
+        return ()
+
     def open(self, choice: int, revision: str) -> Sequence[bytes]:
         return ()
 

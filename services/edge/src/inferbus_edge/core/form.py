@@ -19,6 +19,11 @@ class Form(Protocol):
     """One answer. Each list holds whole server-sent events without their ``id:`` line, each ending in an empty line;
     with ``stream`` false at the form's making nothing needs to be returned, only kept for :meth:`body`."""
 
+    def accept(self) -> Sequence[bytes]:
+        """What can be said as soon as the request is accepted; :meth:`open` says it otherwise. The same events, and the
+        same numbers, either way."""
+        ...
+
     def open(self, choice: int, revision: str) -> Sequence[bytes]:
         """The first delta of an attempt of this choice follows; again after a worker was lost."""
         ...

@@ -30,6 +30,9 @@ class MessagesForm:
         self._stop_reason: str | None = None
         self._usage = Usage()
 
+    def accept(self) -> Sequence[bytes]:
+        return ()
+
     def open(self, choice: int, revision: str) -> Sequence[bytes]:
         if self._begun:  # a worker was lost: the message goes on
             return ()

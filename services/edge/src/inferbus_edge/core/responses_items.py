@@ -132,7 +132,7 @@ def image_place(items: Sequence[Item]) -> str | None:
         name = "output" if item["type"] == "function_call_output" else "content"
         parts = item.get(name)
         for number, part in enumerate(parts if isinstance(parts, list) else ()):
-            if part["type"] == "input_image":
+            if part.get("type") == "input_image":
                 return f"input[{at}].{name}[{number}]"
     return None
 

@@ -20,7 +20,7 @@ _CODES = {
     ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED: "rate_limit_exceeded",
     ErrorClass.ERROR_CLASS_INVALID_ARGUMENT: "invalid_prompt",
 }
-# The names that the other rooms know a parameter by.
+# The names by which workers and catalogue know a parameter; this API's own refusals name its own.
 _PARAMS = {
     "messages": "input",
     "prompt": "input",
@@ -30,6 +30,8 @@ _PARAMS = {
     "reasoning_effort": "reasoning.effort",
     "logprobs": "top_logprobs",
 }
+# What the parser says itself: "prompt" is a parameter of this API, too, and refused under that name.
+_OWN_REASONS = ("unsupported_parameter", "unknown_parameter", "missing_required_parameter", "invalid_type")
 
 
 def response_id(first: bytes) -> str:
@@ -91,7 +93,7 @@ def error_of_response(error: InferBusError) -> dict[str, Any]:
 def in_words_of_responses(error: InferBusError) -> InferBusError:
     """``error`` with the parameter named as this API names it."""
     name = _PARAMS.get(error.param)
-    if name is None:
+    if name is None or error.reason in _OWN_REASONS:
         return error
     return InferBusError(
         error.error_class,

@@ -78,7 +78,8 @@ class ResponsesRoutes:
         if stream:
             # Sequence numbers count from 0, events from 1.
             number = 0 if after is None else after + 1
-            return await self._inference.resume(call, key, record.request_id, number)
+            waits = not record.body and is_detached(record.request_id)
+            return await self._inference.resume(call, key, record.request_id, number, wait=waits)
         return json_response(await self._body(call, key, record.request_id), call.request_id)
 
     async def delete(self, call: Call) -> web.StreamResponse:
