@@ -32,8 +32,11 @@ help: ## list the targets
 	@$(BIN)/python -m inferbus_worker.engines.llama_cpp_model
 	@touch $@
 
-.venv/.dev: .venv/.run pyproject.toml
+.venv/.dev: .venv/.run pyproject.toml tests/conformance/node/package.json
 	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt --group dev
+	@command -v npm >/dev/null || echo "npm is missing: the tests with SDKs for Node will be skipped"
+	@! command -v npm >/dev/null || { mkdir -p .venv/node && cp tests/conformance/node/package.json .venv/node && \
+		npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix .venv/node; }
 	@touch $@
 
 $(BUF): .venv/.python

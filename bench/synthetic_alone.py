@@ -4,7 +4,7 @@ import time
 from datetime import timedelta
 
 from inferbus_worker.config import Config, SyntheticConfig
-from inferbus_worker.engine import Generation, Message, Sampling
+from inferbus_worker.engine import Chat, Generation, Message, Sampling
 from inferbus_worker.engines.synthetic import Synthetic
 
 
@@ -17,7 +17,7 @@ async def run(streams: int, itl: float, seconds: float) -> None:
 
     def submit() -> None:
         key = next(numbers).to_bytes(16, "big")
-        engine.submit(Generation(key, (Message("user", "word " * 100),), Sampling(max_tokens=128)))
+        engine.submit(Generation(key, Chat((Message("user", "word " * 100),)), Sampling(max_tokens=128)))
 
     for _ in range(streams):
         submit()

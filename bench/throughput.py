@@ -50,7 +50,7 @@ async def bare(seconds: float) -> dict[int, float]:
         sys.executable, "-m", "inferbus_worker.engines.llama_cpp_server", "--model", str(weights.path),
         "--parent", str(os.getpid()), "--slots", "16", "--context-length", "0", "--precision", own.precision,
         "--kv-tokens", str(own.kv_tokens),
-        "--batch-tokens", str(own.batch_tokens), "--prompt-cache-mib", str(own.prompt_cache_mib),
+        "--batch-tokens", str(own.batch_tokens),
         "--threads", str(os.cpu_count()), "--omp-wait-policy", own.omp_wait_policy,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip

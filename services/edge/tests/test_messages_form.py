@@ -26,6 +26,7 @@ USAGE = Usage(input_tokens=7, cached_input_tokens=3, output_tokens=4, reasoning_
 def reply(**fields: Any) -> dict[str, Any]:
     return {
         "api": "messages", "n": 1, "model": "m", "created": 1, "tools": True, "reasoning": True, "max_tokens": 10,
+        "stops": ["END", "STOP"],
     } | fields  # fmt: skip
 
 
@@ -85,6 +86,15 @@ def test_text() -> None:
     assert (usage.output_tokens, usage.service_tier) == (4, "standard")
     assert usage.output_tokens_details is not None
     assert usage.output_tokens_details.thinking_tokens == 1
+
+
+def test_a_stop_sequence_is_named() -> None:
+    closed = Close(finish_reason=STOP, usage=USAGE, stop_index=1)
+    form = form_of(FIRST, reply(), stream=True)
+    events = [*form.open(0, "rev"), *form.delta(0, "Hello", 1, ()), *form.close(0, "rev", closed), *form.finish()]
+    message = joined(events)
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "STOP")
+    assert Message.model_validate_json(form.body()).stop_sequence == "STOP"
 
 
 def test_the_order_of_a_streams_events() -> None:

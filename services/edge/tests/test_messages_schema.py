@@ -47,7 +47,7 @@ def test_a_plain_request() -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k, list(sampling.stop)) == (0.5, 0.25, 7, ["END"])
     assert (sampling.max_tokens, one.output_bound, one.stream, one.model) == (50, 50, True, "m")
     assert one.needs == (Need("chat", "model"),)
-    assert one.reply == {"api": "messages", "n": 1, "tools": False, "max_tokens": 50}
+    assert one.reply == {"api": "messages", "n": 1, "tools": False, "max_tokens": 50, "stops": ["END"]}
     assert not one.requests[0].chat.tools
     assert one.requests[0].chat.reasoning_effort == ""
 

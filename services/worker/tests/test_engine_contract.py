@@ -203,6 +203,8 @@ async def test_stop_string_is_never_delivered(engine: Driver) -> None:
     stop = whole[9:16]  # lies across tokens
     answer = await engine.ask("Tell me about the sea.", replace(GREEDY, stop=("never there", stop)))
     assert answer.text.decode() == whole[: whole.index(stop)]
+    assert answer.end is not None
+    assert answer.end.stop_index == 1
     assert answer.reason is Finish.STOP
 
 

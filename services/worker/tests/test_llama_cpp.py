@@ -113,8 +113,9 @@ async def test_under_a_grammar_too(engine: LlamaCpp, caplog: pytest.LogCaptureFi
         assert (await engine.detokenize(ids)).decode() == text, "nothing lost, nothing twice"
 
 
-async def test_idle_prompts_leave_the_kv_cache(engine: LlamaCpp) -> None:
+async def test_idle_prompts_leave_the_kv_cache(engine: LlamaCpp, caplog: pytest.LogCaptureFixture) -> None:
     """But for the newest: they would slow every step."""
+    caplog.set_level(logging.WARNING)
     short = {"max_tokens": 1}
     for number in range(2):
         await ask(engine, generation(number, f"{number} " * 60, **short))
@@ -124,6 +125,8 @@ async def test_idle_prompts_leave_the_kv_cache(engine: LlamaCpp) -> None:
         cached.append((await ask(engine, generation(number, f"{number} " * 60, **short)))[key][2].cached_input_tokens)
     assert cached[0] > 60
     assert cached[1] < 60, "no more than the template's beginning"
+    await engine._http.erase(0)
+    assert "not emptied" not in caplog.text
 
 
 async def test_generation_that_reaches_the_end_of_the_context(engine: LlamaCpp) -> None:

@@ -30,7 +30,7 @@ await limited.chat.completions.create(body);
 await assert.rejects(limited.chat.completions.create(body), OpenAI.RateLimitError);
 const narrow = client.withOptions({ apiKey: process.env.INFERBUS_ADMIN_ONLY_KEY });
 await assert.rejects(narrow.chat.completions.create(body), OpenAI.PermissionDeniedError);
-const options = { idempotencyKey: "node" };
+const options = { headers: { "Idempotency-Key": "node" } };
 assert.deepEqual(await create({}, options), await create({}, options));
 await assert.rejects(create({ max_completion_tokens: 5 }, options), OpenAI.ConflictError);
 console.log("ok");

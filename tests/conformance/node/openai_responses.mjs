@@ -12,7 +12,8 @@ assert.equal(unary.usage.output_tokens, 12);
 const events = [];
 for await (const event of await client.responses.create({ ...body, stream: true })) events.push(event);
 assert.deepEqual(events.map((event) => event.sequence_number), [...events.keys()]);
-const text = events.filter((event) => event.type === "response.output_text.delta").map((event) => event.delta).join("");
+const joined = (some) => some.filter((one) => one.type === "response.output_text.delta").map((one) => one.delta).join("");
+const text = joined(events);
 assert.equal(text, unary.output_text);
 assert.equal(events.at(-1).type, "response.incomplete");
 
@@ -25,16 +26,16 @@ for await (const item of client.responses.inputItems.list(next.id, { order: "asc
 assert.deepEqual(items.map((item) => item.role), ["user", "assistant", "user"]);
 
 const stream = await client.responses.create({ ...body, background: true, stream: true });
-let id, last;
+const seen = [];
 for await (const event of stream) {
-  id = event.response?.id ?? id;
-  last = event.sequence_number;
-  if (last === 4) break;
+  seen.push(event);
+  if (seen.length === 5) break;
 }
-const rest = [];
-for await (const event of await client.responses.retrieve(id, { stream: true, starting_after: last })) rest.push(event);
-assert.equal(rest[0].sequence_number, last + 1);
-assert.equal(rest.at(-1).response.output_text, text);
+const asked = { stream: true, starting_after: seen.at(-1).sequence_number };
+for await (const event of await client.responses.retrieve(seen[0].response.id, asked)) seen.push(event);
+assert.deepEqual(seen.map((event) => event.sequence_number), [...seen.keys()]);
+assert.equal(joined(seen), text);
+assert.equal(seen.at(-1).response.output[0].content[0].text, text);
 
 await client.responses.delete(unary.id);
 await assert.rejects(client.responses.retrieve(unary.id), OpenAI.NotFoundError);

@@ -108,6 +108,8 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
             routes,
             edge=config.name,
             max_body_bytes=config.max_body_bytes,
+            idle_timeout=config.idle_timeout,
+            unread_timeout=config.unread_timeout,
             cors=cors_of(config.cors_origins),
             tls=config.http_tls,
         )

@@ -41,6 +41,10 @@ class Config(ServiceConfig):
     """A stream silent for so long gets a comment line, so that no proxy cuts it."""
     body_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0))
     """A request body that has not arrived by then is refused with 408."""
+    idle_timeout: timedelta = Field(default=timedelta(seconds=75), ge=timedelta(milliseconds=100))
+    """A connection on which no whole request head has come for so long is closed: idle, or one byte at a time."""
+    unread_timeout: timedelta = Field(default=timedelta(minutes=2), ge=timedelta(milliseconds=100))
+    """A connection whose client takes nothing of what was sent for so long is ended (on Linux)."""
     max_body_bytes: int = Field(default=4 << 20, ge=1024, le=7 << 20)
     """A larger request body is refused with 413; the broker's largest message is the upper bound."""
     max_active_requests: int = Field(default=4096, ge=1)

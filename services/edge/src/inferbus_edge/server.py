@@ -7,6 +7,7 @@ middleware: here all of them end in :func:`error_response`.
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from inferbus_edge.limits import RateLimitError
 
 log = logging.getLogger(__name__)
 
-_IDLE_CONNECTION_SECONDS = 75.0
 _CLOSE_SECONDS = 1.0
+# Of a request's head: fields, bytes of its first line, bytes of one field. More is a 400.
+_MAX_HEADERS, _MAX_LINE, _MAX_FIELD = 128, 8190, 8190
 _BACKLOG = 1024
 
 
@@ -187,7 +189,18 @@ def own_headers(request_id: bytes) -> dict[str, str]:
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, with our body for what its parser refuses."""
+    """aiohttp's connection, with our body for what its parser refuses, and an end for who does not read."""
+
+    def __init__(self, server: "_Server", *, unread_seconds: float, **settings: Any) -> None:
+        super().__init__(server, **settings)
+        self._unread_ms = round(unread_seconds * 1000)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # The kernel ends a connection whose client takes nothing for so long: closing it would wait for the client.
+        connected = transport.get_extra_info("socket")
+        if connected is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unread_ms)
 
     def handle_error(
         self,
@@ -210,14 +223,16 @@ class _Connection(web.RequestHandler):
 class _Server(web.Server):
     """web.Server that makes our kind of connection."""
 
-    def __init__(self, handler: Any, **settings: Any) -> None:
+    def __init__(self, handler: Any, *, unread_seconds: float, **settings: Any) -> None:
         super().__init__(handler, **settings)
         settings.pop("handler_cancellation")
         settings.pop("request_factory")
+        self._unread_seconds = unread_seconds
         self._settings = settings
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
+        loop = asyncio.get_running_loop()
+        return _Connection(self, loop=loop, unread_seconds=self._unread_seconds, **self._settings)
 
 
 def new_request_id(edge: str, accepted_us: int) -> bytes:
@@ -293,9 +308,22 @@ def _log(error: InferBusError, route: str, request_id: bytes) -> None:
 
 @asynccontextmanager
 async def listen(
-    host: str, port: int, routes: Routes, *, edge: str, max_body_bytes: int, cors: Cors, tls: TlsFiles | None = None
+    host: str,
+    port: int,
+    routes: Routes,
+    *,
+    edge: str,
+    max_body_bytes: int,
+    idle_timeout: timedelta,
+    unread_timeout: timedelta,
+    cors: Cors,
+    tls: TlsFiles | None = None,
 ) -> AsyncIterator[str]:
-    """Serve ``routes`` until the context ends; gives "host:port" really bound. Raises OSError if it is taken."""
+    """Serve ``routes`` until the context ends; gives "host:port" really bound. Raises OSError if it is taken.
+
+    ``idle_timeout``: a connection without a whole request head for so long is closed. ``unread_timeout``: one whose
+    client takes nothing of what is on its way.
+    """
     loop = asyncio.get_running_loop()
 
     def request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
@@ -305,7 +333,11 @@ async def listen(
         Front(routes, edge, cors).handle,
         request_factory=request,
         handler_cancellation=True,  # a client that leaves cancels its handler, and so its generation
-        keepalive_timeout=_IDLE_CONNECTION_SECONDS,
+        keepalive_timeout=idle_timeout.total_seconds(),
+        unread_seconds=unread_timeout.total_seconds(),
+        max_headers=_MAX_HEADERS,
+        max_line_size=_MAX_LINE,
+        max_field_size=_MAX_FIELD,
         access_log=None,
     )
     runner = web.ServerRunner(server, shutdown_timeout=_CLOSE_SECONDS)

@@ -163,6 +163,7 @@ class Finished:
     """The end of a generation. Output tokens are not counted here: they are the tokens of its deltas.
 
     The end-of-turn token is no delta: nobody receives it. ``error`` is set exactly if ``reason`` is ERROR.
+    ``stop_index``: which of the stop strings ended it, if one did.
     """
 
     key: bytes
@@ -170,6 +171,7 @@ class Finished:
     input_tokens: int
     cached_input_tokens: int = 0
     error: InferBusError | None = None
+    stop_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,9 @@ class MessagesForm:
         self._blocks: list[_Block] = []
         self._begun = False
         self._calls = 0  # whole ones
+        self._stops: list[str] = reply["stops"]
         self._stop_reason: str | None = None
+        self._stop_sequence: str | None = None
         self._usage = Usage()
 
     def accept(self) -> Sequence[bytes]:
@@ -50,7 +52,7 @@ class MessagesForm:
         rest = self._add(self._pieces.end())
         self._usage = close.usage
         self._stop_reason = self._why(close)
-        delta = {"stop_reason": self._stop_reason, "stop_sequence": None}
+        delta = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
         last = ("message_delta", {"delta": delta, "usage": _usage_object(close.usage)})
         return (*start, *rest, *self._end_block(), *self._events(last))
 
@@ -73,12 +75,14 @@ class MessagesForm:
             "model": self._model,
             "content": content,
             "stop_reason": self._stop_reason,
-            "stop_sequence": None,
+            "stop_sequence": self._stop_sequence,
             "usage": {**_usage_object(self._usage), "service_tier": "standard"},
         }
 
     def _why(self, close: Close) -> str:
-        """The log does not tell the end of a turn from a stop sequence: both are ``end_turn``."""
+        if close.HasField("stop_index") and close.stop_index < len(self._stops):
+            self._stop_sequence = self._stops[close.stop_index]
+            return "stop_sequence"
         if close.finish_reason == FinishReason.FINISH_REASON_LENGTH:
             whole = close.usage.output_tokens >= self._max_tokens
             return "max_tokens" if whole else "model_context_window_exceeded"

@@ -194,6 +194,8 @@ def close_of(running: Running, finished: Finished, engine: str, now_us: int) -> 
         end_time=timestamp(now_us),
         engine=engine,
     )
+    if finished.stop_index is not None:
+        close.stop_index = finished.stop_index
     if error is not None:
         close.error.CopyFrom(error.to_proto())
     if running.placed_us:

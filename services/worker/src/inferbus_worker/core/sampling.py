@@ -38,7 +38,7 @@ def _needs(generation: Generation) -> Iterator[tuple[str, str]]:
             yield "chat", "messages"
             if chat.tools and chat.tool_mode is ToolMode.REQUIRED:
                 yield "tools", "tool_choice"
-            if chat.reasoning_effort:
+            if chat.reasoning_effort not in ("", "none"):
                 yield "reasoning", "reasoning_effort"
         case Prompt():
             yield "completions", "prompt"

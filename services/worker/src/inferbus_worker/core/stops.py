@@ -18,19 +18,21 @@ class Cut:
 class StopFilter:
     """Holds back what may become a stop string. What it lets through does not depend on how the text is chunked."""
 
-    __slots__ = ("_held", "_stops")
+    __slots__ = ("_held", "_stops", "found")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
-        """An empty string stops nothing."""
-        self._stops = tuple(stop for stop in stops if stop)
+        """An empty string stops nothing. ``found``: which of ``stops`` was found."""
+        self._stops = stops if any(stops) else ()
         self._held = ""
+        self.found: int | None = None
 
     def feed(self, text: str) -> Cut:
         """Takes the next text. After a cut that says stopped, do not feed again."""
         if not self._stops:
             return Cut(text, False)
         seen = self._held + text
-        if (start := _first_stop(seen, self._stops)) is not None:
+        if (first := _first_stop(seen, self._stops)) is not None:
+            start, self.found = first
             self._held = ""
             return Cut(seen[:start], True)
         keep = _longest_beginning(seen, self._stops)
@@ -43,10 +45,15 @@ class StopFilter:
         return held
 
 
-def _first_stop(text: str, stops: tuple[str, ...]) -> int | None:
-    """Where the stop string begins that is complete first: the one a reader of single characters would meet."""
-    found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
-    return min(found)[1] if found else None
+def _first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, int] | None:
+    """Where the stop string begins that is complete first (the one a reader of single characters would meet), and
+    which it is."""
+    found = [
+        (start + len(stop), start, which)
+        for which, stop in enumerate(stops)
+        if stop and (start := text.find(stop)) >= 0
+    ]
+    return min(found)[1:] if found else None
 
 
 def _longest_beginning(text: str, stops: tuple[str, ...]) -> int:

@@ -273,7 +273,8 @@ class LlamaCpp:
         self._leave_slot(run, _LEAVING_SECONDS if leaving else 0.0)
         if run.task is not None and run.task is not asyncio.current_task():
             run.task.cancel()  # drops the connection, which is llama.cpp's cancel
-        self._steps.finish(Finished(run.key, reason, run.input_tokens, run.cached_tokens, error))
+        found = run.filter.found if reason is Finish.STOP else None
+        self._steps.finish(Finished(run.key, reason, run.input_tokens, run.cached_tokens, error, found))
         self._moved()
         self._admit()
 

@@ -247,7 +247,8 @@ class Synthetic:
             text = cut.text if reason is None or cut.stopped else cut.text + run.filter.flush()
             step.texts[-1] = text.encode()
         if reason is not None:
-            step.finished.append(Finished(run.key, reason, run.input_tokens))
+            found = None if run.filter is None else run.filter.found
+            step.finished.append(Finished(run.key, reason, run.input_tokens, stop_index=found))
 
     def _put(self, step: Step) -> None:
         self._buffer.append(step)

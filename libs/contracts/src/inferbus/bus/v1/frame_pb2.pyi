@@ -308,6 +308,7 @@ class Close(_message.Message):
     LAST_TOKEN_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    STOP_INDEX_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     context_index: _builtins.int
     attempt: _builtins.int
@@ -316,6 +317,8 @@ class Close(_message.Message):
     priority_class: _usage_pb2.PriorityClass.ValueType
     engine: _builtins.str
     """The name of the worker's engine; "synthetic" says that no model made these tokens."""
+    stop_index: _builtins.int
+    """Which of Sampling.stop ended it; absent: none of them."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage: ...
     @_builtins.property
@@ -357,11 +360,14 @@ class Close(_message.Message):
         last_token_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         engine: _builtins.str = ...,
+        stop_index: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "started_time", b"started_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "engine", b"engine", "error", b"error", "finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "engine", b"engine", "error", b"error", "finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__stop_index: _TypeAlias = _typing.Literal["stop_index"]  # noqa: Y015
+    _WhichOneofArgType__stop_index: _TypeAlias = _typing.Literal["_stop_index", b"_stop_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_index) -> _WhichOneofReturnType__stop_index | None: ...
 
 Global___Close: _TypeAlias = Close  # noqa: Y015
