@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("script", ["openai_chat", "openai_responses", "openai_others", "vercel_ai"])
 async def test_node(stack: Stack, tmp_path: Path, script: str) -> None:
+    assert PACKAGES.exists(), "the SDKs for Node are not installed: make install-dev"
     # Node looks for packages in the folders above a script.
     for one in SCRIPTS.glob("*.mjs"):
         shutil.copy(one, tmp_path)

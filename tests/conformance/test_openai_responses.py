@@ -110,6 +110,15 @@ async def test_input_items_and_instructions(sdk: Caller, http: httpx.AsyncClient
     assert answer.usage.input_tokens == await chat_tokens(http, chat)
 
 
+async def test_input_tokens_are_counted_as_they_are_billed(sdk: Caller) -> None:
+    first = await sdk.one(CREATE, **ask("My name is Ada."))
+    more = {"input": "And mine?", "instructions": "Be kind.", "tools": [WEATHER], "previous_response_id": first.id}
+    answer = await sdk.one(CREATE, **{**ask(), **more})
+    assert (
+        await sdk.one("responses.input_tokens.count", model=MODEL, **more)
+    ).input_tokens == answer.usage.input_tokens
+
+
 async def test_a_response_is_kept_chained_and_deleted(sdk: Caller, http: httpx.AsyncClient) -> None:
     first = await sdk.one(CREATE, **ask("My name is Ada.", metadata={"a": "b"}, instructions="Be kind."))
     found = await sdk.one("responses.retrieve", first.id)

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import statistics
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 from tests.conformance.clients import MODEL, SECONDS, openai_client
 from tests.harness.local import Stack, until
 
+Event = tuple[str, str]
 RESUME = Path(__file__).parents[2] / "docs" / "resume.py"
 
 
@@ -113,9 +115,6 @@ async def test_the_program_of_the_docs_prints_the_answer(stack: Stack) -> None:
     assert "401" in out.decode()
 
 
-Event = tuple[str, str]
-
-
 async def events_of(http: httpx.AsyncClient, method: str, url: str, **request: Any) -> tuple[list[Event], str]:
     """((id, the rest) of each event, the handle that the header gave)."""
     async with http.stream(method, url, **request) as answer:
@@ -129,6 +128,36 @@ async def events_of(http: httpx.AsyncClient, method: str, url: str, **request: A
             assert lines[0].startswith("id: "), event
             events.append((lines[0].removeprefix("id: "), "\n".join(lines[1:])))
     return events, handle
+
+
+async def left(http: httpx.AsyncClient, url: str, request: dict[str, Any], headers: dict[str, str]) -> str:
+    """Begins a stream, reads a little of it and hangs up; returns its handle."""
+    async with http.stream("POST", f"{url}/chat/completions", json=request, headers=headers) as answer:
+        lines = answer.aiter_lines()
+        for _ in range(9):
+            await anext(lines)
+        handle: str = answer.headers["x-inferbus-stream"]
+    return handle
+
+
+def said(events: list[Event]) -> str:
+    chunks = [json.loads(data.removeprefix("data: ")) for _, data in events if not data.endswith("[DONE]")]
+    return "".join(one["delta"].get("content") or "" for chunk in chunks for one in chunk.get("choices", ()))
+
+
+async def test_a_vanished_clients_answer_is_cancelled_or_held_as_the_request_says(fast_stack: Stack) -> None:
+    one, other = fast_stack.edge_urls
+    request = {**body("synthetic", 1, 100), "stream": True}
+    key = {"Authorization": f"Bearer {fast_stack.api_key}"}
+    async with httpx.AsyncClient(headers=key, timeout=SECONDS) as http:
+        whole, _ = await events_of(http, "POST", f"{one}/chat/completions", json=request)
+        held = await left(http, one, request, {"x-inferbus-hold": "60"})
+        gone = await left(http, one, request, {})
+        await asyncio.sleep(1)  # half of the answer's time
+        assert said((await events_of(http, "GET", f"{other}/streams/{held}"))[0]) == said(whole)
+        cancelled = await http.get(f"{other}/streams/{gone}")
+        assert "[DONE]" not in cancelled.text
+        assert len(cancelled.content) < len("".join(data for _, data in whole))
 
 
 CHAT = [{"role": "user", "content": "Count from one to ten in words."}]

@@ -411,7 +411,7 @@ async def test_tenants_are_the_operator_s(operator: Any, edge: Any, rig: Any) ->
     "body",
     [
         {"tenant_id": "a/b"}, {"tenant_id": "x", "state": "RECORD_STATE_ARCHIVED"}, {"hold": "2h"}, {"hold": "-1s"},
-        {"hold": "7200s"}, {"limits": {"requests_per_minute": 0}}, {"limits": {"color": 1}}, {"name": " x"},
+        {"hold": "7200s"}, {"limits": {"requests_per_minute": -1}}, {"limits": {"color": 1}}, {"name": " x"},
     ],
 )  # fmt: skip
 async def test_a_bad_tenant(operator: Any, body: Any) -> None:

@@ -28,7 +28,6 @@ from inferbus_edge.core.organization_rules import (
     NO_PROJECT,
     checked_expiry,
     checked_id,
-    checked_limits,
     checked_models,
     checked_name,
     expired,
@@ -88,7 +87,7 @@ class KeyDesk:
             create_time=clock.timestamp(now_us),
             expire_time=expire_time,
             models=checked_models(models),
-            limits=None if limits is None else checked_limits(limits),
+            limits=limits,
             owner_id=owner_id,
         )
         if expire_time is not None:
@@ -125,7 +124,6 @@ class KeyDesk:
         digest, record = self._usable(given.key_id, now_us)
         checked_name(given.name, "name")
         checked_models(given.models)
-        checked_limits(given.limits)
         if "expire_time" in mask and given.HasField("expire_time"):
             checked_expiry(given.expire_time.seconds, now_us)
         revision = self._keys.revision(digest)

@@ -17,7 +17,6 @@ from inferbus_edge.core.organization_rules import (
     MAX_PROJECTS,
     NO_PROJECT,
     checked_id,
-    checked_limits,
     checked_name,
     conflict,
     not_found,
@@ -157,7 +156,6 @@ def _name(tenant_id: str, project_id: str) -> str:
 
 def _checked(given: ProjectRecord) -> ProjectRecord:
     checked_name(given.name, "name")
-    checked_limits(given.limits)
     return given
 
 

@@ -16,7 +16,6 @@ from inferbus_edge.audit_log import Changes
 from inferbus_edge.core.organization_audit import Change
 from inferbus_edge.core.organization_rules import (
     checked_id,
-    checked_limits,
     checked_name,
     conflict,
     not_found,
@@ -118,7 +117,6 @@ class TenantDesk:
 
 def _checked(given: TenantRecord) -> TenantRecord:
     checked_name(given.name, "name")
-    checked_limits(given.limits)
     hold: Duration = given.hold
     if not 0 <= hold.seconds + hold.nanos / 1e9 <= _MAX_HOLD_SECONDS:
         raise invalid(f"'hold' is 0 to {_MAX_HOLD_SECONDS} seconds.", param="hold")

@@ -34,7 +34,7 @@ def _sent(*required: str, **fields: Schema) -> Schema:
 
 
 _LIFE: Schema = {"type": "integer", "minimum": 1, "description": "The key ends after so many seconds."}
-_LIMIT: Schema = {"type": "integer", "minimum": 1}
+_LIMIT: Schema = {"type": "integer", "minimum": 0}
 _LIMITS: dict[str, Schema] = {
     "max_requests_per_1_minute": told(_LIMIT, "Null: no limit."),
     "max_tokens_per_1_minute": told(_LIMIT, "Null: no limit."),
@@ -173,7 +173,7 @@ _PATHS = {
 }
 _IN_AUDIT = (
     LIMIT, AFTER, in_query("before", TEXT, "The id of the first object of the page after."),
-    *(in_query(f"effective_at[{bound}]", {"type": "integer", "minimum": 0, "maximum": 10**12 - 1}, "Unix seconds.")
+    *(in_query(f"effective_at[{bound}]", {"type": "integer", "minimum": 0, "maximum": 253402300799}, "Unix seconds.")
       for bound in ("gt", "gte", "lt", "lte")),
     texts("event_types", "Of these types."), texts("project_ids", "Of these projects."),
     texts("actor_ids", "By these keys, or keys of these users and service accounts."),

@@ -99,7 +99,7 @@ def with_limits(limits: Limits, body: Body) -> Limits:
         if name not in body:
             continue
         most = NO_LIMIT_TOKENS if field == "tokens_per_minute" else NO_LIMIT_REQUESTS
-        value = whole(body, name, 1, most)
+        value = whole(body, name, 0, most)
         changed.ClearField(field)  # type: ignore[arg-type]
         if value is not None and value < most:
             setattr(changed, field, value)

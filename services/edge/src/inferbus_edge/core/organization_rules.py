@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
-from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits
+from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_runtime.errors import InferBusError, invalid
 
@@ -45,13 +45,6 @@ def checked_models(models: Sequence[str]) -> list[str]:
     if len(models) > MAX_MODELS:
         raise invalid(f"'models' names more than {MAX_MODELS} models; leave it empty to allow all.", param="models")
     return list(dict.fromkeys(checked_name(model, "models", required=True) for model in models))
-
-
-def checked_limits(limits: Limits) -> Limits:
-    for field, value in limits.ListFields():
-        if value < 1:
-            raise invalid(f"'{field.name}' must be at least 1; leave it out for no limit.", param=field.name)
-    return limits
 
 
 def checked_expiry(unix_seconds: int, now_us: int) -> None:
