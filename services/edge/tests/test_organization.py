@@ -304,7 +304,7 @@ async def test_the_rate_limit_of_a_project(tenant: Tenant) -> None:
     assert (await tenant.ask("POST", one, json={"max_concurrent_requests": None}))["max_concurrent_requests"] is None
     refused = await tenant.ask("POST", one, 400, json={"max_images_per_1_minute": 1})
     assert refused["error"]["code"] == "unsupported_parameter"
-    await tenant.ask("POST", one, 400, json={"max_tokens_per_1_minute": 0})
+    await tenant.ask("POST", one, 400, json={"max_tokens_per_1_minute": -1})
     await tenant.ask("POST", f"{limits}/rl-none", 404, json={})
 
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import request_id, uuid_text
 from inferbus_runtime import clock, metrics
-from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.errors import InferBusError, invalid
 from inferbus_runtime.tls import TlsFiles, server_context
 
 from inferbus_edge.core.errors import error_body, http_status, internal, of_status, retry_after_seconds
@@ -146,7 +146,14 @@ def _handler_of(route: Route, method: str) -> Handler:
 
 
 async def read_body(call: Call, timeout: timedelta) -> bytes:
-    """The request's body. Raises InferBusError ``request_timeout``, ``body_too_large`` or ``bad_request``."""
+    """The request's body. Raises InferBusError ``request_timeout``, ``body_too_large``, ``bad_request``, or
+    ``unsupported_parameter`` for one that is compressed: a small one could be made of a large one."""
+    if call.http.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise invalid(
+            "'Content-Encoding' is not supported; send the body as it is.",
+            param="Content-Encoding",
+            reason="unsupported_parameter",
+        )
     try:
         if call.http.content.is_eof():  # a small body comes along with its head
             return await call.http.read()
@@ -338,6 +345,7 @@ async def listen(
         max_headers=_MAX_HEADERS,
         max_line_size=_MAX_LINE,
         max_field_size=_MAX_FIELD,
+        auto_decompress=False,
         access_log=None,
     )
     runner = web.ServerRunner(server, shutdown_timeout=_CLOSE_SECONDS)

@@ -290,10 +290,14 @@ class MessageRequest(Conversation):
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=_MAX_STOPS)] | None = Field(
         None, description="The answer ends before one of them; its stop_reason is then 'end_turn'."
     )
-    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="0: always the most probable token."
+    )
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Only the most probable tokens that make up this share."
+    )
     top_k: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = Field(None, description="0: no bound.")
-    metadata: Metadata | None = None
+    metadata: Metadata | None = Field(None, description="A label without effect.")
     service_tier: Literal["auto", "standard_only"] | None = Field(None, description="All is served as 'standard'.")
     container: Annotated[Any, refused()] = Field(None, description=_NULL)
     context_management: Annotated[Any, refused()] = Field(None, description=_NULL)

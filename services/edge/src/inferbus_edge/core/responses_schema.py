@@ -41,7 +41,10 @@ class FunctionTool(BaseModel):
     type: Annotated[Literal["function"], _TOOL_TYPE]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, Any] | None = Field(
+        default=None,
+        description="JSON Schema of the arguments; one that cannot be enforced is refused (400 invalid_schema).",
+    )
     strict: bool | None = Field(default=None, description="OpenAI's rules for strict schemas hold as well.")
     allowed_callers: Annotated[Any, refused([], ["direct"])] = None
     asynchronous: Annotated[Any, refused(False)] = Field(default=None, alias="async")
@@ -85,7 +88,9 @@ class JsonSchema(BaseModel):
     model_config = STRICT
     type: Literal["json_schema"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    definition: dict[str, Any] = Field(alias="schema")
+    definition: dict[str, Any] = Field(
+        alias="schema", description="Enforced by grammar; one that cannot be is refused (400 invalid_schema)."
+    )
     description: str | None = None
     strict: bool | None = Field(default=None, description="OpenAI's rules for strict schemas hold as well.")
 
@@ -100,14 +105,14 @@ Format = Annotated[
 
 class TextConfig(BaseModel):
     model_config = STRICT
-    format: Format | None = None
+    format: Format | None = Field(default=None, description="Enforced by grammar; needs structured_output.")
     verbosity: Annotated[Any, refused("medium", advice="say in the instructions how long an answer should be")] = None
 
 
 class Reasoning(BaseModel):
     model_config = STRICT
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
-        default=None, description="For models that reason."
+        default=None, description="Needs a model with reasoning; 'none' asks for nothing."
     )
     summary: Annotated[Any, refused(advice="leave it out: reasoning is given in full")] = None
     generate_summary: Annotated[Any, refused(advice="leave it out: reasoning is given in full")] = None
@@ -124,15 +129,21 @@ class Conversation(BaseModel):
     """What the model is shown, and how it is to answer."""
 
     model_config = STRICT
-    model: Annotated[str, Field(min_length=1)]
-    input: Input
+    model: Annotated[str, Field(min_length=1)] = Field(description="404 model_not_found if it is not served.")
+    input: Input = Field(
+        description="A text, or items: messages, calls of functions and their outputs, reasoning, references."
+    )
     instructions: str | None = Field(default=None, description="For this response only: not inherited by the next.")
-    previous_response_id: _Label | None = None
-    text: TextConfig | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS)] | None = None
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning: Reasoning | None = None
+    previous_response_id: _Label | None = Field(
+        default=None, description="Goes on after a stored response: its input and output come first."
+    )
+    text: TextConfig | None = Field(default=None, description="The form of the output.")
+    tools: Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS)] | None = Field(
+        default=None, description="Functions that you call yourself; needs a model with tools."
+    )
+    tool_choice: ToolChoice | None = Field(default=None, description="A forced choice is enforced by grammar.")
+    parallel_tool_calls: bool | None = Field(default=None, description="False: at most one call in an answer.")
+    reasoning: Reasoning | None = Field(default=None, description="Needs a model with reasoning.")
     truncation: Annotated[Any, refused("disabled", advice="send less input, or leave it out")] = None
     conversation: Annotated[Any, refused(advice="chain responses by 'previous_response_id'")] = None
 
@@ -150,16 +161,26 @@ class InputTokensRequest(Conversation):
 class ResponsesRequest(Conversation):
     store: bool | None = Field(default=None, description="True unless said otherwise.")
     background: bool | None = Field(default=None, description="Needs 'store'.")
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    include: list[str] | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    stream: bool | None = Field(default=None, description="Server-sent events instead of one body.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
+    include: list[str] | None = Field(
+        default=None, description="Nothing but 'message.output_text.logprobs'; needs a model with logprobs."
+    )
+    max_output_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = Field(
+        default=None, description="Bound of the output; absent: the context's end."
+    )
     max_tool_calls: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Bounds calls of built-in tools, of which there are none here."
     )
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        default=None, description="0: always the most probable token."
+    )
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Only the most probable tokens that make up this share."
+    )
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        default=None, description="Needs a model with logprobs."
+    )
     service_tier: Literal["auto", "default", "flex", "priority"] | None = Field(
         default=None, description="flex: after all others; priority: never after others."
     )

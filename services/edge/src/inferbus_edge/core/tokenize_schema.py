@@ -21,8 +21,8 @@ TokenId = Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID)]
 
 class TokenizePrompt(BaseModel):
     model_config = STRICT
-    model: Model
-    prompt: str
+    model: Model = Field(description="404 model_not_found if it is not served.")
+    prompt: str = Field(description="The text.")
     add_special_tokens: bool | None = Field(
         None, description="False: none are added, and those in the text are read as text. Default: true."
     )
@@ -31,7 +31,7 @@ class TokenizePrompt(BaseModel):
 
 class TokenizeChat(BaseModel):
     model_config = STRICT
-    model: Model
+    model: Model = Field(description="404 model_not_found if it is not served.")
     messages: list[Any] = Field(description="As in a chat completion.")
     tools: list[Any] | None = Field(None, description="As in a chat completion.")
     add_generation_prompt: bool | None = Field(
@@ -47,8 +47,8 @@ class TokenizeChat(BaseModel):
 
 class DetokenizeBody(BaseModel):
     model_config = STRICT
-    model: Model
-    tokens: list[TokenId]
+    model: Model = Field(description="404 model_not_found if it is not served.")
+    tokens: list[TokenId] = Field(description="Ids of tokens.")
 
 
 def parse_tokenize(body: bytes) -> tuple[Plan, TokenizeRequest, bool]:
