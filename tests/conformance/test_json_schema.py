@@ -73,6 +73,7 @@ async def answered(client: openai.AsyncOpenAI, case: schemas.Case) -> str:
 
 async def wrong_answers(client: openai.AsyncOpenAI, numbers: Iterable[int]) -> list[str]:
     gate = asyncio.Semaphore(CONCURRENCY)
+    client = client.with_options(timeout=600)  # they share the machine's cores
 
     async def one(number: int) -> str:
         case = schemas.case(number)

@@ -255,7 +255,9 @@ async def worker(nats_server: NatsServer) -> AsyncIterator[Worker]:
 @pytest_asyncio.fixture(scope="session")
 async def edge(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Edge]:
     """The edge that most tests share: short keep-alive interval, small bounds."""
-    settings = {"KEEPALIVE_INTERVAL": "400ms", "MAX_BODY_BYTES": "100000", "MAX_UNSENT_BYTES": "200000", "ORPHAN_HOLD": "300ms"}
+    settings = {
+        "KEEPALIVE_INTERVAL": "400ms", "MAX_BODY_BYTES": "100000", "MAX_UNSENT_BYTES": "200000", "ORPHAN_HOLD": "300ms",
+    }  # fmt: skip
     async with run_edge(nats_server, tmp_path_factory.mktemp("edge"), **settings) as running:
         yield running
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from inferbus.bus.v1.control_pb2 import ScopeSpend, Spend
+from inferbus.bus.v1.control_pb2 import Spend
 from inferbus_edge.core.limits import SILENT_MS, TICK_MS, Ledger, Limits, Spent
 from inferbus_edge.core.window import SLOTS, WINDOW_MS, Window
 

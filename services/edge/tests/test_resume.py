@@ -185,10 +185,69 @@ async def test_a_resumed_client_that_leaves_is_cancelled_too(
 ) -> None:
     response, request, reader = await begun(http, worker, model, rig, **{"x-inferbus-hold": "60"})
     response.close()
-    again = await other_http.post(PATH, headers=reader.last)
+    again = await other_http.post(PATH, headers={**reader.last, "x-inferbus-hold": "0"})
     await asyncio.sleep(0.1)
     again.close()
     assert (await worker.cancel_of(request))[1] == "client_gone"
+
+
+async def test_the_hold_is_remembered_when_it_is_not_said_again(
+    http: Any, other_http: Any, worker: Any, model: str, rig: Any
+) -> None:
+    response, request, reader = await begun(http, worker, model, rig, **{"x-inferbus-hold": "60"})
+    response.close()
+    again = await other_http.post(PATH, headers=reader.last)
+    again.close()
+    await asyncio.sleep(1.5)  # longer than the grace of a shared stream
+    worker.say(request, ["c "], first_index=2)
+    third = await http.post(PATH, headers=reader.last)
+    worker.say(request, ["d "], first_index=3)
+    worker.close(request, 4)
+    await reader.read(third)
+    whole(reader)
+    assert request.request_id not in worker.cancelled
+
+
+async def test_one_of_two_readers_leaving_leaves_the_other(
+    http: Any, other_http: Any, worker: Any, model: str, rig: Any
+) -> None:
+    response, request, reader = await begun(http, worker, model, rig)
+    second = await other_http.get(f"/v1/streams/{uuid_text(request.request_id)}")
+    await asyncio.sleep(0.1)
+    second.close()
+    await asyncio.sleep(1.5)
+    assert request.request_id not in worker.cancelled
+    worker.say(request, ["c ", "d "], first_index=2)
+    worker.close(request, 4)
+    await reader.read(response)
+    whole(reader)
+
+
+async def test_what_failed_before_its_first_token_fails_again(
+    http: Any, other_http: Any, worker: Any, model: str, rig: Any
+) -> None:
+    key = {"Idempotency-Key": f"k-{model}"}
+    call = asyncio.create_task(http.post(PATH, json=rig.chat(model, stream=True), headers=key))
+    request = await worker.take(model)
+    error = Error(
+        error_class=ErrorClass.ERROR_CLASS_INVALID_ARGUMENT, reason="context_length_exceeded", message="Too long."
+    )
+    worker.close(request, 0, reason=FinishReason.FINISH_REASON_ERROR, error=error)
+    assert (await call).status == 400
+    for session in (http, other_http):
+        again = await session.post(PATH, json=rig.chat(model, stream=True), headers=key)
+        assert (again.status, (await again.json())["error"]["code"]) == (400, "context_length_exceeded")
+        looked = await session.get(f"/v1/streams/{uuid_text(request.request_id)}")
+        assert looked.status == 400
+
+
+@pytest.mark.parametrize("time", [b"\xff" * 6, b"\0" * 6, (1 << 47).to_bytes(6, "big")])
+async def test_an_id_of_another_time_is_not_found(http: Any, worker: Any, model: str, rig: Any, time: bytes) -> None:
+    call = asyncio.create_task(http.post(PATH, json=rig.chat(model)))
+    request = await worker.answer(model, ["a"])
+    await call
+    name = uuid_text(time + request.request_id[6:])
+    assert (await http.get(f"/v1/streams/{name}")).status == 404
 
 
 async def test_nobody_elses_stream(
@@ -211,7 +270,7 @@ async def test_what_is_no_event_id_is_refused(http: Any, model: str, rig: Any, n
     assert (await response.json())["error"]["param"] == "Last-Event-ID"
 
 
-@pytest.mark.parametrize("hold", ["-1", "x", "601", "1.5", "9" * 40])
+@pytest.mark.parametrize("hold", ["-1", "x", "601", "1.5", "9" * 40, "0000000009999999"])
 async def test_a_hold_out_of_bounds_is_refused(http: Any, model: str, rig: Any, hold: str) -> None:
     response = await http.post(PATH, json=rig.chat(model), headers={"x-inferbus-hold": hold})
     assert response.status == 400

@@ -87,6 +87,7 @@ class _Cursor:
         self._name = ""
         self._stop: Any = None
         self._lost = False
+        self._expected = 1
 
     async def open(self, start: dict[str, Any], position_before: int) -> None:
         self._start, self._position = start, position_before
@@ -100,7 +101,7 @@ class _Cursor:
 
     async def _create(self) -> None:
         await self.close()
-        self._lost, self._asked = False, 0
+        self._lost, self._asked, self._expected = False, 0, 1
         inbox = self._bus.inbox("log")
         self._name = f"{inbox.replace('.', '-')}-{clock.now_us()}"
         self._inbox = inbox
@@ -165,6 +166,11 @@ class _Cursor:
             self._wake.set()
             return
         at = position(msg.reply)
+        if self._lost or at.consumer_sequence != self._expected:
+            self._lost = True  # something was lost on the way: all from there on is asked for again
+            self._wake.set()
+            return
+        self._expected += 1
         self._asked -= 1
         self._pending = at.pending
         self._ready.append((at.stream_sequence, at.time_us, msg.data))

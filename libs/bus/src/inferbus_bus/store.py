@@ -49,8 +49,12 @@ class Store(Generic[T]):
             headers["Nats-TTL"] = f"{max(1, round(ttl.total_seconds()))}s"
         return await self._publisher.publish_raw(self._subject(name), record.SerializeToString(), headers)
 
-    async def delete(self, name: str) -> PubAck:
-        return await self._publisher.publish_raw(self._subject(name), b"", {"KV-Operation": "DEL"})
+    async def delete(self, name: str, revision: int | None = None) -> PubAck:
+        """With ``revision`` only if that is still the name's last change. Raises like :meth:`create`."""
+        headers = {"KV-Operation": "DEL"}
+        if revision is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
+        return await self._publisher.publish_raw(self._subject(name), b"", headers)
 
     def _subject(self, name: str) -> str:
         return self._prefix + subject_token(name)

@@ -31,7 +31,8 @@ def bucket_config(spec: BucketSpec, replicas: int) -> dict[str, Any]:
     """
     config: dict[str, Any] = {
         "name": f"KV_{spec.name}", "subjects": [f"$KV.{spec.name}.>"], "retention": "limits", "storage": "file",
-        "max_msgs_per_subject": 1, "max_bytes": spec.max_bytes or _BUCKET_BYTES, "discard": "new", "num_replicas": replicas,
+        "max_msgs_per_subject": 1, "max_bytes": spec.max_bytes or _BUCKET_BYTES, "discard": "new",
+        "num_replicas": replicas,
         "allow_rollup_hdrs": spec.leases, "deny_delete": True, "allow_direct": True,
         "duplicate_window": nanoseconds(timedelta(minutes=2)), "description": spec.description, "max_consumers": -1,
     }  # fmt: skip

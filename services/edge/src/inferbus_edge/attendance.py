@@ -14,6 +14,7 @@ from inferbus_edge.streaming import Answer
 log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.5
 _SAY_AGAIN_SECONDS = ATTACHED_SECONDS / 3
+EDGE_STOPPED = "edge_stopped"
 
 
 class Attendance:
@@ -23,18 +24,14 @@ class Attendance:
         self._edge = edge
         self._send = send
         self._lifetimes = Lifetimes(orphan_seconds)
-        # Answers that another edge accepted, and how many clients have them here.
-        self._foreign: dict[bytes, int] = {}
 
-    def arrive(self, answer: Answer, *, foreign: bool = False) -> None:
-        """Its client is here. ``foreign``: another edge accepted it, and must not cancel it."""
-        answer.foreign = foreign
+    def arrive(self, answer: Answer) -> None:
+        """Its client is here. If it came back, the other edges are told."""
         if not answer.attended:
             return
-        self._lifetimes.arrive(answer.first)
-        if foreign:
-            self._foreign[answer.first] = self._foreign.get(answer.first, 0) + 1
-            self._say([answer.first])
+        self._lifetimes.arrive(answer.first, shared=answer.resumed)
+        if answer.resumed:
+            self._say([answer.first], [])
 
     def stray(self, request_id: bytes, now: float) -> None:
         self._cancel(self._lifetimes.stray(request_id, choice_id(request_id, 0), now))
@@ -44,28 +41,35 @@ class Attendance:
         self._cancel(self._lifetimes.cancel(ids, reason, clock.monotonic()))
 
     def left(self, answer: Answer, reason: str) -> None:
-        if not answer.attended:
-            return
-        self._gone(answer)
-        self._cancel(self._lifetimes.leave(answer.ids, reason, answer.hold, clock.monotonic()))
+        if answer.attended:
+            self._cancel(self._lifetimes.leave(answer.ids, reason, answer.hold, clock.monotonic()))
 
     def broken(self, answer: Answer, reason: str) -> None:
         if not answer.attended:
             return
-        self._gone(answer)
+        now = clock.monotonic()
+        if reason == EDGE_STOPPED:  # another edge may deliver it
+            self._cancel(self._lifetimes.leave(answer.ids, reason, 0.0, now))
+            return
         self._lifetimes.finish(answer.first)
-        self._cancel(self._lifetimes.cancel(answer.ids, reason, clock.monotonic()))
+        self._cancel(self._lifetimes.cancel(answer.ids, reason, now))
+
+    def dropped(self, answer: Answer) -> None:
+        """It could not be made from the log: what its generations do is not for this client to say."""
+        if answer.attended:
+            self._lifetimes.finish(answer.first)
 
     def ended(self, answer: Answer) -> None:
-        if not answer.attended:
-            return
-        self._gone(answer)
-        self._lifetimes.finish(answer.first)
-        self._lifetimes.ended(answer.first)
+        if answer.attended:
+            self._lifetimes.finish(answer.first)
+            self._lifetimes.ended(answer.first)
 
     def on_attached(self, message: Attached) -> None:
-        if message.edge != self._edge:
-            self._lifetimes.elsewhere(message.request_ids, clock.monotonic())
+        if message.edge == self._edge:
+            return
+        news = self._lifetimes.elsewhere(message.request_ids, message.held_ids, clock.monotonic())
+        if news:
+            self._say(news, [])
 
     async def run(self) -> None:
         """Holds that end, and word to the other edges; for ever."""
@@ -75,22 +79,14 @@ class Attendance:
             now = clock.monotonic()
             for ending in self._lifetimes.due(now):
                 self._cancel(ending)
-            if self._foreign and now - said >= _SAY_AGAIN_SECONDS:
+            attached, held = self._lifetimes.shared()
+            if (attached or held) and now - said >= _SAY_AGAIN_SECONDS:
                 said = now
-                self._say(list(self._foreign))
+                self._say(attached, held)
 
-    def _gone(self, answer: Answer) -> None:
-        if not answer.foreign:
-            return
-        left = self._foreign.get(answer.first, 0) - 1
-        if left > 0:
-            self._foreign[answer.first] = left
-        else:
-            self._foreign.pop(answer.first, None)
-
-    def _say(self, firsts: list[bytes]) -> None:
+    def _say(self, attached: list[bytes], held: list[bytes]) -> None:
         try:
-            self._send(Attached(edge=self._edge, request_ids=firsts))
+            self._send(Attached(edge=self._edge, request_ids=attached, held_ids=held))
         except BufferError as error:
             log.warning("other edges were not told of streams that came here", extra={"error": repr(error)})
 

@@ -18,7 +18,7 @@ from inferbus_bus.errors import StreamApiError
 from inferbus_bus.frames import FrameReader
 from inferbus_bus.log import FrameLog
 from inferbus_contracts.ids import choice_id, edge_tag, tag_of, unix_ms_of
-from inferbus_contracts.subjects import edge_tokens
+from inferbus_contracts.subjects import STREAMS, edge_tokens
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, unavailable
 
@@ -33,6 +33,9 @@ Opened = Callable[[bytes, RequestContext], Answer | None]
 
 # The worker's clock says when a frame was made, the edge's when a request was accepted.
 _CLOCK_SKEW_US = 60_000_000
+_LOG_US = next(spec for spec in STREAMS if spec.name == "TOKENS").max_age // timedelta(microseconds=1)
+# A pass over a long log lets the live streams have their turn after so many frames.
+_FRAMES_A_TURN = 32
 # Ids that nobody made must not ask the broker each time.
 _LOOK_AGAIN_SECONDS = 0.1
 _IDLE_READER_SECONDS = 10.0
@@ -56,12 +59,11 @@ class _Batch:
     """Those of one pass over the log, from its first frame on. ``wanted``: not begun on the log as far as it was
     read."""
 
-    def __init__(self, joins: list[_Join], attendance: Attendance, *, foreign: bool) -> None:
-        self.streams = Streams(_Followed(attendance))
+    def __init__(self, joins: list[_Join], attendance: Attendance) -> None:
+        self._followed = _Followed(attendance)
+        self.streams = Streams(self._followed)
         self.wanted = {join.first: join for join in joins}
         self._attendance = attendance
-        self._foreign = foreign
-        self.is_live = False
 
     def __bool__(self) -> bool:
         return bool(self.wanted) or len(self.streams) > 0
@@ -76,18 +78,23 @@ class _Batch:
             self.streams.on_frame(frame, sequence)
 
     def _open(self, join: _Join, reply: bytes, context: RequestContext) -> None:
-        join.answer = join.opened(reply, context)
+        try:
+            join.answer = join.opened(reply, context)
+        except Exception as error:  # noqa: BLE001 (this one alone fails: it runs among the frames of all others)
+            log.warning("an answer cannot be made again", extra={"error": repr(error)})
+            join.found.set_exception(error)
+            return
         if join.answer is None:
             join.found.set_result(None)
             return
-        self._attendance.arrive(join.answer, foreign=self._foreign)
+        self._attendance.arrive(join.answer)
         self.streams.add(join.answer)
-        if self.is_live:
+        if self._followed.live:
             join.found.set_result(join.answer)
 
     def caught_up(self, joins: list[_Join]) -> None:
         """Everything that was on the log has been delivered: tell those that wait."""
-        self.is_live = True
+        self._followed.live = True
         for join in joins:
             if join.found.done():  # refused, or its client left meanwhile
                 self.wanted.pop(join.first, None)
@@ -100,6 +107,20 @@ class _Batch:
                 join.found.set_result(None)
             else:
                 join.absent()
+
+    def absorb(self, other: "_Batch") -> bool:
+        """Take over what ``other`` has, both being live: a frame is then decoded once for all of them. False if both
+        have an answer to the same request."""
+        answers = other.streams.answers()
+        if any(one in self.streams for answer in answers for one in answer.ids):
+            return False
+        if self.wanted.keys() & other.wanted.keys():
+            return False
+        for answer in answers:
+            other.streams.release(answer)
+            self.streams.add(answer)
+        self.wanted |= other.wanted
+        return True
 
     def fail(self, joins: list[_Join], error: InferBusError) -> None:
         self.wanted.clear()
@@ -178,6 +199,9 @@ class Following:
         If the log has nothing of it: None; or, with ``absent``, that is called and its beginning waited for.
         Raises InferBusError.
         """
+        age_us = clock.now_us() - unix_ms_of(first) * 1000
+        if not -_CLOCK_SKEW_US <= age_us <= _LOG_US:
+            return None  # nobody's id, or the log has forgotten it
         edges = [edge] if edge is not None else await self._candidates(first)
         for number, one in enumerate(edges):
             last = number == len(edges) - 1
@@ -189,9 +213,7 @@ class Following:
     async def _candidates(self, first: bytes) -> list[str]:
         """Edges that may have accepted the request: those whose tag it carries."""
         tag = tag_of(first)
-        if tag == edge_tag(self._edge):
-            return [self._edge]
-        known = [edge for edge in self._edges if edge_tag(edge) == tag]
+        known = [edge for edge in dict.fromkeys((self._edge, *self._edges)) if edge_tag(edge) == tag]
         if known or clock.monotonic() - self._edges_at < _LOOK_AGAIN_SECONDS:
             return known
         try:
@@ -239,19 +261,20 @@ class Following:
             await asyncio.sleep(_GATHER_SECONDS)
 
     async def _pass(self, tail: _Tail, joins: list[_Join]) -> None:
-        batch = _Batch(joins, self._attendance, foreign=tail.foreign)
+        batch = _Batch(joins, self._attendance)
         try:
             if not tail.started:
                 await tail.reader.start()
                 tail.started = True
             await self._catch_up(tail, joins, batch)
-        except (InferBusError, StreamApiError, DecodeError) as error:
+        except Exception as error:  # noqa: BLE001 (those that wait are told, and the next ones have their pass)
             log.warning("a pass over the log failed", extra={"edge": tail.edge, "error": repr(error)})
             batch.fail(joins, _log_unavailable(repr(error)))
             return
         tail.used = clock.monotonic()
-        tail.batches.append(batch)
         batch.caught_up(joins)
+        if not any(live.absorb(batch) for live in tail.batches):
+            tail.batches.append(batch)
 
     async def _catch_up(self, tail: _Tail, joins: list[_Join], batch: _Batch) -> None:
         """All of the log since the oldest of ``joins``, to exactly where the live reader is."""
@@ -260,9 +283,10 @@ class Following:
         while True:
             read = self._log.read(position + 1, target, subject=edge_tokens(tail.edge), since_us=since)
             async for stored in read:
-                for sequence, _, data in stored:
-                    batch.on_frame(Frame.FromString(data), sequence)
-                await asyncio.sleep(0)
+                for number, (sequence, _, data) in enumerate(stored):
+                    _replay(batch, sequence, data)
+                    if number % _FRAMES_A_TURN == 0:
+                        await asyncio.sleep(0)
             position, since = target, None
             # From here on nothing is awaited until the batch is live, so no frame comes in between.
             target = tail.reader.last_sequence
@@ -270,14 +294,30 @@ class Following:
                 return
 
 
+def _replay(batch: _Batch, sequence: int, data: bytes) -> None:
+    try:
+        frame = Frame.FromString(data)
+    except DecodeError:  # as the live reader does
+        log.error("a frame cannot be read", extra={"sequence": sequence, "bytes": len(data)})
+        return
+    batch.on_frame(frame, sequence)
+
+
 class _Followed:
-    """The listener of followed streams: what they do not know is not theirs to judge."""
+    """The listener of followed streams: what they do not know is not theirs to judge. Until they are ``live`` a fault
+    is one of the reading, not of the generation."""
 
     def __init__(self, attendance: Attendance) -> None:
         self._attendance = attendance
+        self.live = False
         self.left = attendance.left
-        self.broken = attendance.broken
         self.ended = attendance.ended
+
+    def broken(self, answer: Answer, reason: str) -> None:
+        if self.live:
+            self._attendance.broken(answer, reason)
+        else:
+            self._attendance.dropped(answer)
 
     def stray(self, request_id: bytes, now: float) -> None:
         """The log carries everybody's deltas."""

@@ -1,6 +1,7 @@
 """Idempotency keys: who comes second with a key gets the answer of who came first."""
 
 import hashlib
+import logging
 from datetime import timedelta
 
 from inferbus.bus.v1.registry_pb2 import IdempotencyRecord, KeyRecord
@@ -8,6 +9,8 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.store import Store
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
+
+log = logging.getLogger(__name__)
 
 HEADER = "Idempotency-Key"
 _MAX_KEY = 255
@@ -77,8 +80,12 @@ class Claim:
         self.mine = mine
 
     async def release(self) -> None:
-        """Nothing was accepted under it: the next one is the first again."""
-        await self._store.delete(self._name)
+        """Nothing was accepted under it: the next one is the first again. What cannot be said now is not said: then the
+        next one finds a request that is not on the log, and publishes it."""
+        try:
+            await self._store.delete(self._name, self._revision)
+        except InferBusError as error:
+            log.warning("an idempotency key was not given back", extra={"reason": error.reason})
 
     async def renew(self, request_id: bytes, edge: str, accepted_us: int) -> bool:
         """What it stood for failed in a way that a retry may mend: from now on it stands for a new request.

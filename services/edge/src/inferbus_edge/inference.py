@@ -21,7 +21,7 @@ from inferbus_runtime.errors import InferBusError, invalid, unavailable
 from inferbus_runtime.telemetry import Span, span
 from opentelemetry.trace import SpanKind
 
-from inferbus_edge.attendance import Attendance
+from inferbus_edge.attendance import EDGE_STOPPED, Attendance
 from inferbus_edge.auth import Auth
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.core.acceptance import messages_of, reply_of
@@ -42,7 +42,10 @@ log = logging.getLogger(__name__)
 
 HOLD_HEADER = "x-inferbus-hold"
 STREAM_HEADER = "x-inferbus-stream"
+_HOLD_DIGITS = 9
 _RETRY_AFTER = timedelta(seconds=1)
+# Less than the broker's memory of message ids.
+_REMEMBERED_US = 9 * 60_000_000
 # A retry of what ended so may succeed; anything else is the answer, also to a retry.
 _WORTH_A_RETRY = (
     ErrorClass.ERROR_CLASS_UNAVAILABLE,
@@ -142,8 +145,8 @@ class Inference:
     async def _begin(
         self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim | None, trace: Span
     ) -> web.StreamResponse:
-        reply = reply_of(plan, model, call.accepted_us)
-        hold = self.hold_of(call, key, idempotent=claim is not None)
+        hold = self.hold_of(call, key, self._settings.idempotent_hold.total_seconds() if claim else 0.0)
+        reply = reply_of(plan, model, call.accepted_us, hold)
         try:
             project, tenant = self._auth.project_of(key), self._auth.tenant_of(key)
             ticket = self._limits.admit(key, project, tenant, plan.input_estimate + (plan.output_bound or 0))
@@ -161,13 +164,13 @@ class Inference:
         timing = Timing(plan.model, call.accepted_us)
         answer = Answer(call.request_id, len(plan.requests), sink, timing, hold)
         if plan.detached and not plan.stream:
-            await self._accept(accepted, answer, claim)
+            ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            # Whether its client waits for the acceptance or not.
+            self.unattended.spawn(self._run_detached(accepted, answer, claim, ready))
+            await ready
             if answer.error is not None:
-                self._settle(accepted, answer)
                 raise answer.error
-            first_state = sink.body if isinstance(sink, FormBody) else b""
-            self.unattended.spawn(self._finish(accepted, answer))
-            return json_response(first_state, call.request_id, headers=fields)
+            return json_response(sink.body if isinstance(sink, FormBody) else b"", call.request_id, headers=fields)
         try:
             await self._accept(accepted, answer, claim)
             if plan.detached and isinstance(sink, FormStream) and not answer.done.done():
@@ -199,11 +202,14 @@ class Inference:
             else:
                 await asyncio.gather(*(self._publisher.publish(one, headers) for one in messages))
         except InferBusError as error:
-            # It may be stored all the same (only its ack was lost), so the generation is cancelled as well.
-            self._streams.fail(answer, error, cancel="not_accepted")
-            await _release(claim)
-            if plan.stored is not None:
-                self.unattended.spawn(self._forget(accepted.key, answer.first))
+            # It may be stored all the same (only its ack was lost): a retry under the same key joins it then, else the
+            # generation is cancelled.
+            unknown = error.reason == "bus_unavailable"
+            self._streams.fail(answer, error, cancel=None if claim is not None and unknown else "not_accepted")
+            if not unknown:
+                await _release(claim)
+                if plan.stored is not None:
+                    self.unattended.spawn(self._forget(accepted.key, answer.first))
 
     async def _wait(self, answer: Answer, timeout: timedelta) -> None:
         """To the end of the answer; how it ended is in it. Raises CancelledError if the client left."""
@@ -234,16 +240,23 @@ class Inference:
         accepted_us = record.accepted_time.ToMicroseconds()
 
         def publish_again() -> None:
-            """Who was first may have died between its claim and its publish. The same ids: stored once."""
+            """Who was first may have died between its claim and its publish. The same ids: stored once, as long as the
+            broker remembers them."""
+            if clock.now_us() - accepted_us > _REMEMBERED_US:
+                return
             expire_us = accepted_us + self._timeout_of(plan) // timedelta(microseconds=1)
-            reply = reply_of(plan, model, accepted_us)
+            hold = self.hold_of(call, key, self._settings.idempotent_hold.total_seconds())
+            reply = reply_of(plan, model, accepted_us, hold)
             for one in messages_of(plan, key, first, record.edge, accepted_us, expire_us, reply):
                 self._publisher.publish_then(one, _log_outcome, trace.headers())
 
         call = replace(call, request_id=first)
         if plan.detached and plan.stored is not None and not plan.stream:
             publish_again()
-            return json_response(await self.unattended.snapshot(key, first) or b"", first)
+            body = await self.unattended.snapshot(key, first, absent=publish_again)
+            if body is None:  # deleted meanwhile, or its record was never made
+                return None
+            return json_response(body, first)
         found = await self._resume(call, key, first, 0, stream=plan.stream, absent=publish_again, edge=record.edge)
         if found is None:
             return None
@@ -287,13 +300,14 @@ class Inference:
         edge: str | None = None,
     ) -> tuple[Answer, Mapping[str, str]] | None:
         fields = {STREAM_HEADER: uuid_text(first)}
-        hold = self.hold_of(call, key, idempotent=edge is not None)
+        self.hold_of(call, key, 0.0)  # said wrongly it is refused, and not in the middle of the log
 
         def opened(reply: bytes, context: RequestContext) -> Answer | None:
             if (context.tenant_id, context.project_id) != (key.tenant_id, key.project_id):
                 return None
             described: dict[str, Any] = orjson.loads(reply)
             sink = self._sink(call, described, stream, fields, after=after, corked=True)
+            hold = self.hold_of(call, key, described.get("hold", 0.0))
             answer = Answer(first, described["n"], sink, Timing(context.model, unix_ms_of(first) * 1000), hold)
             answer.resumed = True
             return answer
@@ -307,7 +321,8 @@ class Inference:
 
     async def _deliver(self, answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:
         """From the end of its replay to its end."""
-        if isinstance(answer.sink, Stream):
+        failed = answer.done.done() and answer.error is not None
+        if isinstance(answer.sink, Stream) and not (failed and not answer.sink.begun):
             trouble = answer.sink.uncork(clock.monotonic())
             if trouble is not None:
                 self._following.leave(answer, trouble)
@@ -328,18 +343,19 @@ class Inference:
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
-    def hold_of(self, call: Call, key: KeyRecord, *, idempotent: bool) -> float:
-        """Seconds that a generation goes on for a client that has vanished. Raises InferBusError INVALID_ARGUMENT."""
+    def hold_of(self, call: Call, key: KeyRecord, otherwise: float) -> float:
+        """Seconds that a generation goes on for a client that has vanished: as the call says, or the tenant, or
+        ``otherwise``. Raises InferBusError INVALID_ARGUMENT."""
         longest = self._settings.max_hold.total_seconds()
         asked = call.http.headers.get(HOLD_HEADER)
         if asked is not None:
-            if not asked.isascii() or not asked.isdigit() or int(asked[:9]) > longest:
+            if not asked.isascii() or not asked.isdigit() or len(asked) > _HOLD_DIGITS or int(asked) > longest:
                 raise invalid(f"'{HOLD_HEADER}' is a number of seconds from 0 to {longest:g}.", param=HOLD_HEADER)
             return float(asked)
         tenant = self._auth.tenant_of(key)
         if tenant.HasField("hold"):
-            return min(tenant.hold.ToTimedelta().total_seconds(), longest)
-        return self._settings.idempotent_hold.total_seconds() if idempotent else 0.0
+            return max(otherwise, min(tenant.hold.ToTimedelta().total_seconds(), longest))
+        return otherwise
 
     def _admit(self) -> None:
         if self.draining:
@@ -386,10 +402,19 @@ class Inference:
             accepted.trace.set(**facts)
         accepted.trace.end(answer.error)
 
-    async def _finish(self, accepted: _Accepted, answer: Answer) -> None:
-        """A detached answer to its end, and into the store."""
-        await self._wait(answer, self._timeout_of(accepted.plan))
-        self._settle(accepted, answer)
+    async def _run_detached(
+        self, accepted: _Accepted, answer: Answer, claim: Claim | None, ready: asyncio.Future[None]
+    ) -> None:
+        """An answer without a client, from its acceptance to the store. ``ready``: it is accepted, or refused."""
+        try:
+            await self._accept(accepted, answer, claim)
+            if not ready.done():
+                ready.set_result(None)
+            await self._wait(answer, self._timeout_of(accepted.plan))
+        finally:
+            self._settle(accepted, answer)
+            if not ready.done():
+                ready.cancel()
         await self.unattended.store(accepted.key, answer)
 
     # --- the process ------------------------------------------------------------------------------------------------
@@ -418,7 +443,7 @@ class Inference:
         """The drain's deadline is over: end what is left, so that every client knows. Detached ones run on."""
         self.draining = True
         error = unavailable("draining", "This server has stopped; retry.", retry_after=_RETRY_AFTER)
-        self._streams.fail_all(error, "edge_stopped")
+        self._streams.fail_all(error, EDGE_STOPPED)
         for streams in self._following.streams():
             streams.fail_all(error, None)
         self.unattended.stop()

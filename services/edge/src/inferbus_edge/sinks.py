@@ -77,7 +77,16 @@ class Wire:
     """
 
     __slots__ = (
-        "_chunked", "_corked", "_limit", "_transport", "after", "last_write", "lead", "number", "request_id", "started",
+        "_chunked",
+        "_corked",
+        "_lead",
+        "_limit",
+        "_transport",
+        "after",
+        "last_write",
+        "number",
+        "request_id",
+        "started",
     )  # fmt: skip
 
     def __init__(self, line: Line, now: float) -> None:
@@ -87,7 +96,7 @@ class Wire:
         self._corked = line.corked
         self.request_id = line.request_id
         self.after = line.after
-        self.lead = line.head
+        self._lead = [line.head]
         self.number = 0  # of the last event made
         self.last_write = now
         self.started = False
@@ -116,18 +125,28 @@ class Wire:
     def end(self) -> bytes:
         return sse.LAST_CHUNK if self._chunked else b""
 
+    @property
+    def leads(self) -> bool:
+        """Something is made that has not been sent."""
+        return bool(self._lead)
+
+    def lead(self, data: bytes) -> None:
+        """Goes out before what is sent next."""
+        self._lead.append(data)
+
     def uncork(self, now: float) -> str | None:
         """All that was made so far goes out in one write; the client may take its time with that."""
         self._corked = False
-        self._limit += len(self.lead)
+        self._limit += sum(len(one) for one in self._lead)
         return self.send(b"", now)
 
     def send(self, data: bytes, now: float) -> str | None:
-        if self.lead or self._corked:
+        if self._lead:
+            self._lead.append(data)
             if self._corked:
-                self.lead += data
                 return None
-            data, self.lead = self.lead + data, b""
+            data = b"".join(self._lead)
+            self._lead = []
             self.started = True
         transport = self._transport
         # One dead client must not cost the others their part of a frame: uvloop raises on a closed transport.
@@ -173,11 +192,15 @@ class ChatStream:
     def started(self) -> bool:
         return self._wire.started
 
+    @property
+    def begun(self) -> bool:
+        return self._wire.begun
+
     def open(self, choice: int, revision: str) -> None:
         """Text of ``revision`` follows. The role goes out with the first of it."""
         facts = self._of(revision)
         if self._forms[choice] is None:
-            self._wire.lead += self._wire.events((sse.role_event(facts, choice),))
+            self._wire.lead(self._wire.events((sse.role_event(facts, choice),)))
         self._forms[choice] = sse.template(facts, choice, chunked=self._wire.chunked)
 
     def write(
@@ -249,18 +272,22 @@ class FormStream:
     def started(self) -> bool:
         return self._wire.started
 
+    @property
+    def begun(self) -> bool:
+        return self._wire.begun
+
     def accept(self, now: float) -> str | None:
         """The head and what the form says before there is a token: for an answer that may wait for long."""
         return self._wire.send(self._wire.events(self._form.accept()), now)
 
     def open(self, choice: int, revision: str) -> None:
-        self._wire.lead += self._wire.events(self._form.open(choice, revision))
+        self._wire.lead(self._wire.events(self._form.open(choice, revision)))
 
     def write(
         self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
     ) -> str | None:
         data = self._wire.events(self._form.delta(choice, text.decode(), count, logprobs))
-        return self._wire.send(data, now) if data or self._wire.lead else None
+        return self._wire.send(data, now) if data or self._wire.leads else None
 
     def vector(self, index: int, values: bytes) -> None:
         self._form.vector(index, values)

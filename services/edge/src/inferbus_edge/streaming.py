@@ -43,7 +43,7 @@ class Answer:
     says how. ``first``: the id of the first choice, which names the whole."""
 
     __slots__ = (
-        "attended", "done", "error", "first", "foreign", "gone", "hold", "on_log", "parts", "resumed", "sink", "timing",
+        "attended", "done", "error", "first", "gone", "hold", "on_log", "parts", "resumed", "sink", "timing",
         "usage",
     )  # fmt: skip
 
@@ -53,7 +53,6 @@ class Answer:
         self.sink = sink
         self.timing = timing
         self.hold = hold
-        self.foreign = False  # another edge accepted it
         self.on_log = False  # its end, good or bad
         self.attended = True  # by a client: its generations are wanted
         self.resumed = False  # from the log: it has been counted in the metrics before

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -33,9 +33,11 @@ class Unattended:
         self._lifetime = lifetime
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def snapshot(self, key: KeyRecord, first: bytes, wait: float = 0.0) -> bytes | None:
+    async def snapshot(
+        self, key: KeyRecord, first: bytes, wait: float = 0.0, absent: Callable[[], None] | None = None
+    ) -> bytes | None:
         """A stored answer as it is now, or as soon as it has ended within ``wait`` seconds; None if there is none for
-        this caller. Raises InferBusError UNAVAILABLE."""
+        this caller. ``absent`` is called if the log has nothing of it. Raises InferBusError UNAVAILABLE."""
         record = await self._stored.get(key, first)
         if record is None:
             return None
@@ -44,6 +46,8 @@ class Unattended:
         sink = FormBody(form_of(first, orjson.loads(record.reply), stream=False))
         answer = await self._look(first, record.reply, sink)
         if answer is None:
+            if absent is not None:
+                absent()
             if self._is_lost(record):
                 sink.fail(internal("a stored answer is not on the log"), clock.monotonic())
             return sink.body

@@ -9,11 +9,14 @@ from inferbus_contracts.ids import choice_id
 from inferbus_edge.core.plan import Plan
 
 
-def reply_of(plan: Plan, model: ModelRecord, accepted_us: int) -> bytes:
-    """The reply description that travels with the request. ``reasoning``: the model's text may hold its thoughts."""
+def reply_of(plan: Plan, model: ModelRecord, accepted_us: int, hold: float) -> bytes:
+    """The reply description that travels with the request. ``reasoning``: the model's text may hold its thoughts;
+    ``hold``: what its client asked for, also for when it comes back."""
     reply = {"reasoning": "reasoning" in model.capabilities, **plan.reply}
     if reply["reasoning"]:
         reply["plain"] = False
+    if hold:
+        reply["hold"] = hold
     return orjson.dumps({**reply, "model": plan.model, "created": accepted_us // 1_000_000})
 
 

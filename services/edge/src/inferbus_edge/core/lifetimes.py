@@ -17,6 +17,8 @@ from inferbus_contracts.ids import is_detached
 # An edge says that it is attached three times in this time.
 ATTACHED_SECONDS = 6.0
 CANCEL_AGAIN_SECONDS = 1.0
+# Longer than the word of another edge is on its way.
+SHARED_HOLD_SECONDS = 1.0
 _MAX_CANCELLED = 10_000
 
 
@@ -29,43 +31,58 @@ class Ending:
 
 
 class Lifetimes:
-    """``orphan_seconds``: how long deltas that nobody here waits for are let run, until their client may be back."""
+    """``orphan_seconds``: how long deltas that nobody here waits for are let run, until their client may be back.
+
+    Shared requests are those that another edge may know, too: this edge has to say that it has them.
+    """
 
     def __init__(self, orphan_seconds: float) -> None:
         self._orphan_seconds = orphan_seconds
         self._attached: dict[bytes, int] = {}
+        self._shared: set[bytes] = set()
+        # Until when another edge delivers it, or waits for its client.
         self._elsewhere: dict[bytes, float] = {}
+        self._held_elsewhere: dict[bytes, float] = {}
         # first id -> (when to cancel, ids, reason)
         self._held: dict[bytes, tuple[float, tuple[bytes, ...], str]] = {}
         self._cancelled: OrderedDict[bytes, float] = OrderedDict()
 
-    def arrive(self, first: bytes) -> None:
-        """A client is attached, for the first time or again."""
+    def arrive(self, first: bytes, *, shared: bool = False) -> None:
+        """A client is attached; ``shared``: again, here or from another edge."""
         self._attached[first] = self._attached.get(first, 0) + 1
         self._held.pop(first, None)
+        if shared:
+            self._shared.add(first)
 
     def finish(self, first: bytes) -> None:
-        """One of its clients has got everything."""
+        """One of its clients has got everything, or is not to be waited for."""
         left = self._attached.get(first, 0) - 1
         if left > 0:
             self._attached[first] = left
         else:
             self._attached.pop(first, None)
+            self._shared.discard(first)
 
     def leave(self, ids: tuple[bytes, ...], reason: str, hold: float, now: float) -> Ending | None:
         """A client went without its end. ``ids``: all choices, the first one first."""
         first = ids[0]
+        shared = first in self._shared
         self.finish(first)
-        if first in self._attached or self._is_elsewhere(first, now) or is_detached(first):
+        if first in self._attached or self._until(self._elsewhere, first, now) or is_detached(first):
             return None
+        if shared:
+            # Another edge may have it without having said so yet; and this one says that it waits.
+            hold = max(hold, SHARED_HOLD_SECONDS)
         if hold > 0:
             self._held[first] = (now + hold, ids, reason)
+            if shared:
+                self._shared.add(first)
             return None
         return self.cancel(ids, reason, now)
 
     def cancel(self, ids: tuple[bytes, ...], reason: str, now: float) -> Ending:
         """Whatever anybody wants."""
-        self._held.pop(ids[0], None)
+        self._drop_hold(ids[0])
         for one in ids:
             self._cancelled[one] = now
             self._cancelled.move_to_end(one)
@@ -73,39 +90,61 @@ class Lifetimes:
             self._cancelled.popitem(last=False)
         return Ending(ids, reason)
 
-    def elsewhere(self, ids: Iterable[bytes], now: float) -> None:
-        """Another edge delivers these."""
-        for first in ids:
+    def elsewhere(self, attached: Iterable[bytes], held: Iterable[bytes], now: float) -> list[bytes]:
+        """What another edge says. Returns what it must be answered: requests that have a client here and were not known
+        to be shared."""
+        news = []
+        for first in attached:
             self._elsewhere[first] = now + ATTACHED_SECONDS
-            self._held.pop(first, None)
+            self._drop_hold(first)
+            if first in self._attached and first not in self._shared:
+                self._shared.add(first)
+                news.append(first)
+        for first in held:
+            self._held_elsewhere[first] = now + ATTACHED_SECONDS
+            if first in self._attached:
+                self._shared.add(first)
+                news.append(first)
+        return news
 
     def stray(self, request_id: bytes, first: bytes, now: float) -> Ending | None:
         """A delta came that no client waits for through the front door of this edge."""
         told = self._cancelled.get(request_id)
         if told is not None:  # on its way to its end, or the cancel was lost
             return self.cancel((request_id,), "client_gone", now) if now - told >= CANCEL_AGAIN_SECONDS else None
-        if first in self._attached or first in self._held or is_detached(first) or self._is_elsewhere(first, now):
+        held = self._held.get(first)
+        if held is not None:
+            until, ids, reason = held
+            if request_id not in ids:  # an orphan's other choices
+                self._held[first] = (until, (*ids, request_id), reason)
+            return None
+        if first in self._attached or is_detached(first):
+            return None
+        if self._until(self._elsewhere, first, now) or self._until(self._held_elsewhere, first, now):
             return None
         self._held[first] = (now + self._orphan_seconds, (request_id,), "orphan")
         return None
 
     def due(self, now: float) -> list[Ending]:
         """Holds that are over."""
-        over = [first for first, (until, _, _) in self._held.items() if until <= now]
-        endings = []
-        for first in over:
-            _, ids, reason = self._held.pop(first)
-            endings.append(self.cancel(ids, reason, now))
-        for first in [one for one, until in self._elsewhere.items() if until <= now]:
-            del self._elsewhere[first]
-        return endings
+        over = [one for one in self._held.values() if one[0] <= now]
+        for record in (self._elsewhere, self._held_elsewhere):
+            for first in [one for one, until in record.items() if until <= now]:
+                del record[first]
+        return [self.cancel(ids, reason, now) for _, ids, reason in over]
 
     def ended(self, first: bytes) -> None:
         """Its end is on the log: nothing is left to cancel."""
-        self._held.pop(first, None)
+        self._drop_hold(first)
 
-    def attached(self) -> list[bytes]:
-        return list(self._attached)
+    def shared(self) -> tuple[list[bytes], list[bytes]]:
+        """What to say to the other edges: (attached, held)."""
+        attached = [first for first in self._shared if first in self._attached]
+        return attached, [first for first in self._shared if first in self._held]
 
-    def _is_elsewhere(self, first: bytes, now: float) -> bool:
-        return self._elsewhere.get(first, 0.0) > now
+    def _drop_hold(self, first: bytes) -> None:
+        if self._held.pop(first, None) is not None and first not in self._attached:
+            self._shared.discard(first)
+
+    def _until(self, record: dict[bytes, float], first: bytes, now: float) -> bool:
+        return record.get(first, 0.0) > now

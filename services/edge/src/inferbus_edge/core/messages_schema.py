@@ -260,11 +260,11 @@ class Conversation(BaseModel):
     """What a message is made from: common to making one and to counting its tokens."""
 
     model_config = STRICT
-    model: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)] = Field(description="404 model_not_found if it is not served.")
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES), BeforeValidator(_bounded)] = (
         Field(description="Turns of the user and the assistant; it ends with the user's.")
     )
-    system: SystemContent | None = None
+    system: SystemContent | None = Field(None, description="A text, or blocks of text.")
     tools: Annotated[list[Annotated[ToolParam, BeforeValidator(_own_tool)]], Field(max_length=_MAX_TOOLS)] | None = (
         Field(
             None, description="Custom tools; needs a model with tools. Others are refused (400 unsupported_parameter)."
@@ -272,7 +272,7 @@ class Conversation(BaseModel):
     )
     tool_choice: ToolChoice | None = Field(None, description="A forced choice is enforced by grammar.")
     thinking: Thinking | None = Field(None, description="Needs a model with reasoning, unless disabled.")
-    output_config: OutputConfig | None = None
+    output_config: OutputConfig | None = Field(None, description="The form of the output.")
     cache_control: Cached = None
     speed: Annotated[Any, refused("standard")] = Field(
         None, description="Refused (400 unsupported_parameter) unless 'standard'."
@@ -285,7 +285,7 @@ class Metadata(BaseModel):
 
 
 class MessageRequest(Conversation):
-    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
+    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = Field(description="Bound of the output.")
     stream: bool | None = Field(None, description="Server-sent events instead of one body.")
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=_MAX_STOPS)] | None = Field(
         None, description="The answer ends before one of them; its stop_reason is then 'end_turn'."

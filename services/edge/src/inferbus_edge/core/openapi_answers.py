@@ -220,7 +220,8 @@ ERRORS: dict[str, Schema] = {
 _SAID = record(type=const("text"), text=TEXT)
 _THOUGHT = record(type=const("thinking"), thinking=TEXT, signature=TEXT)
 _USED = record(type=const("tool_use"), id=TEXT, name=TEXT, input={"type": "object"})
-_STOP = one_of("end_turn", "max_tokens", "model_context_window_exceeded", "tool_use")
+_STOP = one_of("end_turn", "max_tokens", "model_context_window_exceeded", "stop_sequence", "tool_use")
+_ENDED = {"stop_reason": _STOP, "stop_sequence": nullable(TEXT)}
 _AT = {"index": WHOLE}
 
 
@@ -247,7 +248,7 @@ MESSAGES: dict[str, Schema] = {
         model=TEXT,
         content=many(ref("MessageBlock")),
         stop_reason=nullable(_STOP),
-        stop_sequence=NULL,
+        stop_sequence=nullable(TEXT),
         usage=ref("MessageUsage"),
     ),
     "MessageStreamEvent": any_of(
@@ -263,7 +264,9 @@ MESSAGES: dict[str, Schema] = {
             ),
         ),
         _event("content_block_stop", **_AT),
-        _event("message_delta", delta=record(stop_reason=_STOP, stop_sequence=NULL), usage=ref("MessageUsage")),
+        _event(
+            "message_delta", delta=record(stop_reason=_STOP, stop_sequence=nullable(TEXT)), usage=ref("MessageUsage")
+        ),
         _event("message_stop"),
         ref("AnthropicError"),
     ),

@@ -9,6 +9,8 @@ from typing import Any
 
 from inferbus.bus.v1.frame_pb2 import TokenLogprob
 
+from inferbus_edge.core.chat_form import finite
+
 Payload = tuple[str, dict[str, Any]]
 
 COMPLETED, INCOMPLETE, IN_PROGRESS = "completed", "incomplete", "in_progress"
@@ -139,4 +141,4 @@ def logprob_objects(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
 
 
 def _token(one: Any) -> dict[str, Any]:
-    return {"token": one.text.decode(errors="replace"), "bytes": list(one.text), "logprob": one.logprob}
+    return {"token": one.text.decode(errors="replace"), "bytes": list(one.text), "logprob": finite(one.logprob)}

@@ -22,6 +22,10 @@ MAX_DEPTH = 64
 # Each costs the event loop about a microsecond, whatever is then said of it.
 MAX_NODES = 50_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Of a whole number that may be out of range. Those of a fraction or an exponent are no matter.
+_DIGITS = re.compile(rb"[0-9]{19}")
+_LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{19,}(?![0-9.eE])")
+_LONGEST = 21
 _PAIR = b"()"
 _BRACKETS = bytes.maketrans(b"{[}]", b"(())")
 _NO_BRACKETS = bytes(code for code in range(256) if code not in b"{[}]")
@@ -32,6 +36,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def parse(model: type[Model], body: bytes) -> Model:
     """The request in ``body``. Raises InferBusError INVALID_ARGUMENT with the parameter at fault, and nothing else."""
     check_depth(body)
+    check_numbers(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -50,6 +55,16 @@ def check_depth(body: bytes) -> None:
         marks = marks.replace(_PAIR, b"")  # the innermost of each nest
     if _PAIR in marks:
         raise invalid(f"The body is nested deeper than {MAX_DEPTH} levels.", reason="nested_too_deep")
+
+
+def check_numbers(body: bytes) -> None:
+    """Raises InferBusError INVALID_ARGUMENT for a whole number that 64 bits do not hold: no part of a request needs
+    one, and what is written back (a tool's schema, an item) could not have it."""
+    if _DIGITS.search(body) is None:
+        return
+    for found in _LONG_NUMBER.findall(_STRINGS.sub(b"", body)):
+        if len(found) > _LONGEST or not -(1 << 63) <= int(found) < 1 << 64:
+            raise invalid("The body has a whole number that is longer than 64 bits.", reason="invalid_json")
 
 
 def refused(*neutral: Any, advice: str = "leave it out") -> BeforeValidator:

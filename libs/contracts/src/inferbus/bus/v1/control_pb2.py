@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/bus/v1/control.proto\x12\x0finferbus.bus.v1\",\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x85\x01\n\tHeartbeat\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\r\x12\x15\n\rwork_sequence\x18\x04 \x01(\x04\x12\x16\n\x0eunacked_frames\x18\x05 \x01(\r\x12\x1b\n\x13output_tokens_total\x18\x06 \x01(\x04\"-\n\x08\x41ttached\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\x0c\"P\n\x05Spend\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x04\x12+\n\x06scopes\x18\x03 \x03(\x0b\x32\x1b.inferbus.bus.v1.ScopeSpend\"\x7f\n\nScopeSpend\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x16\n\x0erequests_total\x18\x02 \x01(\x04\x12\x14\n\x0ctokens_total\x18\x03 \x01(\x12\x12\x12\n\nconcurrent\x18\x04 \x01(\r\x12\x10\n\x08requests\x18\x05 \x01(\x04\x12\x0e\n\x06tokens\x18\x06 \x01(\x12\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/bus/v1/control.proto\x12\x0finferbus.bus.v1\",\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x85\x01\n\tHeartbeat\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\r\x12\x15\n\rwork_sequence\x18\x04 \x01(\x04\x12\x16\n\x0eunacked_frames\x18\x05 \x01(\r\x12\x1b\n\x13output_tokens_total\x18\x06 \x01(\x04\"?\n\x08\x41ttached\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\x0c\x12\x10\n\x08held_ids\x18\x03 \x03(\x0c\"P\n\x05Spend\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\x04\x12+\n\x06scopes\x18\x03 \x03(\x0b\x32\x1b.inferbus.bus.v1.ScopeSpend\"\x7f\n\nScopeSpend\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x16\n\x0erequests_total\x18\x02 \x01(\x04\x12\x14\n\x0ctokens_total\x18\x03 \x01(\x12\x12\x12\n\nconcurrent\x18\x04 \x01(\r\x12\x10\n\x08requests\x18\x05 \x01(\x04\x12\x0e\n\x06tokens\x18\x06 \x01(\x12\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEAT']._serialized_start=97
   _globals['_HEARTBEAT']._serialized_end=230
   _globals['_ATTACHED']._serialized_start=232
-  _globals['_ATTACHED']._serialized_end=277
-  _globals['_SPEND']._serialized_start=279
-  _globals['_SPEND']._serialized_end=359
-  _globals['_SCOPESPEND']._serialized_start=361
-  _globals['_SCOPESPEND']._serialized_end=488
+  _globals['_ATTACHED']._serialized_end=295
+  _globals['_SPEND']._serialized_start=297
+  _globals['_SPEND']._serialized_end=377
+  _globals['_SCOPESPEND']._serialized_start=379
+  _globals['_SCOPESPEND']._serialized_end=506
 # @@protoc_insertion_point(module_scope)

@@ -86,26 +86,35 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class Attached(_message.Message):
-    """Core subject, no storage: an edge delivers these requests, which another edge accepted, to a client that came back.
-    Said at once and then every few seconds: as long as it is heard, no other edge cancels them.
+    """Core subject, no storage: an edge delivers these requests to clients, and another edge may know them, too. Said when a
+    client comes back, when another edge says it of a request that is also delivered here, and every few seconds: as long
+    as it is heard, no other edge cancels them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EDGE_FIELD_NUMBER: _builtins.int
     REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    HELD_IDS_FIELD_NUMBER: _builtins.int
     edge: _builtins.str
     @_builtins.property
-    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Requests that have a client here."""
+
+    @_builtins.property
+    def held_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Requests whose client has gone from here and is waited for: they are nobody's orphans."""
+
     def __init__(
         self,
         *,
         edge: _builtins.str = ...,
         request_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        held_ids: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge", b"edge", "request_ids", b"request_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge", b"edge", "held_ids", b"held_ids", "request_ids", b"request_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
