@@ -1,5 +1,5 @@
 """200 JSON schemas of growing difficulty, always the same ones, and 50 that are bad. Every one of the 200 is bounded,
-so that an answer ends by itself: strings, arrays and numbers have limits, and recursion ends soon."""
+so that an answer ends by itself: strings, arrays and numbers have limits, and so has the depth."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,11 +149,19 @@ def _alternatives(source: Random, level: int) -> Schema:
 
 
 def _recursive(source: Random, level: int) -> Schema:
-    """A tree whose definition names itself. A branch has at most one child, and may have none."""
-    tree = _object(source, [_leaf(source, level // 2)])
-    tree["properties"]["child"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/tree"}]}
-    tree["required"] = [*tree["required"], "child"]
-    return {**_object(source, [{"$ref": "#/$defs/tree"}]), "$defs": {"tree": tree}}
+    """A tree whose definition names the one below it, which may be absent at each height and must be at the last.
+
+    A definition that names itself has no last: at temperature 1 a small model repeats it to the end of its tokens.
+    """
+    height = 2 + level // 2
+    leaf = _leaf(source, level // 2)
+    definitions: Schema = {"tree0": {"type": "null"}}
+    for at in range(1, height + 1):
+        tree = _object(source, [leaf])
+        tree["properties"]["child"] = {"anyOf": [{"type": "null"}, {"$ref": f"#/$defs/tree{at - 1}"}]}
+        tree["required"] = [*tree["required"], "child"]
+        definitions[f"tree{at}"] = tree
+    return {**_object(source, [{"$ref": f"#/$defs/tree{height}"}]), "$defs": definitions}
 
 
 def _combined(source: Random, level: int) -> Schema:

@@ -60,12 +60,53 @@ def test_anything_is_enforceable_or_refused(schema: object) -> None:
         ({"x-guidance": {"lenient": True}}, "schema"),
         ({"properties": {"a": {"properties": {str(at): {} for at in range(501)}}}}, "schema.properties.a"),
         ({"patternProperties": {f"^a{at}x": {} for at in range(51)}}, "schema"), ({"allOf": [{}] * 66}, "schema"),
+        ({"properties": {"a": {"type": "array", "minItems": 10**8}}}, "schema.properties.a"),
+        ({"items": {"maxItems": 1001}}, "schema.items"), ({"minProperties": 10**6}, "schema"),
+        ({"prefixItems": [{"type": "array", "maxItems": 1000}] * 6}, "schema"),
+        ({"$defs": {"a": {"maxItems": 1000}}, "prefixItems": [{"$ref": "#/$defs/a", "minItems": 1}] * 5}, "schema"),
+        ({"hidden": {"minItems": 10**8}, "$ref": "#/hidden"}, "schema.hidden"),
+        ({"type": "string", "maxLength": 2**31}, "schema"), ({"type": "string", "pattern": "^a{1000000}$"}, "schema"),
+        ({"type": "string", "pattern": "((a{100}){100}){100}"}, "schema"),
+        ({"type": "string", "pattern": "(?x)a{ 1000000 }"}, "schema"), ({"patternProperties": {"a{9999}": {}}}, "schema"),
+        ({"prefixItems": [{"type": "string", "pattern": "[a-z]{1900}"}] * 11}, "schema"),
+        ({"anyOf": [{"type": "integer", "multipleOf": 1_000_003}]}, "schema.anyOf[0]"),
+        ({"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}, "schema"),
         ({"enum": []}, "schema"), ([], "schema"), ("object", "schema"), (None, "schema"),
         ({"minimum": float("nan")}, "schema"), ({"description": "x" * MAX_SCHEMA_BYTES}, "schema"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_enforced_is_refused_with_its_place(schema: object, place: str) -> None:
     assert fault(schema).param.endswith(place)
+
+
+@given(st.sampled_from(["minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"]),
+       st.integers(0, 2**33))  # fmt: skip
+def test_a_bound_is_served_or_refused_by_its_name(keyword: str, value: int) -> None:
+    kind = {"I": "array", "P": "object", "L": "string"}[keyword[3]]
+    schema = {"type": kind, keyword: value}
+    most = 2**31 - 1 if kind == "string" else 1000
+    if value <= most:
+        assert json.loads(schema_text(schema, "schema")) == schema
+        return
+    error = fault(schema)
+    assert f"'{keyword}'" in error.message
+    assert str(most) in error.message
+
+
+def test_bounds_of_arguments_that_are_too_large_are_left_to_the_model() -> None:
+    inner = {
+        "type": "array",
+        "items": {"type": "string", "maxLength": 2**40, "pattern": "^a{5000}$"},
+        "maxItems": 10**6,
+    }
+    schema = {"type": "object", "properties": {"a": inner, "n": {"type": "integer", "multipleOf": 10**9, "minimum": 0}}}
+    properties = json.loads(arguments_text(schema, "p"))["properties"]
+    assert properties["a"] == {"type": "array", "items": {"type": "string"}}
+    assert properties["n"] == {"type": "integer", "minimum": 0}
+    strict = {**schema, "required": ["a", "n"], "additionalProperties": False}
+    with pytest.raises(InferBusError) as caught:
+        arguments_text(strict, "p", strict=True)
+    assert caught.value.param.startswith("p.properties.")
 
 
 def test_the_schema_comes_out_as_it_was() -> None:

@@ -527,6 +527,31 @@ async def test_bad_schemas_are_refused_and_the_engine_serves_on(engine: Driver) 
     assert json.loads((await engine.ask_input(said("A person."), constraint=schema(PERSON))).text)
 
 
+async def test_an_output_that_leaves_its_form_ends_there(engine: Driver) -> None:
+    """Nobody sees the trouble in this schema before its inner object begins; then the engine's library gives it up."""
+    if "structured_output" not in engine.info.capabilities:
+        return
+    wide = [{"properties": {f"{kind}{at}": {"type": "integer"} for at in range(400)}} for kind in "abc"]
+    inner = {"anyOf": [{"type": "object", "additionalProperties": False, **one} for one in wide]}
+    name = "the name of the only property, which has to be written first"
+    form = {"type": "object", "properties": {name: inner}, "required": [name], "additionalProperties": False}
+    neighbour = engine.submit("Tell me about the sea.")
+    answer = await engine.ask_input(said("x"), Sampling(temperature=1.0, max_tokens=60), constraint=schema(form))
+    assert (answer.error.reason, answer.error.param) == ("invalid_schema", "response_format")
+    assert answer.error.error_class == ErrorClass.ERROR_CLASS_INVALID_ARGUMENT, "it would come to the same again"
+    assert f'{{"{name}": {{'.startswith(answer.text.decode()), "nothing that does not fit was delivered"
+    await engine.ended(neighbour)
+    assert neighbour.reason is Finish.LENGTH
+
+
+async def test_a_call_that_must_be_takes_no_notice_of_a_form(engine: Driver) -> None:
+    if "tools" not in engine.info.capabilities:
+        return
+    required = with_tools(tool_mode=ToolMode.REQUIRED, parallel_tool_calls=False)
+    answer = await engine.ask_input(required, Sampling(temperature=0.0, max_tokens=120), constraint=schema(PERSON))
+    assert answer.text.startswith(b'<tool_call>\n{"name": "get_weather"')
+
+
 async def test_calls_that_must_be(engine: Driver) -> None:
     hot = Sampling(temperature=1.0, max_tokens=120)
     required = with_tools(tool_mode=ToolMode.REQUIRED, parallel_tool_calls=False, tool_name="get_weather")

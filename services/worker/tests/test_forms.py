@@ -1,6 +1,8 @@
 """Forms of an output and of tools: grammars as LLGuidance reads them, and the text that stands for tools."""
 
 import json
+import re
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -8,6 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inferbus_runtime.errors import InferBusError
 from inferbus_worker.core.grammar import MAX_DEPTH, Grammar, grammar_of
+from inferbus_worker.core.grammar_bounds import (
+    MAX_COUNT,
+    MAX_EXPRESSION,
+    MAX_LENGTH,
+    expression_size,
+    multiple_cost,
+    schema_excess,
+)
+from inferbus_worker.core.sampling import fault_of
 from inferbus_worker.core.tool_text import plain_turns
 from inferbus_worker.engine import (
     Chat,
@@ -20,11 +31,9 @@ from inferbus_worker.engine import (
     ToolCall,
     ToolMode,
 )
-from inferbus_worker.engines.llama_cpp_grammar import fault_of_grammar
+from inferbus_worker.engines.llama_cpp_grammar import Follower
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
-from llguidance import LLMatcher, LLTokenizer
 
-BYTES = LLTokenizer("byte")
 WEATHER = Tool(
     "get_weather",
     "Weather of a city",
@@ -43,15 +52,25 @@ def chat(*tools: Tool, content: str = "x", **more: Any) -> Chat:
 def grammar(source: Chat | Prompt, constraint: Constraint | None = None) -> Grammar:
     made = grammar_of(Generation(b"k" * 16, source, constraint=constraint))
     assert made is not None
-    assert fault_of_grammar(made) is None
+    Follower(made)
     return made
 
 
+def refused(source: Chat | Prompt, constraint: Constraint | None = None) -> InferBusError:
+    """How it is refused, before or by the engine's library."""
+    with pytest.raises(InferBusError) as caught:
+        Follower(grammar_of(Generation(b"k" * 16, source, constraint=constraint)))
+    assert caught.value.reason == "invalid_schema"
+    assert len(caught.value.message) > 20
+    assert "\n" not in caught.value.message
+    assert not re.search(r"<[a-z-]+/?>|%llguidance|NoExtension|lexer|row has", caught.value.message)
+    return caught.value
+
+
 def accepts(made: Grammar, text: str) -> bool:
-    """The whole text, and that it may end there."""
-    matcher = LLMatcher(BYTES, made.text)
-    ids = BYTES.tokenize_bytes(text.encode())
-    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+    """The whole text, in pieces, and that it may end there."""
+    follower = Follower(made)
+    return all(follower.takes(text[at : at + 3]) for at in range(0, len(text), 3)) and follower.complete()
 
 
 def schema(value: Any) -> Constraint:
@@ -115,7 +134,6 @@ def test_no_schema_or_name_becomes_grammar(junk: dict[str, str], name: str) -> N
     )
     assert made is not None
     assert len(made.text.splitlines()) == 4  # header, start, body, body0
-    assert fault_of_grammar(made) is None
     call = "<tool_call>\n" + json.dumps({"name": name, "arguments": {}}) + "\n</tool_call>"
     assert accepts(made, call)
 
@@ -155,13 +173,11 @@ def test_auto_with_a_form_is_either() -> None:
 
 def test_a_fault_names_what_is_at_fault() -> None:
     bad_tool = Tool("broken", "", json.dumps({"type": "object", "properties": {"x": {"type": "frog"}}}))
-    made = grammar_of(Generation(b"k" * 16, chat(WEATHER, bad_tool)))
-    fault = fault_of_grammar(made)
-    assert (fault.param, fault.reason) == ("tools", "invalid_schema")
+    fault = refused(chat(WEATHER, bad_tool))
+    assert fault.param == "tools"
     assert "'broken'" in fault.message
     assert "frog" in fault.message
-    made = grammar_of(Generation(b"k" * 16, chat(WEATHER), constraint=schema({"minimum": "x", "type": "integer"})))
-    assert fault_of_grammar(made).param == "response_format"
+    assert refused(chat(WEATHER), schema({"minimum": "x", "type": "integer"})).param == "response_format"
 
 
 def nested(depth: int) -> Any:
@@ -176,6 +192,141 @@ def test_what_is_no_schema_is_refused_before_any_engine(source: str) -> None:
     with pytest.raises(InferBusError) as refused:
         grammar_of(Generation(b"k" * 16, chat(), constraint=schema(source)))
     assert (refused.value.param, refused.value.reason) == ("response_format", "invalid_schema")
+
+
+def pattern(expression: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": expression}
+
+
+def optional(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{at}": {"type": "integer"} for at in range(count)}}
+
+
+MANY = {"type": "array", "items": {"type": "null"}, "maxItems": 1000}
+EXCESSIVE: dict[str, Any] = {
+    "items": {"type": "array", "minItems": 100_000_000, "items": {"type": "integer"}},
+    "maxItems": {"type": "array", "maxItems": MAX_COUNT + 1},
+    "properties counted": {"type": "object", "minProperties": 100_000},
+    "counts together": {"prefixItems": [MANY] * 6},
+    "counts behind references": {"$defs": {"a": MANY}, "prefixItems": [{"$ref": "#/$defs/a", "minItems": 1}] * 5},
+    "counts behind allOf": {"$defs": {"a": MANY}, "allOf": [{"$ref": "#/$defs/a"}] * 5},
+    "counts where only a reference looks": {"hidden": {"minItems": 10**8}, "$ref": "#/hidden"},
+    "a length that is no number": {"type": "string", "minLength": MAX_LENGTH + 1},
+    "a million in a pattern": pattern("^a{1000000}$"),
+    "repeats of repeats": pattern("^((a{100}){100}){100}$"),
+    "zeros before": pattern("^a{0000000001000000}$"),
+    "blanks inside a repeat": pattern("(?x)a{ 1000000 }"),
+    "patterns of names": {"type": "object", "patternProperties": {"^a{5000}$": {}}},
+    "many patterns": {"prefixItems": [pattern("^[a-z]{1900}$")] * 11},
+    "a large multiple": {"type": "integer", "multipleOf": 1_000_003},
+    "a long fraction": {"type": "number", "multipleOf": 0.1234567},
+    "multiples that meet": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]},
+    "too many properties": optional(501),
+    "too many allOf": {"allOf": [{}] * 66},
+}
+# What passes the bounds and is found by the library, some only as it walks.
+TOO_COMPLEX: dict[str, Any] = {
+    "many ways": pattern("^(a?){500}a{500}(b|c)*$"),
+    "many ways, later": pattern("^xyz(a?){500}a{500}(b|c)*$"),
+    "a reference to itself": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "no end": {"$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}},
+               "$ref": "#/$defs/a"},
+    "more alternatives than it can follow": {"anyOf": [optional(499), optional(498), optional(497)]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", EXCESSIVE)
+def test_what_asks_too_much_is_refused_before_anything_is_compiled(wrong: str) -> None:
+    assert schema_excess(EXCESSIVE[wrong])
+    assert refused(chat(), schema(EXCESSIVE[wrong])).param == "response_format"
+    assert refused(chat(Tool("f", "", json.dumps(EXCESSIVE[wrong] | {"type": "object"})))).param == "tools"
+
+
+@pytest.mark.parametrize("wrong", TOO_COMPLEX)
+def test_what_is_too_complex_is_refused_in_words(wrong: str) -> None:
+    assert not schema_excess(TOO_COMPLEX[wrong])
+    error = refused(chat(), schema(TOO_COMPLEX[wrong]))
+    assert ";" in error.message, "and what to do"
+
+
+def test_an_expression_is_bounded_as_a_pattern_is() -> None:
+    assert refused(chat(), Constraint(ConstraintKind.REGEX, "a{1000000}")).param == "response_format"
+    assert accepts(grammar(chat(), Constraint(ConstraintKind.REGEX, "a{1000}")), "a" * 1000)
+
+
+@pytest.mark.parametrize(
+    "usual",
+    [
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": MAX_COUNT},
+        {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH},
+        {"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 10**6},
+        {"prefixItems": [{"type": "integer", "multipleOf": 3600}, {"type": "number", "multipleOf": 0.0001}]},
+        pattern("^[A-Za-z0-9_-]{1,64}$"),
+        pattern(r"^\+?[0-9]{1,3}([ -]?[0-9]{2,4}){2,5}$"),
+        {"type": "object", "properties": {"maxItems": {"type": "integer"}, "pattern": {"type": "string"}}},
+        optional(400),
+    ],
+)
+def test_usual_bounds_are_no_excess(usual: dict[str, Any]) -> None:
+    grammar(chat(), schema(usual))
+
+
+@given(
+    st.recursive(
+        st.sampled_from(["a", r"\{", "[{]", r"[\]x]", "[^]a]", ".", r"\w"]).map(lambda piece: (piece, 1)),
+        lambda inner: st.one_of(
+            st.tuples(inner, inner).map(lambda two: (two[0][0] + two[1][0], two[0][1] + two[1][1])),
+            st.tuples(inner, inner).map(lambda two: (f"({two[0][0]}|{two[1][0]})", two[0][1] + two[1][1])),
+            st.tuples(inner, st.integers(1, 40)).map(lambda two: (f"({two[0][0]}){{{two[1]}}}", two[0][1] * two[1])),
+            st.tuples(inner, st.integers(1, 9)).map(lambda two: (f"({two[0][0]}){{0,{two[1]}}}", two[0][1] * two[1])),
+        ),
+        max_leaves=8,
+    )
+)
+def test_the_size_of_an_expression_is_what_it_is_written_out(made: tuple[str, int]) -> None:
+    expression, size = made
+    assert expression_size(expression) == size
+    assert (size > MAX_EXPRESSION) == bool(schema_excess(pattern(expression)))
+
+
+@given(st.text("ab{}[]()\\,0123456789?*+|^$x-", max_size=40))
+def test_any_text_has_a_size(expression: str) -> None:
+    assert expression_size(expression) >= 0
+
+
+@pytest.mark.parametrize(("multiple", "cost"), [("0.01", 1), ("0.25", 25), ("100", 100), ("1e-7", 1), ("2.5", 25)])
+def test_a_multiple_costs_its_digits(multiple: str, cost: int) -> None:
+    assert multiple_cost(Fraction(multiple)) == cost
+
+
+def test_a_follower_finds_the_first_piece_that_does_not_fit() -> None:
+    follower = Follower(grammar(chat(), schema({"type": "object", "properties": {"a": {"type": "integer"}}})))
+    assert all(map(follower.takes, ('{"', 'a": ', "1")))
+    assert not follower.complete()
+    assert not follower.takes("x")
+    assert follower.broken().reason == "invalid_schema"
+    follower.restart()
+    assert all(map(follower.takes, ('{"a"', ": 12", "}")))
+    assert follower.complete()
+    assert not follower.takes(" and more")
+
+
+@given(st.text(max_size=40), st.lists(st.integers(1, 5), max_size=20))
+def test_a_follower_does_not_mind_how_a_text_is_cut(text: str, cuts: list[int]) -> None:
+    follower = Follower(grammar(chat(), schema({"type": "string"})))
+    rest = json.dumps(text, ensure_ascii=False)
+    for cut in cuts:
+        assert follower.takes(rest[:cut])
+        rest = rest[cut:]
+    assert follower.takes(rest)
+    assert follower.complete()
+
+
+def test_an_answer_that_must_be_a_call_has_no_other_form() -> None:
+    must = chat(WEATHER, tool_mode=ToolMode.REQUIRED)
+    form = schema({"type": "object"})
+    assert grammar_of(Generation(b"k" * 16, must, constraint=form)) == grammar(must)
+    assert fault_of(Generation(b"k" * 16, must, constraint=form), ("chat", "tools", "structured_output")) is None
 
 
 # --- tools in text ----------------------------------------------------------------------------------------------------

@@ -252,7 +252,6 @@ class Inference:
 
         call = replace(call, request_id=first)
         if plan.detached and plan.stored is not None and not plan.stream:
-            publish_again()
             body = await self.unattended.snapshot(key, first, absent=publish_again)
             if body is None:  # deleted meanwhile, or its record was never made
                 return None

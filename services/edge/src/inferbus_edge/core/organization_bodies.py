@@ -146,6 +146,8 @@ def many(query: Query, name: str) -> frozenset[str]:
 
 
 _LISTS = ("event_types", "project_ids", "actor_ids", "actor_emails", "resource_ids")
+# The end of the year 9999.
+_LAST_SECOND = 253_402_300_799
 _BOUNDS = ("gt", "gte", "lt", "lte")
 
 
@@ -174,6 +176,9 @@ def audit_query(query: Query) -> tuple[AuditQuery, frozenset[str]]:
 def _range(given: Mapping[str, str]) -> tuple[int, int | None]:
     """``effective_at[...]`` as whole seconds, both ends included."""
     at: dict[str, int | None] = {bound: _number(given, f"effective_at[{bound}]") for bound in _BOUNDS}
+    for bound, seconds in at.items():
+        if seconds is not None and seconds > _LAST_SECOND:
+            raise invalid(f"'effective_at' is at most {_LAST_SECOND}.", param=f"effective_at[{bound}]")
     starts = [0 if at["gte"] is None else at["gte"], 0 if at["gt"] is None else at["gt"] + 1]
     ends = [end for end in (at["lte"], None if at["lt"] is None else at["lt"] - 1) if end is not None]
     return max(starts), min(ends) if ends else None

@@ -23,7 +23,8 @@ MAX_DEPTH = 64
 MAX_NODES = 50_000
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # Of a whole number that may be out of range. Those of a fraction or an exponent are no matter.
-_DIGITS = re.compile(rb"[0-9]{19}")
+_AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_NINETEEN = b"0" * 19
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{19,}(?![0-9.eE])")
 _LONGEST = 21
 _PAIR = b"()"
@@ -60,9 +61,10 @@ def check_depth(body: bytes) -> None:
 def check_numbers(body: bytes) -> None:
     """Raises InferBusError INVALID_ARGUMENT for a whole number that 64 bits do not hold: no part of a request needs
     one, and what is written back (a tool's schema, an item) could not have it."""
-    if _DIGITS.search(body) is None:
+    if _NINETEEN not in body.translate(_AS_ZERO):  # nearly always, and a hundred times as fast as looking closely
         return
-    for found in _LONG_NUMBER.findall(_STRINGS.sub(b"", body)):
+    plain = _STRINGS.sub(b"", body)
+    for found in _LONG_NUMBER.findall(plain) if _NINETEEN in plain.translate(_AS_ZERO) else ():
         if len(found) > _LONGEST or not -(1 << 63) <= int(found) < 1 << 64:
             raise invalid("The body has a whole number that is longer than 64 bits.", reason="invalid_json")
 

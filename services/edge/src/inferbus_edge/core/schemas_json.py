@@ -9,6 +9,8 @@ from typing import Any
 from inferbus_runtime.errors import InferBusError, invalid
 from llguidance import LLMatcher
 
+from inferbus_edge.core.schemas_bounds import excess_of, excessive_keyword
+
 MAX_SCHEMA_BYTES = 128 * 1024
 INVALID_SCHEMA = "invalid_schema"
 
@@ -24,8 +26,6 @@ _UNENFORCED = frozenset((
     "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "propertyNames",
     "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems",
 ))  # fmt: skip
-# A check takes 0.1 ms, and more than its share of time for what is bounded here: 250 ms for the worst that is let in.
-_MAX_PROPERTIES, _MAX_PATTERNS, _MAX_ALL_OF = 500, 50, 64
 # Looking for the place of a fault: characters of schema that are checked again.
 _MAX_SEARCH = 2 * MAX_SCHEMA_BYTES
 _MAX_ROUNDS = 4
@@ -83,6 +83,8 @@ def _enforced_arguments(text: str, param: str, strict: bool) -> str:
     if kind != "object" and kind != ["object"]:
         raise _bad(param, "the arguments of a function are an object: 'type' should be 'object'")
     schema["type"] = "object"
+    if not strict:
+        schema = _rewritten(schema, _without_excess)
     _check_size(schema, param)
     for _ in range(0 if strict else _MAX_ROUNDS):
         fault = _fault(schema)
@@ -111,18 +113,9 @@ def arguments_texts(functions: Iterable[tuple[Any, str, bool]]) -> list[str]:
 def _check_size(schema: dict[str, Any], param: str) -> None:
     if _GUIDANCE in schema:
         raise _bad(param, f"'{_GUIDANCE}' is no keyword of JSON Schema")
-    combined, parts = 0, [(param, schema)]
-    while parts:
-        place, part = parts.pop()
-        for name, bound in (("properties", _MAX_PROPERTIES), ("patternProperties", _MAX_PATTERNS)):
-            if isinstance(part.get(name), dict) and len(part[name]) > bound:
-                raise _bad(place, f"there are more than {bound} '{name}'")
-        all_of = part.get("allOf")
-        if isinstance(all_of, list):
-            combined += len(all_of) - 1
-        if combined > _MAX_ALL_OF:
-            raise _bad(place, f"more than {_MAX_ALL_OF} schemas are combined by 'allOf'")
-        parts += [(place + step, inner) for step, inner in _parts(part) if isinstance(inner, dict)]
+    excess = excess_of(schema)
+    if excess is not None:
+        raise _bad(param + excess.place, excess.said)
 
 
 def _text(schema: Any, param: str) -> str:
@@ -277,6 +270,16 @@ def _looser(schema: dict[str, Any], fault: str) -> dict[str, Any] | None:
     else:
         return None
     return _changed(schema, lambda one: {name: value for name, value in one.items() if name not in dropped})
+
+
+_DROPPABLE = frozenset(("pattern", "multipleOf", "minItems", "maxItems", "minLength", "maxLength", "minProperties",
+                        "maxProperties"))  # fmt: skip
+
+
+def _without_excess(schema: dict[str, Any]) -> dict[str, Any]:
+    while (name := excessive_keyword(schema)) in _DROPPABLE:
+        schema = {other: value for other, value in schema.items() if other != name}
+    return schema
 
 
 def _changed(schema: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any] | None:

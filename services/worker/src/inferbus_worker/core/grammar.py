@@ -11,6 +11,7 @@ from typing import Any
 
 from inferbus_runtime.errors import InferBusError, invalid
 
+from inferbus_worker.core.grammar_bounds import expression_excess, schema_excess
 from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Generation, Tool, ToolMode
 
 MAX_SOURCE = 128 * 1024
@@ -40,9 +41,13 @@ class Grammar:
 
 
 def grammar_of(generation: Generation) -> Grammar | None:
-    """None: any text. Raises InferBusError ``invalid_schema`` for a source that is no JSON schema."""
-    form = _form(generation.constraint) if generation.constraint is not None else None
+    """None: any text. Raises InferBusError ``invalid_schema`` for a source that is no JSON schema, or asks too much.
+
+    An answer that must be a call has no text, so that a constraint says nothing about it.
+    """
     source = generation.input
+    must_call = isinstance(source, Chat) and source.tool_mode is ToolMode.REQUIRED
+    form = _form(generation.constraint) if generation.constraint is not None and not must_call else None
     parts = [Part(f"{_HEADER}start: {form}\n", "response_format", "The schema")] if form is not None else []
     if not isinstance(source, Chat) or not source.tools or source.tool_mode is ToolMode.NONE:
         return Grammar(parts[0].text, tuple(parts)) if parts else None
@@ -78,6 +83,8 @@ def _form(constraint: Constraint) -> str:
     match constraint.kind:
         case ConstraintKind.REGEX:
             _bounded(constraint.source, "response_format")
+            if excess := expression_excess(constraint.source):
+                raise _excessive(excess, "response_format")
             return f"/{_escaped(constraint.source)}/"
         case ConstraintKind.JSON_OBJECT:
             return _json_rule({"type": "object"})
@@ -109,7 +116,13 @@ def _schema(source: str, param: str) -> dict[str, Any]:
         raise invalid_schema("The schema must be a JSON object.", param)
     if _deeper(schema, MAX_DEPTH):
         raise invalid_schema(f"The schema is nested deeper than {MAX_DEPTH} levels.", param)
+    if excess := schema_excess(schema):
+        raise _excessive(excess, param)
     return schema
+
+
+def _excessive(excess: str, param: str) -> InferBusError:
+    return invalid_schema(f"The schema cannot be enforced: {excess}", param)
 
 
 def _no_constant(name: str) -> None:

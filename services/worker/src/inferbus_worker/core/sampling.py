@@ -21,7 +21,7 @@ def fault_of(generation: Generation, capabilities: Collection[str]) -> InferBusE
         case Chat(messages=()):
             return invalid("Send at least one message.", param="messages")
         case Chat() as chat:
-            return _tools_fault(chat, generation) or _sampling_fault(generation.sampling)
+            return _tools_fault(chat) or _sampling_fault(generation.sampling)
         case Prompt(content) if not content:
             return invalid("Send a prompt that is not empty.", param="prompt")
         case Embed(inputs):
@@ -52,16 +52,13 @@ def _needs(generation: Generation) -> Iterator[tuple[str, str]]:
         yield "logit_bias", "logit_bias"
 
 
-def _tools_fault(chat: Chat, generation: Generation) -> InferBusError | None:
+def _tools_fault(chat: Chat) -> InferBusError | None:
     if chat.tool_mode is not ToolMode.REQUIRED:
         return None
     if not chat.tools:
         return invalid("Send the tools that the model must call.", param="tools")
     if chat.tool_name and all(tool.name != chat.tool_name for tool in chat.tools):
         return invalid(f"tool_choice names '{chat.tool_name[:64]}', which is none of the tools.", param="tool_choice")
-    if generation.constraint is not None:
-        message = "An answer that must be a tool call has no format: leave out response_format or tool_choice."
-        return invalid(message, param="response_format")
     return None
 
 

@@ -39,7 +39,7 @@ from inferbus_worker.engine import (
     Step,
     Tokens,
 )
-from inferbus_worker.engines.llama_cpp_grammar import fault_of_grammar
+from inferbus_worker.engines.llama_cpp_grammar import Follower
 from inferbus_worker.engines.llama_cpp_http import ServerHttp, known
 from inferbus_worker.engines.llama_cpp_model import PUBLIC_NAME, prepare
 from inferbus_worker.engines.llama_cpp_process import ServerProcess, ServerSettings
@@ -299,12 +299,12 @@ class LlamaCpp:
 
     async def _ended_before(self, run: Run) -> bool:
         """Ends it if there is nothing to generate: refused, or complete already."""
-        if run.grammar is not None and not run.checked:
-            fault = await asyncio.to_thread(fault_of_grammar, run.grammar)
-            if fault is not None:
+        if run.grammar is not None and run.follower is None:
+            try:
+                run.follower = await asyncio.to_thread(Follower, run.grammar)
+            except InferBusError as fault:
                 self._end(run, Finish.ERROR, fault)
                 return True
-            run.checked = True
         if run.stopped_before(self._vocabulary):
             self._end(run, Finish.STOP)
             return True
@@ -320,6 +320,9 @@ class LlamaCpp:
             if self._running.get(run.key) is not run:
                 return  # closed or stepped back while this item was already here
             match item:
+                case Delta(text=text) if not run.fits(text):
+                    self._left_form(run)
+                    return
                 case Prefill():
                     run.prefill(item)
                     self._step_back()
@@ -334,6 +337,9 @@ class LlamaCpp:
                         return
                     if not self._room.is_set():
                         await self._room.wait()
+                case Ended(Finish.STOP) if run.follower is not None and not run.follower.complete():
+                    self._left_form(run)
+                    return
                 case Ended(reason):
                     if run.repeats:
                         self._differs(run)
@@ -342,6 +348,12 @@ class LlamaCpp:
                         self._steps.add(run.key, [], held.encode())
                     self._end(run, reason, leaving=False)
                     return
+
+    def _left_form(self, run: Run) -> None:
+        assert run.follower is not None  # noqa: S101
+        error = run.follower.broken()
+        log.warning("an output left its form", extra={"tokens": len(run.ids), "error": error.diagnostic})
+        self._end(run, Finish.ERROR, error)
 
     def _differs(self, run: Run) -> None:
         self._end(run, Finish.ERROR, _engine_failed("a generation made again under its grammar came out differently"))

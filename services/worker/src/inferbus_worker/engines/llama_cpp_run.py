@@ -13,6 +13,7 @@ from inferbus_worker.core.grammar import Grammar
 from inferbus_worker.core.slots import Content, Lease
 from inferbus_worker.core.stops import StopFilter
 from inferbus_worker.engine import Generation
+from inferbus_worker.engines.llama_cpp_grammar import Follower
 from inferbus_worker.engines.llama_cpp_stream import Prefill, Task
 
 
@@ -20,7 +21,7 @@ from inferbus_worker.engines.llama_cpp_stream import Prefill, Task
 class Run:
     """A submitted generation. ``held``: KV tokens, first a guess from the prompt's size, then exact.
 
-    ``repeats``: what was delivered before and is generated again. ``checked``: its grammar can be enforced.
+    ``repeats``: what was delivered before and is generated again. ``follower``: of its grammar, once that is compiled.
     """
 
     generation: Generation
@@ -32,7 +33,7 @@ class Run:
     input_tokens: int = 0
     cached_tokens: int = 0
     filter_knows: bool = False
-    checked: bool = False
+    follower: Follower | None = None
     prefilled: bool = False
     repeats: list[int] = field(default_factory=list)
     lease: Lease | None = None
@@ -47,6 +48,8 @@ class Run:
         assert self.lease is not None  # noqa: S101
         sampling = self.generation.sampling
         again = self.grammar is not None
+        if self.follower is not None:
+            self.follower.restart()
         self.repeats = list(self.ids) if again else []
         resume = [] if again else self.ids
         return Task(
@@ -67,6 +70,10 @@ class Run:
         if not self.input_tokens:  # a second prefill, after stepping back, finds its own tokens cached
             self.input_tokens = prefill.tokens - (0 if self.grammar is not None else len(self.ids))
             self.cached_tokens = min(prefill.cached, self.input_tokens)
+
+    def fits(self, text: str) -> bool:
+        """Whether what the child sends next keeps to the grammar; it may have given that up without a word."""
+        return self.follower is None or self.follower.takes(text)
 
     def repeated(self, ids: list[int]) -> bool:
         """Whether these are what was delivered before, as it must be while ``repeats`` has some."""
