@@ -146,7 +146,8 @@ class Inference:
         self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim | None, trace: Span
     ) -> web.StreamResponse:
         hold = self.hold_of(call, key, self._settings.idempotent_hold.total_seconds() if claim else 0.0)
-        reply = reply_of(plan, model, call.accepted_us, hold)
+        described = reply_of(plan, model, call.accepted_us, hold)
+        reply = orjson.dumps(described)
         try:
             project, tenant = self._auth.project_of(key), self._auth.tenant_of(key)
             ticket = self._limits.admit(key, project, tenant, plan.input_estimate + (plan.output_bound or 0))
@@ -156,7 +157,7 @@ class Inference:
         fields = {STREAM_HEADER: uuid_text(call.request_id), **ticket.headers(), **plan.headers}
         accepted = _Accepted(call, key, plan, reply, ticket, fields, trace)
         try:
-            sink = self._sink(call, orjson.loads(reply), plan.stream, fields)
+            sink = self._sink(call, described, plan.stream, fields)
         except BaseException:
             ticket.settle(0)
             await _release(claim)
@@ -246,7 +247,7 @@ class Inference:
                 return
             expire_us = accepted_us + self._timeout_of(plan) // timedelta(microseconds=1)
             hold = self.hold_of(call, key, self._settings.idempotent_hold.total_seconds())
-            reply = reply_of(plan, model, accepted_us, hold)
+            reply = orjson.dumps(reply_of(plan, model, accepted_us, hold))
             for one in messages_of(plan, key, first, record.edge, accepted_us, expire_us, reply):
                 self._publisher.publish_then(one, _log_outcome, trace.headers())
 

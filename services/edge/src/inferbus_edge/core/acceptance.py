@@ -1,6 +1,7 @@
 """A plan that is being accepted, as messages for the bus."""
 
-import orjson
+from typing import Any
+
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.context_pb2 import RequestContext
@@ -9,7 +10,7 @@ from inferbus_contracts.ids import choice_id
 from inferbus_edge.core.plan import Plan
 
 
-def reply_of(plan: Plan, model: ModelRecord, accepted_us: int, hold: float) -> bytes:
+def reply_of(plan: Plan, model: ModelRecord, accepted_us: int, hold: float) -> dict[str, Any]:
     """The reply description that travels with the request. ``reasoning``: the model's text may hold its thoughts;
     ``hold``: what its client asked for, also for when it comes back."""
     reply = {"reasoning": "reasoning" in model.capabilities, **plan.reply}
@@ -17,7 +18,7 @@ def reply_of(plan: Plan, model: ModelRecord, accepted_us: int, hold: float) -> b
         reply["plain"] = False
     if hold:
         reply["hold"] = hold
-    return orjson.dumps({**reply, "model": plan.model, "created": accepted_us // 1_000_000})
+    return {**reply, "model": plan.model, "created": accepted_us // 1_000_000}
 
 
 def messages_of(

@@ -76,7 +76,7 @@ LAST_EVENT_ID = Parameter(
     "Last-Event-ID",
     "header",
     TEXT,
-    "The 'id:' of the last event that you have. The answer is then the rest of that stream; the body is not read.",
+    "The 'id:' of the last event that you have. The answer is then the rest of that stream, whatever the body says.",
 )
 IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key",
