@@ -7,7 +7,7 @@ handed to that edge's live reader: this edge's own, or one made for as long as s
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from google.protobuf.message import DecodeError
@@ -36,6 +36,7 @@ _CLOCK_SKEW_US = 60_000_000
 _LOG_US = next(spec for spec in STREAMS if spec.name == "TOKENS").max_age // timedelta(microseconds=1)
 # A pass over a long log lets the live streams have their turn after so many frames.
 _FRAMES_A_TURN = 32
+_RECENT_US = 15 * 60_000_000
 # Ids that nobody made must not ask the broker each time.
 _LOOK_AGAIN_SECONDS = 0.1
 _IDLE_READER_SECONDS = 10.0
@@ -130,17 +131,30 @@ class _Batch:
                 join.found.set_exception(error)
 
 
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """Those that wait for a pass, and the task that makes one after the other."""
+
+    waiting: list[_Join] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting) or (self.task is not None and not self.task.done())
+
+
 class _Tail:
-    """The frames of one edge. ``batches``: those that are caught up and live."""
+    """The frames of one edge. ``batches``: those that are caught up and live. Who asks for something old has a lane of
+    his own: nobody else waits while hours of the log are read."""
 
     def __init__(self, bus: Bus, edge: str, own: FrameReader | None = None) -> None:
         self.edge = edge
         self.foreign = own is None
         self.reader = own or FrameReader(bus, edge=edge, on_frame=self.on_frame)
         self.started = own is not None
-        self.waiting: list[_Join] = []
+        self.starting = asyncio.Lock()
+        self.recent, self.old = _Lane(), _Lane()
         self.batches: list[_Batch] = []
-        self.task: asyncio.Task[None] | None = None
         self.used = clock.monotonic()
 
     def on_frame(self, frame: Frame, sequence: int) -> None:
@@ -166,8 +180,9 @@ class Following:
     async def stop(self) -> None:
         tails, self._tails = list(self._tails.values()), {}
         for tail in tails:
-            if tail.task is not None:
-                tail.task.cancel()
+            for lane in (tail.recent, tail.old):
+                if lane.task is not None:
+                    lane.task.cancel()
             if tail.foreign and tail.started:
                 await tail.reader.stop()
 
@@ -228,10 +243,15 @@ class Following:
         if tail is None:
             tail = self._tails[edge] = _Tail(self._bus, edge)
         join = _Join(first, opened, absent, asyncio.get_running_loop().create_future())
-        tail.waiting.append(join)
         tail.used = clock.monotonic()
-        if tail.task is None or tail.task.done():
-            tail.task = asyncio.create_task(self._serve(tail), name=f"follow {edge}")
+        if clock.now_us() - unix_ms_of(first) * 1000 > _RECENT_US:
+            tail.old.waiting.append(join)
+            if tail.old.task is None or tail.old.task.done():
+                tail.old.task = asyncio.create_task(self._serve_old(tail), name=f"follow {edge}, old")
+        else:
+            tail.recent.waiting.append(join)
+        if tail.recent.task is None or tail.recent.task.done():
+            tail.recent.task = asyncio.create_task(self._serve(tail), name=f"follow {edge}")
         try:
             return await join.found
         except asyncio.CancelledError:
@@ -246,26 +266,34 @@ class Following:
     async def _serve(self, tail: _Tail) -> None:
         """Passes over the log as long as somebody waits; then, for another edge, the end of its reader."""
         while True:
-            joins, tail.waiting = _distinct(tail.waiting)
-            if joins:
-                await self._pass(tail, joins)
+            if tail.recent.waiting:
+                await self._next_pass(tail, tail.recent)
                 continue
             tail.batches = [batch for batch in tail.batches if batch]
             if not tail.foreign:
                 return
-            if not tail.batches and clock.monotonic() - tail.used > _IDLE_READER_SECONDS:
+            if not tail.batches and not tail.old.busy and clock.monotonic() - tail.used > _IDLE_READER_SECONDS:
                 self._tails.pop(tail.edge, None)
                 await tail.reader.stop()
                 return
             # They come in bursts, after an edge has died: this also gathers them into one pass.
             await asyncio.sleep(_GATHER_SECONDS)
 
+    async def _serve_old(self, tail: _Tail) -> None:
+        while tail.old.waiting:
+            await self._next_pass(tail, tail.old)
+
+    async def _next_pass(self, tail: _Tail, lane: _Lane) -> None:
+        joins, lane.waiting = _distinct(lane.waiting)
+        await self._pass(tail, joins)
+
     async def _pass(self, tail: _Tail, joins: list[_Join]) -> None:
         batch = _Batch(joins, self._attendance)
         try:
-            if not tail.started:
-                await tail.reader.start()
-                tail.started = True
+            async with tail.starting:
+                if not tail.started:
+                    await tail.reader.start()
+                    tail.started = True
             await self._catch_up(tail, joins, batch)
         except Exception as error:  # noqa: BLE001 (those that wait are told, and the next ones have their pass)
             log.warning("a pass over the log failed", extra={"edge": tail.edge, "error": repr(error)})

@@ -119,6 +119,7 @@ class Inference:
         """The answer; InferBusError as long as nothing of it was sent. ``body``: as it came, for idempotency."""
         model = self._catalogue.require(key, plan)
         self._admit()
+        self.hold_of(call, key, 0.0)  # said wrongly it is refused before anything is claimed
         if plan.detached:
             call = replace(call, request_id=detached(call.request_id))
         facts = {

@@ -62,7 +62,7 @@ SCHEMAS: dict[str, Schema] = {
                 {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9, "description": "Seconds."}, NULL
             ),
         },
-        "additionalProperties": False,
+        "additionalProperties": NULL,
     },
     "AuditLine": any_of(ref("AuditResponse"), ref("Error")),
 }

@@ -3,6 +3,7 @@
 from inferbus_edge.core.openapi_operations import AFTER, LIMIT, WITH_KEY, Operation, Parameter, in_path, in_query, texts
 from inferbus_edge.core.openapi_schema import (
     FLAG,
+    NULL,
     TEXT,
     UNIX,
     WHOLE,
@@ -27,9 +28,9 @@ _TENANT = Parameter("OpenAI-Organization", "header", TEXT, "For an operator's ke
 
 
 def _sent(*required: str, **fields: Schema) -> Schema:
-    """A null is the same as leaving a field out."""
+    """A null is the same as leaving a field out, whatever its name."""
     properties = {name: schema if name in required else nullable(schema) for name, schema in fields.items()}
-    shown: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    shown: Schema = {"type": "object", "properties": properties, "additionalProperties": NULL}
     return {**shown, "required": list(required)} if required else shown
 
 
