@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 ANY = "*"
 # A browser keeps a preflight's answer for so long; Chromium at most for two hours.
 _MAX_AGE_SECONDS = 7200
-_METHODS = "GET, POST, DELETE, OPTIONS"
+_METHODS = "GET, POST, PATCH, DELETE, OPTIONS"
 _EXPOSED = ", ".join(
     [
         "x-request-id",
