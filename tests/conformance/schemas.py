@@ -290,6 +290,9 @@ def _hostile() -> dict[str, tuple[Schema, str]]:
         "a tree without an end": ({"$defs": endless, "$ref": "#/$defs/a"}, r"\{.*"),
         "five thousand choices": ({"enum": [f"choice number {at}" for at in range(5000)]}, r'"choice number \d+"'),
         "a thousand properties": ({"type": "object", "properties": many, "additionalProperties": False}, r"\{.*"),
+        "a multiple of a million": ({"type": "integer", "multipleOf": 1_000_003}, r"\d*"),
+        "counts where only a reference looks": ({"hidden": {"minItems": 10**8}, "$ref": "#/hidden"}, ""),
+        "multiples below zero without an end": ({"type": "integer", "multipleOf": 5, "maximum": -10}, r"-\d*"),
         "alternatives of alternatives": ({"anyOf": pairs}, r'\{"a": \d+\}'),
     }
 

@@ -18,6 +18,7 @@ from inferbus_worker.core.grammar_bounds import (
     multiple_cost,
     schema_excess,
 )
+from inferbus_worker.core.grammar_numbers import multiples_named
 from inferbus_worker.core.sampling import fault_of
 from inferbus_worker.core.tool_text import plain_turns
 from inferbus_worker.engine import (
@@ -297,6 +298,33 @@ def test_any_text_has_a_size(expression: str) -> None:
 @pytest.mark.parametrize(("multiple", "cost"), [("0.01", 1), ("0.25", 25), ("100", 100), ("1e-7", 1), ("2.5", 25)])
 def test_a_multiple_costs_its_digits(multiple: str, cost: int) -> None:
     assert multiple_cost(Fraction(multiple)) == cost
+
+
+BOUND = st.integers(-40, 10).map(lambda quarters: quarters / 4)
+
+
+@given(st.sampled_from(["integer", "number"]), st.sampled_from([0.25, 0.5, 1, 3]), BOUND, BOUND, st.booleans(), BOUND)
+def test_multiples_below_zero_are_named(
+    kind: str, step: float, low: float, high: float, open_: bool, at: float
+) -> None:
+    bounds = {"exclusiveMinimum": low, "exclusiveMaximum": high} if open_ else {"minimum": low, "maximum": high}
+    source = {"type": kind, "multipleOf": step, **bounds}
+    named = multiples_named({"items": source})["items"]
+    inside = low < at < high if open_ else low <= at <= high
+    fits = inside and at % step == 0 and (kind == "number" or at == int(at))
+    if "enum" in named:
+        assert (at in named["enum"]) == fits
+        assert all(value < 0 for value in named["enum"])
+    else:
+        assert named == source
+        assert high > 0 if open_ else high >= 0
+
+
+def test_multiples_below_zero_that_cannot_be_named_are_refused() -> None:
+    below: dict[str, Any] = {"type": "number", "multipleOf": 0.5, "maximum": -1}
+    for more in ({}, {"minimum": -10_000}, {"minimum": -5, "anyOf": [{}]}, {"minimum": -5, "type": ["number", "null"]}):
+        assert "below zero" in refused(chat(), schema({"items": below | more})).message
+    grammar(chat(), schema({"const": {"multipleOf": 1, "maximum": -1}}))
 
 
 def test_a_follower_finds_the_first_piece_that_does_not_fit() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.core.grammar_bounds import expression_excess, schema_excess
+from inferbus_worker.core.grammar_numbers import multiples_named
 from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Generation, Tool, ToolMode
 
 MAX_SOURCE = 128 * 1024
@@ -118,7 +119,11 @@ def _schema(source: str, param: str) -> dict[str, Any]:
         raise invalid_schema(f"The schema is nested deeper than {MAX_DEPTH} levels.", param)
     if excess := schema_excess(schema):
         raise _excessive(excess, param)
-    return schema
+    try:
+        named: dict[str, Any] = multiples_named(schema)
+    except ValueError as error:
+        raise _excessive(str(error), param) from error
+    return named
 
 
 def _excessive(excess: str, param: str) -> InferBusError:
