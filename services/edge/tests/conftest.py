@@ -130,9 +130,7 @@ class Worker:
     ) -> None:
         """A frame that ends the request."""
         usage = Usage(input_tokens=5, cached_input_tokens=2, output_tokens=tokens)
-        close = Close(
-            request_id=request.request_id, attempt=attempt, finish_reason=reason, usage=usage, error=error
-        )
+        close = Close(request_id=request.request_id, attempt=attempt, finish_reason=reason, usage=usage, error=error)
         self.step(closes=[close], attempt=attempt, ended=request)
 
     def say(self, request: GenerateRequest, texts: list[str], first_index: int = 0) -> int:

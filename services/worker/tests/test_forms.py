@@ -5,6 +5,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
+import llguidance
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from inferbus_worker.core.grammar_bounds import (
     multiple_cost,
     schema_excess,
 )
+from inferbus_worker.core.grammar_formats import formats_held
 from inferbus_worker.core.grammar_numbers import multiples_named
 from inferbus_worker.core.sampling import fault_of
 from inferbus_worker.core.tool_text import plain_turns
@@ -417,3 +419,22 @@ def test_a_template_that_refuses_is_an_error_of_the_caller() -> None:
         template.render(Chat(CONVERSATION))
     assert refused.value.param == "messages"
     assert "alternate" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "string", "format": "date"}, '"2024-02-05"', '"0000-02-05"'),
+        ({"type": "string", "format": "date-time"}, '"2024-02-05T10:00:00.5Z"', '"0000-02-05T10:00:00Z"'),
+        ({"type": "string", "format": "date", "pattern": "^2"}, '"2024-02-05"', '"1024-02-05"'),
+        ({"type": "string", "format": "email"}, '"a@example.org"', '"' + "a" * 300 + '@example.org"'),
+        ({"properties": {"format": {"format": "email"}}}, '{"format": "a@b.org"}', '{"format": "a"}'),
+    ],
+)
+def test_formats_are_what_readers_take_them_for(schema: Any, good: str, bad: str) -> None:
+    tokenizer = llguidance.LLTokenizer("byte")
+    held = json.dumps(formats_held(schema) | {"x-guidance": {"item_separator": ", ", "key_separator": ": "}})
+    for text, fits in ((good, True), (bad, False)):
+        matcher = llguidance.LLMatcher(tokenizer, llguidance.LLMatcher.grammar_from_json_schema(held))
+        tokens = tokenizer.tokenize_str(text)
+        assert (matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()) == fits

@@ -28,7 +28,8 @@ STOP_SECONDS = _DRAIN_SECONDS + 12.0
 class StackOptions:
     """What the operator asked for. ``port`` 0: any free one, the same again at the next start if it is free.
 
-    ``embeddings``: one more worker, with the small embedding model. ``tls``: between all processes and at the edge. ``tls_names``: more host names and addresses of the edge.
+    ``embeddings``: one more worker, with the small embedding model. ``tls``: between all processes and at the edge.
+    ``tls_names``: more host names and addresses of the edge.
     """
 
     home: Home
@@ -59,9 +60,7 @@ def instances(options: StackOptions) -> tuple[Instance, ...]:
     workers = [Instance(Role.WORKER, f"worker-{n}", f"worker-{n}", engine) for n in range(options.workers)]
     if options.embeddings:
         # One thread: it shares the cores with a model that needs all of them.
-        workers.append(
-            Instance(Role.WORKER, _EMBEDDINGS, _EMBEDDINGS, {"ENGINE": "minilm", "THREADS": "1"})
-        )
+        workers.append(Instance(Role.WORKER, _EMBEDDINGS, _EMBEDDINGS, {"ENGINE": "minilm", "THREADS": "1"}))
     return (
         *edges,
         Instance(Role.SCHEDULER, "scheduler", "scheduler"),

@@ -12,6 +12,7 @@ from typing import Any
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.core.grammar_bounds import expression_excess, schema_excess
+from inferbus_worker.core.grammar_formats import formats_held
 from inferbus_worker.core.grammar_numbers import multiples_named
 from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Generation, Tool, ToolMode
 
@@ -120,7 +121,7 @@ def _schema(source: str, param: str) -> dict[str, Any]:
     if excess := schema_excess(schema):
         raise _excessive(excess, param)
     try:
-        named: dict[str, Any] = multiples_named(schema)
+        named: dict[str, Any] = formats_held(multiples_named(schema))
     except ValueError as error:
         raise _excessive(str(error), param) from error
     return named
