@@ -50,8 +50,18 @@ install-dev: .venv/.dev ## what `make test` and `make check` need, too
 run: .venv/.run ## the whole platform on this machine, in the foreground: make run PORT=8080
 	@exec $(BIN)/inferbus up --home $(HOME_DIR) --port $(PORT)
 
-test: .venv/.dev ## all tests, against real parts
+# Two at a time: half of what the tests do is wait for real processes. The second half's output follows the first's.
+FIRST := services/worker tests/conformance
+SECOND := libs services/edge services/meter services/scheduler tests/contract tests/integration tests/e2e tests/faults
+
+test: .venv/.dev ## all tests, against real parts (or some: make test ARGS=libs/bus)
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest $(SECOND) >.venv/second.log 2>&1 & second=$$!; \
+		$(BIN)/python -m pytest $(FIRST); first=$$?; \
+		wait $$second; second=$$?; cat .venv/second.log; exit $$((first | second))
+endif
 
 check: lint types imports proto-check compose-check ## lint, types, import rules, protos, compose settings
 
