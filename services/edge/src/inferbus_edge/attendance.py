@@ -47,12 +47,11 @@ class Attendance:
     def broken(self, answer: Answer, reason: str) -> None:
         if not answer.attended:
             return
-        now = clock.monotonic()
-        if reason == EDGE_STOPPED:  # another edge may deliver it
-            self._cancel(self._lifetimes.leave(answer.ids, reason, 0.0, now))
+        if reason == EDGE_STOPPED:  # its client may come back, here or to another edge
+            self.left(answer, reason)
             return
         self._lifetimes.finish(answer.first)
-        self._cancel(self._lifetimes.cancel(answer.ids, reason, now))
+        self.cancel(answer.ids, reason)
 
     def dropped(self, answer: Answer) -> None:
         """It could not be made from the log: what its generations do is not for this client to say."""

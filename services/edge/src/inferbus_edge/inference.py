@@ -25,7 +25,6 @@ from inferbus_edge.attendance import EDGE_STOPPED, Attendance
 from inferbus_edge.auth import Auth
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.core.acceptance import messages_of, reply_of
-from inferbus_edge.core.errors import internal
 from inferbus_edge.core.plan import Plan
 from inferbus_edge.following import Following
 from inferbus_edge.idempotency import HEADER, Claim, Claims, fingerprint_of
@@ -220,11 +219,6 @@ class Inference:
                 await answer.done
         except TimeoutError:
             self._fail(answer, _timed_out(timeout), "deadline")
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("a request failed", extra={"request_id": uuid_text(answer.first)})
-            self._fail(answer, internal(), "edge_error")
 
     def _messages(self, accepted: _Accepted, answer: Answer) -> list[GenerateRequest]:
         call, key, plan = accepted.call, accepted.key, accepted.plan
@@ -438,6 +432,9 @@ class Inference:
                 self._streams.release(answer)
         await self._streams.idle()
         for streams in self._following.streams():
+            for answer in streams.answers():
+                if not answer.attended:
+                    streams.release(answer)
             await streams.idle()
 
     def end_all(self) -> None:

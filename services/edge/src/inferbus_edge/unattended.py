@@ -51,10 +51,12 @@ class Unattended:
             if self._is_lost(record):
                 sink.fail(internal("a stored answer is not on the log"), clock.monotonic())
             return sink.body
-        if wait > 0 and not answer.done.done():
-            await asyncio.wait([answer.done], timeout=wait)
-        await self.store(key, answer)
-        self._following.release(answer)
+        try:
+            if wait > 0 and not answer.done.done():
+                await asyncio.wait([answer.done], timeout=wait)
+            await self.store(key, answer)
+        finally:  # also if whoever asked has left
+            self._following.release(answer)
         return sink.body
 
     async def keep(self, key: KeyRecord, first: bytes, reply: bytes) -> None:
