@@ -42,9 +42,16 @@ def _changes(message: str, *names: str, also: dict[str, Schema] | None = None) -
     return {"type": "object", "properties": {**(also or {}), **shown}, "additionalProperties": False}
 
 
+def _leaves_out(message: str, but: str) -> Schema:
+    """A message in whose JSON a null says what a missing field says, as protobuf's mapping has it."""
+    known: dict[str, Schema] = _WHOLE[message]["properties"]
+    shown = {name: field if name == but else any_of(field, NULL) for name, field in known.items()}
+    return {**_WHOLE[message], "properties": shown}
+
+
 SCHEMAS: dict[str, Schema] = {
     **_WHOLE,
-    "CreateKeyRequest": {**_WHOLE["CreateKeyRequest"], "required": ["tenant_id"]},
+    "CreateKeyRequest": {**_leaves_out("CreateKeyRequest", but="tenant_id"), "required": ["tenant_id"]},
     "KeyChanges": _changes("Key", "name", "expire_time", "models", "limits"),
     "TenantChanges": _changes("TenantRecord", "name", "limits", "hold"),
     "TenantCreate": _changes("TenantRecord", "name", "limits", "hold", also={"tenant_id": TEXT}),

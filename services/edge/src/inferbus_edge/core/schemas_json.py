@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
+from inferbus_contracts.schema_bounds import excess_of, excessive_keyword
 from inferbus_runtime.errors import InferBusError, invalid
 from llguidance import LLMatcher
-
-from inferbus_edge.core.schemas_bounds import excess_of, excessive_keyword
 
 MAX_SCHEMA_BYTES = 128 * 1024
 INVALID_SCHEMA = "invalid_schema"

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inferbus_contracts.schema_bounds import excess_of, expression_excess
 from inferbus_runtime.errors import InferBusError, invalid
 
-from inferbus_worker.core.grammar_bounds import expression_excess, schema_excess
 from inferbus_worker.core.grammar_formats import formats_held
 from inferbus_worker.core.grammar_numbers import multiples_named
 from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Generation, Tool, ToolMode
@@ -118,8 +118,8 @@ def _schema(source: str, param: str) -> dict[str, Any]:
         raise invalid_schema("The schema must be a JSON object.", param)
     if _deeper(schema, MAX_DEPTH):
         raise invalid_schema(f"The schema is nested deeper than {MAX_DEPTH} levels.", param)
-    if excess := schema_excess(schema):
-        raise _excessive(excess, param)
+    if (excess := excess_of(schema)) is not None:
+        raise _excessive(excess.said, param)
     try:
         named: dict[str, Any] = formats_held(multiples_named(schema))
     except ValueError as error:
@@ -128,7 +128,7 @@ def _schema(source: str, param: str) -> dict[str, Any]:
 
 
 def _excessive(excess: str, param: str) -> InferBusError:
-    return invalid_schema(f"The schema cannot be enforced: {excess}", param)
+    return invalid_schema(f"The schema cannot be enforced: {excess.removesuffix('.')}.", param)
 
 
 def _no_constant(name: str) -> None:

@@ -1,4 +1,6 @@
-"""How much a caller's JSON schema may ask for.
+"""How much a caller's JSON schema or expression may ask for: one set of bounds for both ends of the bus.
+
+The edge refuses by it before anything is accepted; a worker, which does not trust whoever published, asks again.
 
 An engine writes out counts of items, repeats in patterns and multiples of numbers before it makes a token, and the
 tokens of everybody wait for it. Measured with llama.cpp: 35 µs a unit of ``maxItems``, 60 ms for ``multipleOf`` 9973
@@ -64,6 +66,13 @@ def excess_of(schema: dict[str, Any]) -> Excess | None:
     if max(multiples, multiple_cost(common)) > MAX_MULTIPLE:
         return Excess("", "", "its values of 'multipleOf' are too many together; send fewer or smaller ones")
     return None
+
+
+def expression_excess(expression: str) -> str:
+    """What of a regular expression is more than can be enforced, in words for the caller; empty: nothing."""
+    if not _too_large(expression):
+        return ""
+    return f"written out it is longer than {MAX_EXPRESSION} characters, or it uses the flag 'x'; shorten it"
 
 
 def excessive_keyword(part: dict[str, Any]) -> str | None:
