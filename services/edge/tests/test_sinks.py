@@ -11,7 +11,8 @@ from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_contracts.ids import uuid_text
 from inferbus_edge.core.errors import internal
 from inferbus_edge.core.sse import escape
-from inferbus_edge.sinks import SLOW_CLIENT, ChatFacts, ChatStream, Line
+from inferbus_edge.sinks import ChatFacts, ChatStream
+from inferbus_edge.wire import SLOW_CLIENT, Line
 
 REQUEST_ID = bytes(range(16))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

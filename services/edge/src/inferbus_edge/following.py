@@ -23,8 +23,8 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, unavailable
 
 from inferbus_edge.attendance import Attendance
-from inferbus_edge.sinks import CLIENT_GONE
 from inferbus_edge.streaming import Answer, Streams
+from inferbus_edge.wire import CLIENT_GONE
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,11 @@ class Following:
         """Its client is gone."""
         for streams in self.streams():
             streams.leave(answer, reason)
+
+    def fail(self, answer: Answer, error: InferBusError, *, cancel: str) -> None:
+        """End it with ``error``, and its generations for the reason ``cancel``."""
+        for streams in self.streams():
+            streams.fail(answer, error, cancel=cancel)
 
     def release(self, answer: Answer) -> None:
         """Nobody looks at it any more."""

@@ -2,22 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
 
 import orjson
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
-from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.publish import Publisher
-from inferbus_contracts.ids import choice_id, detached, is_detached, unix_ms_of, uuid_text
+from inferbus_contracts.ids import choice_id, detached, is_detached, uuid_text
 from inferbus_runtime import clock
-from inferbus_runtime.errors import InferBusError, invalid, unavailable
+from inferbus_runtime.errors import InferBusError, unavailable
 from inferbus_runtime.telemetry import Span, span
 from opentelemetry.trace import SpanKind
 
@@ -27,21 +25,21 @@ from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.core.acceptance import messages_of, reply_of
 from inferbus_edge.core.plan import Plan
 from inferbus_edge.following import Following
+from inferbus_edge.holding import Holds
 from inferbus_edge.idempotency import HEADER, Claim, Claims, fingerprint_of
 from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.measure import Timing
+from inferbus_edge.returning import STREAM_HEADER, Returning, not_found, timed_out
 from inferbus_edge.server import Call, json_response
-from inferbus_edge.sinks import CLIENT_GONE, Body, FormBody, FormStream, Stream
+from inferbus_edge.sinks import Body, FormBody, FormStream
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Answer, Streams
 from inferbus_edge.unattended import Unattended
-from inferbus_edge.writing import body_sink, response_of, stream_sink
+from inferbus_edge.wire import CLIENT_GONE
+from inferbus_edge.writing import response_of, sink_of
 
 log = logging.getLogger(__name__)
 
-HOLD_HEADER = "x-inferbus-hold"
-STREAM_HEADER = "x-inferbus-stream"
-_HOLD_DIGITS = 9
 _RETRY_AFTER = timedelta(seconds=1)
 # Less than the broker's memory of message ids.
 _REMEMBERED_US = 9 * 60_000_000
@@ -109,6 +107,8 @@ class Inference:
         self._claims = claims
         self._stored = stored
         self._settings = settings
+        self._holds = Holds(auth, settings.max_hold)
+        self._returning = Returning(following, self._holds, settings.background_timeout, settings.max_unsent_bytes)
         self.unattended = unattended
         self.draining = False
 
@@ -118,7 +118,7 @@ class Inference:
         """The answer; InferBusError as long as nothing of it was sent. ``body``: as it came, for idempotency."""
         model = self._catalogue.require(key, plan)
         self._admit()
-        self.hold_of(call, key, 0.0)  # said wrongly it is refused before anything is claimed
+        self._holds.asked(call)  # said wrongly it is refused before anything is claimed
         if plan.detached:
             call = replace(call, request_id=detached(call.request_id))
         facts = {
@@ -145,7 +145,7 @@ class Inference:
     async def _begin(
         self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim | None, trace: Span
     ) -> web.StreamResponse:
-        hold = self.hold_of(call, key, self._settings.idempotent_hold.total_seconds() if claim else 0.0)
+        hold = self._holds.of(call, key, self._settings.idempotent_hold.total_seconds() if claim else 0.0)
         described = reply_of(plan, model, call.accepted_us, hold)
         reply = orjson.dumps(described)
         try:
@@ -157,7 +157,7 @@ class Inference:
         fields = {STREAM_HEADER: uuid_text(call.request_id), **ticket.headers(), **plan.headers}
         accepted = _Accepted(call, key, plan, reply, ticket, fields, trace)
         try:
-            sink = self._sink(call, described, plan.stream, fields)
+            sink = sink_of(call, described, fields, self._settings.max_unsent_bytes, stream=plan.stream)
         except BaseException:
             ticket.settle(0)
             await _release(claim)
@@ -218,7 +218,7 @@ class Inference:
             async with asyncio.timeout(timeout.total_seconds()):
                 await answer.done
         except TimeoutError:
-            self._fail(answer, _timed_out(timeout), "deadline")
+            self._streams.fail(answer, timed_out(timeout), cancel="deadline")
 
     def _messages(self, accepted: _Accepted, answer: Answer) -> list[GenerateRequest]:
         call, key, plan = accepted.call, accepted.key, accepted.plan
@@ -241,7 +241,7 @@ class Inference:
             if clock.now_us() - accepted_us > _REMEMBERED_US:
                 return
             expire_us = accepted_us + self._timeout_of(plan) // timedelta(microseconds=1)
-            hold = self.hold_of(call, key, self._settings.idempotent_hold.total_seconds())
+            hold = self._holds.of(call, key, self._settings.idempotent_hold.total_seconds())
             reply = orjson.dumps(reply_of(plan, model, accepted_us, hold))
             for one in messages_of(plan, key, first, record.edge, accepted_us, expire_us, reply):
                 self._publisher.publish_then(one, _log_outcome, trace.headers())
@@ -252,13 +252,12 @@ class Inference:
             if body is None:  # deleted meanwhile, or its record was never made
                 return None
             return json_response(body, first)
-        found = await self._resume(call, key, first, 0, stream=plan.stream, absent=publish_again, edge=record.edge)
-        if found is None:
+        answer = await self._returning.find(call, key, stream=plan.stream, absent=publish_again, edge=record.edge)
+        if answer is None:
             return None
-        answer, fields = found
         if answer.done.done() and answer.error is not None and answer.error.error_class in _WORTH_A_RETRY:
             return None
-        return await self._deliver(answer, call, fields)
+        return await self._returning.deliver(answer, call)
 
     @contextmanager
     def counted(self, key: KeyRecord) -> Iterator[Mapping[str, str]]:
@@ -277,56 +276,13 @@ class Inference:
         known to exist and has not begun. Raises InferBusError NOT_FOUND for one that the log does not have any more, or
         that is not of the caller's project."""
         self._admit()
+        self._holds.asked(call)  # said wrongly it is refused, and not in the middle of the log
         call = replace(call, request_id=first)
-        found = await self._resume(call, key, first, after, stream=stream, absent=_wait if wait else None)
-        if found is None:
+        absent = _wait if wait else None
+        answer = await self._returning.find(call, key, stream=stream, after=after, absent=absent)
+        if answer is None:
             raise not_found()
-        return await self._deliver(found[0], call, found[1])
-
-    async def _resume(
-        self,
-        call: Call,
-        key: KeyRecord,
-        first: bytes,
-        after: int,
-        *,
-        stream: bool,
-        absent: Callable[[], None] | None = None,
-        edge: str | None = None,
-    ) -> tuple[Answer, Mapping[str, str]] | None:
-        fields = {STREAM_HEADER: uuid_text(first)}
-        self.hold_of(call, key, 0.0)  # said wrongly it is refused, and not in the middle of the log
-
-        def opened(reply: bytes, context: RequestContext) -> Answer | None:
-            if (context.tenant_id, context.project_id) != (key.tenant_id, key.project_id):
-                return None
-            described: dict[str, Any] = orjson.loads(reply)
-            sink = self._sink(call, described, stream, fields, after=after, corked=True)
-            hold = self.hold_of(call, key, described.get("hold", 0.0))
-            answer = Answer(first, described["n"], sink, Timing(context.model, unix_ms_of(first) * 1000), hold)
-            answer.resumed = True
-            return answer
-
-        try:
-            async with asyncio.timeout(self._settings.background_timeout.total_seconds()):
-                answer = await self._following.join(first, opened, absent, edge)
-        except TimeoutError:
-            raise _timed_out(self._settings.background_timeout) from None
-        return None if answer is None else (answer, fields)
-
-    async def _deliver(self, answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:
-        """From the end of its replay to its end."""
-        failed = answer.done.done() and answer.error is not None
-        if isinstance(answer.sink, Stream) and not (failed and not answer.sink.begun):
-            trouble = answer.sink.uncork(clock.monotonic())
-            if trouble is not None:
-                self._following.leave(answer, trouble)
-        try:
-            await self._wait(answer, self._settings.background_timeout)
-        except asyncio.CancelledError:
-            self._following.leave(answer, CLIENT_GONE)
-            raise
-        return response_of(answer, call, fields)
+        return await self._returning.deliver(answer, call)
 
     async def snapshot(self, key: KeyRecord, first: bytes, wait: float = 0.0) -> bytes | None:
         """See :meth:`Unattended.snapshot`."""
@@ -338,20 +294,6 @@ class Inference:
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
-    def hold_of(self, call: Call, key: KeyRecord, otherwise: float) -> float:
-        """Seconds that a generation goes on for a client that has vanished: as the call says, or the tenant, or
-        ``otherwise``. Raises InferBusError INVALID_ARGUMENT."""
-        longest = self._settings.max_hold.total_seconds()
-        asked = call.http.headers.get(HOLD_HEADER)
-        if asked is not None:
-            if not asked.isascii() or not asked.isdigit() or len(asked) > _HOLD_DIGITS or int(asked) > longest:
-                raise invalid(f"'{HOLD_HEADER}' is a number of seconds from 0 to {longest:g}.", param=HOLD_HEADER)
-            return float(asked)
-        tenant = self._auth.tenant_of(key)
-        if tenant.HasField("hold"):
-            return max(otherwise, min(tenant.hold.ToTimedelta().total_seconds(), longest))
-        return otherwise
-
     def _admit(self) -> None:
         if self.draining:
             raise unavailable("draining", "This server is stopping; retry.", retry_after=_RETRY_AFTER)
@@ -362,27 +304,8 @@ class Inference:
     def _timeout_of(self, plan: Plan) -> timedelta:
         return self._settings.background_timeout if plan.detached else self._settings.request_timeout
 
-    def _sink(
-        self,
-        call: Call,
-        reply: Mapping[str, Any],
-        stream: bool,
-        fields: Mapping[str, str],
-        *,
-        after: int = 0,
-        corked: bool = False,
-    ) -> Stream | Body:
-        if not stream:
-            return body_sink(call.request_id, reply)
-        return stream_sink(call, reply, fields, self._settings.max_unsent_bytes, after=after, corked=corked)
-
     async def _forget(self, key: KeyRecord, first: bytes) -> None:
         await self._stored.delete(key, first)
-
-    def _fail(self, answer: Answer, error: InferBusError, cancel: str) -> None:
-        self._streams.fail(answer, error, cancel=cancel)
-        for one in self._following.streams():
-            one.fail(answer, error, cancel=cancel)
 
     def _settle(self, accepted: _Accepted, answer: Answer) -> None:
         usage = answer.usage
@@ -447,12 +370,6 @@ class Inference:
         self.unattended.stop()
 
 
-def not_found() -> InferBusError:
-    return InferBusError(
-        ErrorClass.ERROR_CLASS_NOT_FOUND, "not_found", "There is no such answer here, or it is too old to be found."
-    )
-
-
 def _wait() -> None:
     """It is queued: its beginning will be on the log."""
 
@@ -465,10 +382,3 @@ async def _release(claim: Claim | None) -> None:
 def _log_outcome(outcome: object) -> None:
     if isinstance(outcome, InferBusError):
         log.warning("a request was not published again", extra={"reason": outcome.reason})
-
-
-def _timed_out(timeout: timedelta) -> InferBusError:
-    seconds = timeout.total_seconds()
-    return InferBusError(
-        ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "request_deadline", f"The request took longer than {seconds:g} s."
-    )

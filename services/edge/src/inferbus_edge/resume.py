@@ -7,7 +7,8 @@ from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.core.sse import parse_event_id
-from inferbus_edge.inference import Inference, not_found
+from inferbus_edge.inference import Inference
+from inferbus_edge.returning import not_found
 from inferbus_edge.server import Call, Routes
 
 LAST_EVENT_ID = "Last-Event-ID"

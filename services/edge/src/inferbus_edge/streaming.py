@@ -16,7 +16,8 @@ from inferbus_edge.core.frames import deltas
 from inferbus_edge.core.order import Verdict, judge
 from inferbus_edge.core.translate import add_usage, error_of
 from inferbus_edge.measure import Timing, record
-from inferbus_edge.sinks import SLOW_CLIENT, Sink
+from inferbus_edge.sinks import Sink
+from inferbus_edge.wire import SLOW_CLIENT
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from inferbus_edge.core.errors import internal
 from inferbus_edge.core.forms import form_of
 from inferbus_edge.following import Following
 from inferbus_edge.measure import Timing
-from inferbus_edge.sinks import Body, FormBody, FormStream
+from inferbus_edge.sinks import FormBody, FormStream
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Answer
 
@@ -43,8 +43,7 @@ class Unattended:
             return None
         if record.body:
             return bytes(record.body)
-        sink = FormBody(form_of(first, orjson.loads(record.reply), stream=False))
-        answer = await self._look(first, record.reply, sink)
+        sink, answer = await self._look(first, record.reply)
         if answer is None:
             if absent is not None:
                 absent()
@@ -61,8 +60,7 @@ class Unattended:
 
     async def keep(self, key: KeyRecord, first: bytes, reply: bytes) -> None:
         """Its client has left and it goes on: follow it to its end, for the store."""
-        sink = FormBody(form_of(first, orjson.loads(reply), stream=False))
-        answer = await self._look(first, reply, sink)
+        _, answer = await self._look(first, reply)
         if answer is not None:
             await asyncio.wait([answer.done], timeout=self._lifetime.total_seconds())
             await self.store(key, answer)
@@ -89,15 +87,17 @@ class Unattended:
         for task in self._tasks:
             task.cancel()
 
-    async def _look(self, first: bytes, reply: bytes, sink: Body) -> Answer | None:
+    async def _look(self, first: bytes, reply: bytes) -> tuple[FormBody, Answer | None]:
+        """The answer in its form, as far as it is on the log; what comes is added to it until it is released."""
         described: Mapping[str, Any] = orjson.loads(reply)
+        sink = FormBody(form_of(first, described, stream=False))
 
         def opened(_: bytes, context: RequestContext) -> Answer:
             answer = Answer(first, described["n"], sink, Timing(context.model, unix_ms_of(first) * 1000))
             answer.attended, answer.resumed = False, True
             return answer
 
-        return await self._following.join(first, opened)
+        return sink, await self._following.join(first, opened)
 
     def _is_lost(self, record: ResponseRecord) -> bool:
         """The log is too old for it, or the edge that took it died before it was on its way."""

@@ -10,39 +10,42 @@ from inferbus_runtime import clock
 
 from inferbus_edge.core.forms import form_of
 from inferbus_edge.server import Call, WrittenResponse, json_response
-from inferbus_edge.sinks import Body, ChatBody, ChatFacts, ChatStream, FormBody, FormStream, Line, Stream
+from inferbus_edge.sinks import Body, ChatBody, ChatFacts, ChatStream, FormBody, FormStream, Stream
 from inferbus_edge.streaming import Answer
+from inferbus_edge.wire import Line
 
 
-def body_sink(first: bytes, reply: Mapping[str, Any]) -> Body:
-    """For an answer in one piece."""
-    if reply.get("plain", False) and reply["n"] == 1:
-        return ChatBody(_facts(first, reply))
-    return FormBody(form_of(first, reply, stream=False))
-
-
-def stream_sink(
+def sink_of(
     call: Call,
     reply: Mapping[str, Any],
     fields: Mapping[str, str],
     max_unsent_bytes: int,
     *,
+    stream: bool,
     after: int = 0,
     corked: bool = False,
-) -> Stream:
-    """For an event stream on the call's connection. ``fields``: further headers; ``after``, ``corked``: see Line.
+) -> Stream | Body:
+    """For an answer in one piece, or an event stream on the call's connection. ``reply``: the request's description of
+    it; ``fields``: further headers of a stream; the rest: see :class:`Line`.
 
-    Raises ConnectionResetError if the client has left.
+    Raises ConnectionResetError if the client of a stream has left.
     """
-    first, transport = call.request_id, call.http.transport
+    first, plain = call.request_id, reply.get("plain", False)
+    if not stream:
+        if plain and reply["n"] == 1:
+            return ChatBody(_facts(first, reply))
+        return FormBody(form_of(first, reply, stream=False))
+    transport = call.http.transport
     if transport is None:
         raise ConnectionResetError("the client left before its answer began")
     chunked = call.http.version >= HttpVersion11
     line = Line(transport, first, _head(call, fields, chunked=chunked), chunked, max_unsent_bytes, after, corked)
     now = clock.monotonic()
-    if reply.get("plain", False):
-        return ChatStream(_facts(first, reply), line, now)
-    return FormStream(form_of(first, reply, stream=True), line, now)
+    return (
+        ChatStream(_facts(first, reply), line, now)
+        if plain
+        else FormStream(form_of(first, reply, stream=True), line, now)
+    )
 
 
 def response_of(answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:

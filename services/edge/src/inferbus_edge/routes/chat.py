@@ -10,8 +10,9 @@ from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.core.chat_plan import plan_chat
 from inferbus_edge.core.chat_stored import deleted, first_of, is_chat, message_page
 from inferbus_edge.core.openai import parse_chat_request
-from inferbus_edge.inference import Inference, not_found
+from inferbus_edge.inference import Inference
 from inferbus_edge.resume import resumed
+from inferbus_edge.returning import not_found
 from inferbus_edge.server import Call, Routes, json_response, read_body
 from inferbus_edge.stored import Stored
 

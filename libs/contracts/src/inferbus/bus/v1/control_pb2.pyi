@@ -30,7 +30,7 @@ class Cancel(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     reason: _builtins.str
-    """Stable reason for the log: client_gone, slow_client, orphan, deadline, not_accepted, token_gap, edge_stopped, edge_error."""
+    """Stable reason for the log: client_gone, slow_client, orphan, deadline, not_accepted, token_gap, edge_stopped, client_cancelled."""
     def __init__(
         self,
         *,
