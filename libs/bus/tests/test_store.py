@@ -8,6 +8,7 @@ from inferbus.bus.v1.registry_pb2 import IdempotencyRecord
 from inferbus_bus.connection import Bus
 from inferbus_bus.publish import Publisher
 from inferbus_bus.store import Store
+from inferbus_contracts.subjects import subject_token
 from inferbus_runtime.errors import InferBusError
 
 
@@ -47,3 +48,15 @@ async def test_a_deleted_or_expired_entry_can_be_created_again(bus: Bus) -> None
     found = await store.get("gone")
     assert found is not None
     assert found[0].edge == "c"
+
+
+async def test_a_deletion_leaves_no_trace_for_ever(bus: Bus) -> None:
+    """Who names a new entry for each call fills no bucket with the names of those that are gone."""
+    store = await _store(bus)
+    await store.create("acme/gone", IdempotencyRecord(edge="a"))
+    await store.delete("acme/gone")
+    subject = "$KV.idempotency." + subject_token("acme/gone")
+    last = await bus.nc.request(f"$JS.API.DIRECT.GET.KV_idempotency.{subject}", b"")
+    assert last.headers is not None
+    assert last.headers["KV-Operation"] == "DEL"
+    assert last.headers["Nats-TTL"] == "300s"

@@ -570,17 +570,18 @@ async def test_calls_that_must_be(engine: Driver) -> None:
     assert nobody.error.param == "tool_choice"
 
 
-async def test_calls_that_may_be(engine: Driver) -> None:
+async def test_calls_that_may_be(engine: Driver, engine_name: str) -> None:
     """A hot model that is led to call: whatever it begins is a call by the schema, or no call at all."""
-    hot = Sampling(temperature=1.0, max_tokens=40)
-    answers = [engine.submit_input(with_tools("Reply with <tool_call>"), hot) for _ in range(3)]
+    led = 'Write exactly this: <tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    hot = [Sampling(temperature=1.0, max_tokens=40, seed=seed) for seed in range(12)]
+    answers = [engine.submit_input(with_tools(led), sampling) for sampling in hot]
     quiet = engine.submit_input(with_tools(tool_mode=ToolMode.NONE), GREEDY)
     await engine.ended(quiet, *answers)
-    for answer in answers:
-        assert answer.reason in (Finish.STOP, Finish.LENGTH)
-        _, opened, call = answer.text.decode().partition("<tool_call>")
-        if opened and answer.reason is Finish.STOP:
-            assert json.loads(call.split("\n</tool_call>")[0])["name"] == "get_weather"
+    assert {answer.reason for answer in answers} <= {Finish.STOP, Finish.LENGTH}
+    whole = re.compile("<tool_call>(.*?)\n</tool_call>", re.DOTALL)
+    calls = [call for answer in answers for call in whole.findall(answer.text.decode())]
+    assert calls or engine_name == "synthetic", "a quarter of the seeds calls"
+    assert all(json.loads(call)["name"] == "get_weather" for call in calls)
     assert quiet.text
 
 

@@ -226,6 +226,9 @@ EXCESSIVE: dict[str, Any] = {
     "multiples that meet": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]},
     "too many properties": optional(501),
     "too many allOf": {"allOf": [{}] * 66},
+    "too many properties together": {"anyOf": [optional(499), optional(498), optional(497)]},
+    "too many alternatives": {"anyOf": [{"const": number} for number in range(1_001)]},
+    "brackets that never close": pattern("[" * 100_000),
 }
 # What passes the bounds and is found by the library, some only as it walks.
 TOO_COMPLEX: dict[str, Any] = {
@@ -234,7 +237,7 @@ TOO_COMPLEX: dict[str, Any] = {
     "a reference to itself": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
     "no end": {"$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}},
                "$ref": "#/$defs/a"},
-    "more alternatives than it can follow": {"anyOf": [optional(499), optional(498), optional(497)]},
+    "more alternatives than it can follow": {"anyOf": [optional(499), optional(498)]},
 }  # fmt: skip
 
 
@@ -327,6 +330,25 @@ def test_multiples_below_zero_that_cannot_be_named_are_refused() -> None:
     for more in ({}, {"minimum": -10_000}, {"minimum": -5, "anyOf": [{}]}, {"minimum": -5, "type": ["number", "null"]}):
         assert "below zero" in refused(chat(), schema({"items": below | more})).message
     grammar(chat(), schema({"const": {"multipleOf": 1, "maximum": -1}}))
+
+
+@pytest.mark.parametrize("name", ["default", "enum", "const", "examples"])
+def test_a_property_may_be_called_as_a_keyword_is(name: str) -> None:
+    described = {"properties": {name: {"type": "string", "format": "email"}}, "examples": [{"format": "email"}]}
+    text = grammar(chat(), schema({"type": "object"} | described)).text
+    assert text.count('"maxLength": 254') == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"$defs": {"u": {"format": "date", "pattern": "x", "allOf": 5}}},
+        {"$comment": {"format": "date", "pattern": "x", "allOf": 5}},
+        {"type": "number", "multipleOf": 0.5, "minimum": -(10**400), "maximum": -1},
+    ],
+)
+def test_what_stands_in_the_way_is_refused_and_does_not_raise_otherwise(odd: dict[str, Any]) -> None:
+    assert refused(chat(), schema({"type": "object"} | odd)).reason == "invalid_schema"
 
 
 def test_a_follower_finds_the_first_piece_that_does_not_fit() -> None:

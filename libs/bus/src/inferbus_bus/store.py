@@ -14,6 +14,8 @@ from inferbus_bus.registry import Record
 
 T = TypeVar("T", bound=Record)
 _MARKERS = ("KV-Operation", "Nats-Marker-Reason")
+# How long a deletion is told to whoever reads; after that nothing of the entry is left.
+_MARKER_TTL = "300s"
 
 
 class Store(Generic[T]):
@@ -51,7 +53,7 @@ class Store(Generic[T]):
 
     async def delete(self, name: str, revision: int | None = None) -> PubAck:
         """With ``revision`` only if that is still the name's last change. Raises like :meth:`create`."""
-        headers = {"KV-Operation": "DEL"}
+        headers = {"KV-Operation": "DEL", "Nats-TTL": _MARKER_TTL}
         if revision is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
         return await self._publisher.publish_raw(self._subject(name), b"", headers)

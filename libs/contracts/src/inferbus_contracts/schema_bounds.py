@@ -4,7 +4,7 @@ The edge refuses by it before anything is accepted; a worker, which does not tru
 
 An engine writes out counts of items, repeats in patterns and multiples of numbers before it makes a token, and the
 tokens of everybody wait for it. Measured with llama.cpp: 35 µs a unit of ``maxItems``, 60 ms for ``multipleOf`` 9973
-and 14 s for 1000003, 140 ms for the pattern ``a{10000}``. What is let in costs at most about 200 ms, once.
+and 14 s for 1000003, 140 ms for the pattern ``a{10000}``. What is let in costs at most about 300 ms, once.
 """
 
 import math
@@ -18,15 +18,20 @@ MAX_COUNT, MAX_COUNTS = 1_000, 5_000
 MAX_LENGTH = 2**31 - 1  # of a text: costs nothing, but larger ones are no numbers to the grammar library
 MAX_MULTIPLE = 10_000
 MAX_EXPRESSION, MAX_EXPRESSIONS = 2_000, 20_000
-# A check takes 0.1 ms, and more than its share of time for these: 250 ms for the worst that is let in.
+_RAW = 4  # characters as they are sent for one written out: escapes, classes
+# A check takes 0.1 ms, and more than its share of time for these.
 MAX_PROPERTIES, MAX_PATTERNS, MAX_ALL_OF = 500, 50, 64
+# Of the whole schema: 0.2 ms each.
+MAX_PARTS = 1_000
 
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
+_ALTERNATIVES = ("anyOf", "oneOf")
 _LENGTHS = ("minLength", "maxLength")
 # Beside a reference these change nothing; with anything else the library writes out what is referred to once more.
 _NOTES = frozenset(("$ref", "$defs", "definitions", "$schema", "$id", "$comment", "title", "description", "default",
                     "examples", "deprecated", "readOnly", "writeOnly"))  # fmt: skip
-_PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
+# Possessive, and an unclosed class goes to the end: nothing is read twice, whatever it is.
+_PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*+(?:\]|\\?\Z)|\{(\d+)(?:,(\d*))?\}|.", re.DOTALL)
 # With it blanks and comments may stand inside a repeat.
 _FREE_SPACING = re.compile(r"\(\?[A-Za-z]*x")
 _LONGEST_NUMBER = 30
@@ -43,13 +48,19 @@ class Excess:
 
 def excess_of(schema: dict[str, Any]) -> Excess | None:
     """The first thing in ``schema`` that is more than can be enforced, or None."""
-    counts = expressions = combined = copies = multiples = 0
+    counts = expressions = combined = copies = multiples = properties = alternatives = 0
     common = Fraction(1)
     for place, part in _parts(schema):
         if (keyword := excessive_keyword(part)) is not None:
             return Excess(place, keyword, _said(keyword, part[keyword]))
         counts += sum(max(part[name], 0) for name in _COUNTS if _is_number(part.get(name)))
         expressions += sum(map(expression_size, _expressions(part)))
+        if expressions > MAX_EXPRESSIONS:
+            return Excess("", "", "its patterns are too large together; send fewer or shorter ones")
+        properties += _count(part.get("properties"))
+        alternatives += sum(_count(part.get(name)) for name in _ALTERNATIVES)
+        if max(properties, alternatives) > MAX_PARTS:
+            return Excess("", "", f"it has more than {MAX_PARTS} properties or alternatives together; send fewer")
         copies += _copies(part)
         all_of = part.get("allOf")
         combined += len(all_of) - 1 if isinstance(all_of, list) else 0
@@ -61,8 +72,6 @@ def excess_of(schema: dict[str, Any]) -> Excess | None:
     if counts * (1 + copies) > MAX_COUNTS:
         return Excess("", "", f"minItems, maxItems, minProperties and maxProperties are more than {MAX_COUNTS} "
                               "together; lower some or leave them out")  # fmt: skip
-    if expressions > MAX_EXPRESSIONS:
-        return Excess("", "", "its patterns are too large together; send fewer or shorter ones")
     if max(multiples, multiple_cost(common)) > MAX_MULTIPLE:
         return Excess("", "", "its values of 'multipleOf' are too many together; send fewer or smaller ones")
     return None
@@ -107,6 +116,8 @@ def _said(keyword: str, value: Any) -> str:
 
 
 def _too_large(expression: str) -> bool:
+    if len(expression) > _RAW * MAX_EXPRESSION:  # not even looked at
+        return True
     return expression_size(expression) > MAX_EXPRESSION or _FREE_SPACING.search(expression) is not None
 
 
@@ -175,6 +186,10 @@ def _multiple(part: dict[str, Any]) -> Fraction | None:
 
 def _common(one: Fraction, other: Fraction) -> Fraction:
     return Fraction(math.lcm(one.numerator, other.numerator), math.gcd(one.denominator, other.denominator))
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, dict | list) else 0
 
 
 def _is_number(value: Any) -> bool:

@@ -271,12 +271,3 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """Free everything. Safe twice, and after a failed start."""
         ...
-
-
-def token_total(step: Step) -> int:
-    return sum(step.counts)
-
-
-def texts_of(steps: Sequence[Step], key: bytes) -> bytes:
-    """All text of one generation, in order: what tests compare."""
-    return b"".join(text for step in steps for k, text in zip(step.keys, step.texts, strict=True) if k == key)

@@ -121,6 +121,9 @@ class Generations:
             self._engine.submit(generation_of(running))
         except InferBusError as error:
             self.refuse(running, Finish.ERROR, error)
+        except Exception as error:  # whatever it is, it is about this request: left alone it would never end
+            log.exception("the engine did not take a request")
+            self.refuse(running, Finish.ERROR, engine_failed(repr(error)))
 
     def _apply(self, step: Step) -> None:
         frames = StepFrames(step.time_us)

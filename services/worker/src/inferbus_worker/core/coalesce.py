@@ -38,12 +38,6 @@ class StepBuilder:
     def finish(self, finished: Finished) -> None:
         self._finished.append(finished)
 
-    def discard(self, key: bytes) -> None:
-        """Forgets a generation's deltas that were not taken."""
-        self.tokens -= len(self._ids.pop(key, ()))
-        self._texts.pop(key, None)
-        self._logprobs.pop(key, None)
-
     def take(self, time_us: int) -> Step:
         """All that was gathered, as the step that ended at ``time_us`` (Unix microseconds); empty afterwards."""
         step = Step(

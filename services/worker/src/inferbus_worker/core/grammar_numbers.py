@@ -9,7 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 MAX_NAMED = 1_000
-_VALUES = ("const", "enum", "default", "examples")
+_LARGEST = 2**63
+VALUES = ("const", "enum", "default", "examples")
+"""Keywords whose values are data: nothing in them is a schema."""
+NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords under which the caller's own names stand, each with a schema."""
 _NUMBER = ("type", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "title", "description",
            "default", "examples", "$comment")  # fmt: skip
 
@@ -22,7 +26,13 @@ def multiples_named(schema: Any) -> Any:
         return schema
     if _only_negative(schema):
         return {"enum": _named(schema)}
-    return {name: one if name in _VALUES else multiples_named(one) for name, one in schema.items()}
+    return {name: _inner(name, one) for name, one in schema.items()}
+
+
+def _inner(name: str, value: Any) -> Any:
+    if name in NAMES and isinstance(value, dict):
+        return {inner: multiples_named(one) for inner, one in value.items()}
+    return value if name in VALUES else multiples_named(value)
 
 
 def _only_negative(schema: dict[str, Any]) -> bool:
@@ -40,6 +50,8 @@ def _named(schema: dict[str, Any]) -> list[int | float]:
         raise ValueError("'multipleOf' below zero needs a type, 'integer' or 'number', and a 'minimum'.")
     if schema.keys() - set(_NUMBER):
         raise ValueError("'multipleOf' below zero stands with bounds only; leave it or the other keywords out.")
+    if max(map(abs, (*lows, *highs))) > _LARGEST:
+        raise ValueError("'multipleOf' below zero has bounds that are too far away; narrow them.")
     first, last = math.ceil(max(lows) / step), math.floor(min(highs) / step)
     if last - first >= MAX_NAMED:
         raise ValueError(f"'multipleOf' below zero allows more than {MAX_NAMED} numbers; narrow the bounds.")

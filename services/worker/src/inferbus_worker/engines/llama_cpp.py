@@ -367,7 +367,8 @@ class LlamaCpp:
         if self._steps.tokens >= _BUFFERED_TOKENS:
             self._room.clear()
         self._moved()
-        self._step_back()
+        if not cut.stopped:  # who ends now must not wait to come back
+            self._step_back()
         return cut.stopped
 
     def _refused(self, run: Run, error: CompletionError) -> None:
@@ -419,7 +420,9 @@ class LlamaCpp:
             try:
                 await asyncio.wait_for(server.dead.wait(), 5.0)
             except TimeoutError:
-                if self._running and clock.monotonic() - self._moved_at > _STALL_SECONDS:
+                if not self._room.is_set():
+                    self._moved_at = clock.monotonic()  # it waits for us, not we for it
+                elif self._running and clock.monotonic() - self._moved_at > _STALL_SECONDS:
                     log.error("engine stands still", extra={"running": len(self._running)})
                     server.kill()
         self._ready.set()

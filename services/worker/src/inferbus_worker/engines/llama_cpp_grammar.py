@@ -7,6 +7,7 @@ delivered that does not fit (3 to 15 µs a token).
 """
 
 import re
+from functools import lru_cache
 
 from inferbus_runtime.errors import InferBusError
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -15,6 +16,7 @@ from inferbus_worker.core.grammar import Grammar, invalid_schema
 
 _MAX_SHOWN = 300
 _STEPS = 16
+_KEPT = 64  # up to 0.6 MB each
 # Grammars are about bytes: what one made of bytes accepts, the model's own tokens can spell.
 _BYTES = LLTokenizer("byte")
 _BYTE_COUNT = 256  # tokens after these are the library's own
@@ -31,7 +33,8 @@ class Follower:
     __slots__ = ("_begin", "_matcher", "_param")
 
     def __init__(self, grammar: Grammar) -> None:
-        """Raises InferBusError ``invalid_schema`` if it cannot be enforced. Milliseconds, 200 for the worst."""
+        """Raises InferBusError ``invalid_schema`` if it cannot be enforced. The first time milliseconds, 300 for the
+        worst; the library lets other threads run meanwhile."""
         self._begin, said = _compiled(grammar.text)
         if said:
             raise _fault(grammar, said)
@@ -76,8 +79,10 @@ def _fault(grammar: Grammar, diagnostic: str) -> InferBusError:
     return error
 
 
+@lru_cache(maxsize=_KEPT)
 def _compiled(text: str) -> tuple[LLMatcher, str]:
-    """A matcher at its beginning, and what the library says against the grammar."""
+    """A matcher at its beginning, to be copied, and what the library says against the grammar. An application sends the
+    same few schemas again and again."""
     if said := LLMatcher.validate_grammar(text, _BYTES, limits=_LIMITS):
         return LLMatcher(_BYTES, text, log_level=0, limits=_LIMITS), said
     begin = LLMatcher(_BYTES, text, log_level=0, limits=_LIMITS)

@@ -87,7 +87,7 @@ def request_body(task: Task) -> bytes:
         "id_slot": task.slot,
         # A prompt from the cache gives the last bits of the logits differently, which greedy does not notice but a
         # draw does: who names a seed gets the same draw each time, and pays for the prefill.
-        "cache_prompt": task.reuse and (seed is None or temperature == 0),
+        "cache_prompt": task.reuse and (sampling.seed is None or temperature == 0),
         "n_predict": -1 if task.max_new is None else task.max_new,
         "temperature": temperature,
         "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
