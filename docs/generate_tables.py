@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inferbus_contracts.subjects import BUCKETS, STREAMS
+from inferbus_contracts.subjects import BUCKETS, STREAMS, StreamSpec
 from inferbus_edge.core.openapi import OPERATIONS, schemas
 from inferbus_edge.core.openapi_schema import REF
 from inferbus_runtime import metrics
@@ -82,13 +82,18 @@ def streams() -> str:
             f"`{stream.name}`",
             " ".join(f"`{subject}`" for subject in stream.subjects),
             "work queue" if stream.retention == "workqueue" else "limits",
-            f"{_age(stream.max_age)}, {stream.max_bytes >> 30} GiB",
+            _bounds_of(stream),
             "refuses what is new" if stream.discard_new else "drops the oldest",
             stream.description,
         )
         for stream in STREAMS
     )
     return _table(("stream", "subjects", "kind", "bounds", "when full", "holds"), rows)
+
+
+def _bounds_of(stream: StreamSpec) -> str:
+    newest = "" if stream.newest_per_subject is None else f", {stream.newest_per_subject:,} of a subject"
+    return f"{_age(stream.max_age)}, {stream.max_bytes >> 30} GiB{newest}"
 
 
 def _age(duration: timedelta) -> str:

@@ -60,7 +60,8 @@ _HEADERS = {"OpenAI-Organization": "default", "x-inferbus-hold": "1"}
 
 @pytest_asyncio.fixture(scope="module")
 async def synthetic(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    async with running(tmp_path_factory.mktemp("schemathesis") / "home", "synthetic") as stack:
+    many = {"INFERBUS_EDGE_MAX_CHANGES_PER_MINUTE": "1000000"}
+    async with running(tmp_path_factory.mktemp("schemathesis") / "home", "synthetic", variables=many) as stack:
         yield stack
 
 

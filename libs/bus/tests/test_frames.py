@@ -1,10 +1,12 @@
 import asyncio
 
+import pytest
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.frames import FramePublisher, FrameReader
 from inferbus_bus.log import FrameLog
 from inferbus_bus.streams import ensure_streams
+from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
 
 
@@ -105,3 +107,39 @@ async def test_the_log_is_read_by_position_and_goes_on_live(bus: Bus, nats_serve
 async def test_reading_an_empty_range_of_a_subject_ends(bus: Bus) -> None:
     _, end = await FrameLog(bus).bounds()
     assert [b async for b in FrameLog(bus).read(1, end, subject="tok.nobody.*")] == []
+
+
+async def test_a_frame_that_the_broker_would_not_take_holds_nothing_back(tmp_path) -> None:
+    async with NatsServer(tmp_path) as server, connect(BusConfig(server.url, "edge")) as own:
+        await ensure_streams(own)
+        got: list[tuple[int, int]] = []
+        reader = FrameReader(own, edge="e", on_frame=lambda frame, _: got.append((frame.sequence, len(frame.text))))
+        await reader.start()
+        publisher = FramePublisher(BusConfig(server.url, "w"), worker="w", boot=7)
+        await publisher.start()
+
+        def publish(size: int) -> int:
+            return publisher.publish(Frame(edge="e", text=b"x" * size))
+
+        def refused(size: int) -> bool:
+            with pytest.raises(InferBusError) as caught:
+                publish(size)
+            return caught.value.reason == "frame_too_large"
+
+        assert refused(10_000_000)
+        overhead = Frame(edge="e", worker="w", boot=7, sequence=1, text=b"x" * 8_000_000).ByteSize() - 8_000_000
+        largest = own.nc.max_payload - overhead - len(b"NATS/1.0\r\nNats-Msg-Id: w-7-1\r\n\r\n")
+        assert refused(largest + 1)
+        await publisher.wait_acked(publish(largest))
+        await server.kill()
+        assert refused(largest + 1)
+        publish(1)
+        await server.start()
+        last = publish(2)
+        assert refused(10_000_000)
+        await publisher.wait_acked(last)
+        await until(lambda: len(got) >= 3)
+        assert got == [(1, largest), (2, 1), (3, 2)], "numbered without a gap"
+        assert publisher.unacked == 0
+        await reader.stop()
+        await publisher.stop()

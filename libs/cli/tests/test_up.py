@@ -2,14 +2,20 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import openai
 import pytest
+from inferbus_cli.commands.up import _ready
+from inferbus_stack.home import Home
+from rich.console import Console
 
 from .conftest import Launch, RunningStack, all_gone, until
 
@@ -26,9 +32,57 @@ def up(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_says_how_to_use_it(stack: RunningStack) -> None:
     content = stack.content
-    for wanted in (content["base_url"], content["api_key"], content["admin_key"], "curl -N", "Ready after"):
+    for wanted in (content["base_url"], content["services"]["edge-1"]["url"], "curl -N", "Ready after"):
         assert wanted in stack.output
-    assert content["services"]["edge-1"]["url"] in stack.output
+
+
+def test_what_is_no_terminal_is_told_where_the_keys_are_and_not_the_keys(stack: RunningStack) -> None:
+    """A journal keeps what it is told, and shows it to many."""
+    for name, kept in (("api_key", "api-key"), ("admin_key", "admin-key")):
+        file = stack.home / "secrets" / kept
+        assert f"in {file}\n" in stack.output
+        assert file.read_text().strip() == stack.content[name]
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    secrets = [path.read_text().strip() for path in (stack.home / "secrets").iterdir() if path.is_file()]
+    assert [secret for secret in secrets if secret in stack.output] == []
+
+
+def test_a_forced_colour_makes_no_terminal(
+    stack: RunningStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as CI systems set it
+    console = Console(highlight=False, soft_wrap=True)
+    assert console.is_terminal
+    _ready(console, console.status(""), stack.content, Home(stack.home), "synthetic", 1.0)
+    said = capsys.readouterr().out
+    assert str(stack.home / "secrets" / "api-key") in said
+    assert stack.content["api_key"] not in said
+    assert stack.content["admin_key"] not in said
+
+
+def test_on_a_terminal_it_shows_the_keys(tmp_path: Path) -> None:
+    terminal, theirs = pty.openpty()
+    command = [sys.executable, "-m", "inferbus_cli", "up", "--home", str(tmp_path / "stack"), "--port", "0"]
+    process = subprocess.Popen([*command, "--engine", "synthetic"], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    try:
+        while b"Say hello." not in said:
+            ready, _, _ = select.select([terminal], [], [], 90)
+            assert ready, said
+            said += os.read(terminal, 65_536)
+        content = json.loads((tmp_path / "stack" / "stack.json").read_text())
+        assert f"API key    {content['api_key']}".encode() in said
+        assert f"admin key  {content['admin_key']}".encode() in said
+        assert f"Bearer {content['api_key']}".encode() in said
+    finally:
+        process.send_signal(signal.SIGINT)
+        while process.poll() is None:  # it would wait for who reads its terminal
+            if select.select([terminal], [], [], 0.1)[0]:
+                with suppress(OSError):
+                    os.read(terminal, 65_536)
+        os.close(terminal)
+    assert process.returncode == 0
 
 
 def test_the_curl_line_that_it_prints_works(stack: RunningStack) -> None:

@@ -176,7 +176,7 @@ async def run_edge(nats: NatsServer, folder: Path, **settings: str) -> AsyncIter
     ready, log = folder / f"{name}.json", folder / f"{name}.log"
     variables = {
         "NAME": name, "NATS_URL": nats.url, "HTTP_PORT": "0", "READY_FILE": str(ready), "DIE_WITH_PARENT": "true",
-        "DRAIN_TIMEOUT": "1s", **settings,
+        "DRAIN_TIMEOUT": "1s", "MAX_CHANGES_PER_MINUTE": "100000", **settings,
     }  # fmt: skip
     environ = {**os.environ, **{f"INFERBUS_EDGE_{key}": value for key, value in variables.items()}}
     with log.open("wb") as output:

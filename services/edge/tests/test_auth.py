@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from inferbus.bus.v1.registry_pb2 import KeyRecord, ProjectRecord, RecordState, TenantRecord
+from inferbus.bus.v1.registry_pb2 import (
+    KeyRecord,
+    MemberRecord,
+    ProjectMembership,
+    ProjectRecord,
+    RecordState,
+    TenantRecord,
+)
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.connection import Bus
 from inferbus_bus.publish import Publisher
@@ -42,12 +49,12 @@ class Rig:
         await self.registries[bucket].put(name, record)
 
 
-async def seen(rig: Rig, secret: str, reason: str) -> InferBusError:
-    """The refusal, once the registry's watch has brought it."""
+async def seen(rig: Rig, secret: str, reason: str, message: str = "") -> InferBusError:
+    """The refusal with this reason (and message), once the registry's watch has brought it."""
     async with asyncio.timeout(5):
         while True:
             refused = refusal(rig, {"authorization": f"Bearer {secret}"})
-            if refused is not None and refused.reason == reason:
+            if refused is not None and refused.reason == reason and message in refused.message:
                 return refused
             await asyncio.sleep(0.01)
 
@@ -69,6 +76,7 @@ async def rig(bus: Bus) -> AsyncIterator[Rig]:
         "keys": Registry(bus, "keys", KeyRecord),
         "tenants": Registry(bus, "tenants", TenantRecord),
         "projects": Registry(bus, "projects", ProjectRecord),
+        "members": Registry(bus, "members", MemberRecord),
     }
     for writer in writers.values():
         await writer.start()
@@ -135,6 +143,26 @@ async def test_keys_of_archived_tenants_and_projects(rig: Rig) -> None:
     await accepted(rig, {"x-api-key": secret})
     await rig.put("tenants", record.tenant_id, TenantRecord(tenant_id=record.tenant_id, state=ARCHIVED))
     await seen(rig, secret, "organization_archived")
+
+
+async def test_a_key_is_as_good_as_its_owner_s_place_in_the_project(rig: Rig) -> None:
+    """Whoever wrote what first, and however the key came to be: it does not outlive the reason for it."""
+    secret, record = await rig.key(owner_id="svc_acct_1")
+    headers, name = {"x-api-key": secret}, f"{record.tenant_id}/svc_acct_1"
+    await seen(rig, secret, "invalid_api_key", "The owner of this API key")
+    member = MemberRecord(
+        member_id="svc_acct_1", tenant_id=record.tenant_id, projects=[ProjectMembership(project_id="web", role="none")]
+    )
+    await rig.put("members", name, member)
+    assert await accepted(rig, headers) == record
+    member.projects[0].project_id = "other"
+    await rig.put("members", name, member)
+    await seen(rig, secret, "invalid_api_key", "The owner of this API key")
+    member.projects[0].project_id = "web"
+    await rig.put("members", name, member)
+    await accepted(rig, headers)
+    await rig.registries["members"].delete(name)
+    await seen(rig, secret, "invalid_api_key", "The owner of this API key")
 
 
 async def test_what_a_key_s_tenant_and_project_are(rig: Rig) -> None:

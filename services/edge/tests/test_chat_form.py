@@ -25,7 +25,7 @@ REPLY = st.fixed_dictionaries(
     {"n": st.integers(1, 3)},
     optional={
         "tools": st.booleans(), "reasoning": st.booleans(), "logprobs": st.booleans(), "include_usage": st.booleans(),
-        "continuous_usage": st.booleans(), "service_tier": st.just("flex"),
+        "continuous_usage": st.booleans(), "service_tier": st.just("flex"), "must_call": st.booleans(),
     },
 )  # fmt: skip
 
@@ -108,8 +108,12 @@ def test_stream_and_body_say_the_same(reply: dict[str, Any], texts: list[tuple[s
             said["calls"].values()
         )
         assert ((one["logprobs"] or {}).get("content") or []) == said["logprobs"]
-        # No token's log-probability is lost, though its text may be held back.
-        assert len(said["logprobs"]) == (len(deltas[one["index"]]) if logprobs else 0)
+        # No token's log-probability is lost, though its text may be held back; and none is of what is no text.
+        text = texts[one["index"]][0]
+        if "<" not in text and (text.strip() or not text):
+            assert len(said["logprobs"]) == (len(deltas[one["index"]]) if logprobs else 0)
+        if not said["content"]:
+            assert not said["logprobs"]
     # However it is cut.
     other = collected(tell(ChatForm(FIRST, described(**reply), True), whole), n)
     assert [one | {"logprobs": []} for one in streamed] == other
@@ -155,6 +159,54 @@ def test_a_call_that_was_cut_off_ends_by_length() -> None:
     choice = json.loads(form.body())["choices"][0]
     assert choice["finish_reason"] == "length"
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"a'
+
+
+@pytest.mark.parametrize("cut_in", ["<", "<tool_call>", '<tool_call>\n{"name": "f", "argu'])
+@pytest.mark.parametrize("must_call", [False, True])
+def test_a_call_that_was_cut_off_in_its_head_is_not_shown(cut_in: str, must_call: bool) -> None:
+    shown = "" if must_call or cut_in != "<" else cut_in  # a text may also end so
+    for stream in (False, True):
+        form = ChatForm(FIRST, described(tools=True, must_call=must_call, logprobs=True), stream)
+        events = [*form.open(0, "rev"), *form.delta(0, cut_in, 1, [token(cut_in.encode())])]
+        events += [*form.close(0, "rev", end(FinishReason.FINISH_REASON_LENGTH)), *form.finish()]
+        if stream:
+            said = collected([json.loads(one.removeprefix(b"data: ")) for one in events[:-1]], 1)[0]
+            assert (said["content"], said["calls"], said["finish"]) == (shown, {}, "length")
+            assert len(said["logprobs"]) == len(shown)
+        else:
+            choice = json.loads(form.body())["choices"][0]
+            assert (choice["message"]["content"], choice["finish_reason"]) == (shown, "length")
+            assert "tool_calls" not in choice["message"]
+            assert len(choice["logprobs"]["content"]) == len(shown)
+
+
+@pytest.mark.parametrize("whole", [0, 1])
+def test_calls_are_the_end_only_if_the_last_one_is_whole(whole: int) -> None:
+    """A stop string of an older worker, or of an engine that does not know calls, may end it inside."""
+    form = ChatForm(FIRST, described(tools=True), False)
+    tell(form, {0: [*[CALL] * whole, '<tool_call>{"name": "f", "arguments": {"a": 1']})
+    assert json.loads(form.body())["choices"][0]["finish_reason"] == "stop"
+    form = ChatForm(FIRST, described(tools=True), False)
+    tell(form, {0: [*[CALL] * whole, '<tool_call>{"name": "f", "arguments": {"a": 1}']})
+    assert json.loads(form.body())["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_logprobs_are_those_of_the_text() -> None:
+    parts = ["<think>", "hm", "</think>", "\n", "Well", ".", " ", *CALL, "\n", "Bye"]
+    reply = described(tools=True, reasoning=True, logprobs=True)
+    events = tell(ChatForm(FIRST, reply, True), {0: parts}, logprobs=True)
+    said = collected(events, 1)[0]
+    assert said["content"] == "Well. \nBye"
+    assert [one["token"] for one in said["logprobs"]] == ["Well", ".", " ", "\n", "Bye"]
+    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+    assert {"content": ""} not in deltas
+    form = ChatForm(FIRST, reply, False)
+    tell(form, {0: list(CALL)}, logprobs=True)
+    choice = json.loads(form.body())["choices"][0]
+    assert (choice["message"]["content"], choice["logprobs"]["content"]) == (None, [])
+    events = tell(ChatForm(FIRST, reply, True), {0: list(CALL)}, logprobs=True)
+    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+    assert not any("content" in one for one in deltas[1:]), "only the role comes with an empty text"
 
 
 def test_usage_all_along() -> None:
@@ -220,5 +272,5 @@ def test_the_sdk_puts_the_chunks_together() -> None:
     message = answer.choices[0].message
     assert message.content == "Well. "
     assert json.loads(message.tool_calls[0].function.arguments) == {"a": "é}"}
-    assert len(answer.choices[0].logprobs.content) == 1 + len(CALL)
+    assert [one.token for one in answer.choices[0].logprobs.content] == ["Well. "]
     assert answer.usage.prompt_tokens == 5

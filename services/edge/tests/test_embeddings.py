@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import math
+import time
 from array import array
 from typing import Any
 
@@ -60,7 +61,9 @@ def test_inputs(given_input: object, inputs: list[Any]) -> None:
     ("fields", "param"),
     [
         ({"input": ""}, "input"), ({"input": ["a", ""]}, "input[1]"), ({"input": []}, "input"),
-        ({"input": ["a"] * 2049}, "input"), ({"input": [1, "a"]}, "input[1]"), ({"dimensions": 0}, "dimensions"),
+        ({"input": ["a"] * 2049}, "input"), ({"input": [1, "a"]}, "input[1]"), ({"input": [[1]] * 2049}, "input"),
+        ({"input": [1, -1]}, "input[1]"), ({"input": [1 << 32]}, "input[0]"), ({"input": [[1], []]}, "input[1]"),
+        ({"input": [[1], [2, True]]}, "input[1][1]"), ({"input": [1.0]}, "input[0]"), ({"dimensions": 0}, "dimensions"),
         ({"encoding_format": "hex"}, "encoding_format"), ({"stream": True}, "stream"),
     ],
 )  # fmt: skip
@@ -107,9 +110,37 @@ def test_both_formats_say_the_same(vectors: list[list[float]]) -> None:
     plain, encoded = bodies
     CreateEmbeddingResponse.model_validate(plain, strict=True)
     assert plain["usage"] == {"prompt_tokens": 9, "total_tokens": 9}
-    assert [one["embedding"] for one in plain["data"]] == [list(array("f", one)) for one in vectors]
+    assert [floats(one["embedding"]) for one in plain["data"]] == [floats(one) for one in vectors]
     assert [base64.b64decode(one["embedding"]) for one in encoded["data"]] == [floats(one) for one in vectors]
     assert [one["index"] for one in plain["data"]] == list(range(len(vectors)))
+
+
+def test_numbers_have_as_many_digits_as_a_float32() -> None:
+    form = form_for()
+    form.vector(0, floats([0.1, -1 / 3, 1e-9, 0.0]))
+    assert b"[0.1,-0.33333334,1e-9,0.0]" in form.body()
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+@pytest.mark.parametrize("dimensions", [None, 300])
+def test_the_largest_answer_stops_nobody_for_long(encoding: str, dimensions: int | None) -> None:
+    """A full frame (half a megabyte), and the end: 4 ms each where they would be 50 to 150 all at once."""
+    form = form_for(input=["x"] * 2048, encoding_format=encoding, dimensions=dimensions)
+    values = floats([math.sin(at) / 14 for at in range(384)])
+    spans = []
+    for start in range(0, 2048, 341):
+        began = time.perf_counter()
+        for index in range(start, min(start + 341, 2048)):
+            form.vector(index, values)
+        spans.append(time.perf_counter() - began)
+    ends = []
+    for _ in range(5):
+        began = time.perf_counter()
+        body = form.body()
+        ends.append(time.perf_counter() - began)
+    assert len(json.loads(body)["data"]) == 2048
+    assert min(spans[:-1]) < 0.015
+    assert min(ends) < 0.015
 
 
 def test_an_answer_with_a_gap_is_none() -> None:
@@ -138,14 +169,18 @@ def answer(worker: Any, message: Any, vectors: list[list[float]]) -> None:
     worker.frames.publish(frame)
 
 
-async def test_the_openai_sdk(edge: Any, worker: Any, model: str, http: aiohttp.ClientSession, rig: Any) -> None:
-    record = ModelRecord(name=model, revision="rev-1", capabilities=["embeddings"], embedding_dimensions=3)
+async def serve_vectors(worker: Any, model: str, http: aiohttp.ClientSession, dimensions: int) -> None:
+    record = ModelRecord(name=model, revision="rev-1", capabilities=["embeddings"], embedding_dimensions=dimensions)
     await worker.models.put(model, record)
-    body = {"model": model, "input": "x", "dimensions": 4}
+    body = {"model": model, "input": "x", "dimensions": dimensions + 1}
     async with asyncio.timeout(5):
         # Refused in any case, for the parameter once the edge knows the record.
         while (await (await http.post(PATH, json=body)).json())["error"]["param"] != "dimensions":
             await asyncio.sleep(0.01)
+
+
+async def test_the_openai_sdk(edge: Any, worker: Any, model: str, http: aiohttp.ClientSession, rig: Any) -> None:
+    await serve_vectors(worker, model, http, 3)
     client = openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key=rig.API_KEY, max_retries=0)
     vectors = [[0.6, 0.0, 0.8], [0.0, 1.0, 0.0]]
 
@@ -170,6 +205,33 @@ async def test_the_openai_sdk(edge: Any, worker: Any, model: str, http: aiohttp.
     with pytest.raises(openai.BadRequestError) as chat:
         await client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
     assert chat.value.code == "model_not_supported"
+
+
+async def test_late_vectors_of_an_older_attempt_are_void(worker: Any, model: str, http: aiohttp.ClientSession) -> None:
+    await serve_vectors(worker, model, http, 1)
+    call = asyncio.create_task(http.post(PATH, json={"model": model, "input": ["a", "b", "c"]}))
+    message = await worker.take(model)
+
+    def say(attempt: int, vectors: dict[int, list[float]], said: int | None = None) -> None:
+        embeddings = [
+            Embedding(
+                request_id=message.request_id, index=at, values=floats(one), attempt=attempt if said is None else said
+            )
+            for at, one in vectors.items()
+        ]
+        worker.step(embeddings=embeddings, attempt=attempt, ended=message)
+
+    say(1, {0: [1.0], 1: [1.5]}, said=0)  # of a worker that does not say it yet: 1
+    worker.step((message, 0, ""), attempt=2, counts=[0])  # as a second attempt opens
+    say(1, {0: [-1.0], 1: [-1.0]})
+    say(2, {1: [2.5]})
+    say(1, {1: [-1.0], 2: [-1.0]}, said=0)
+    say(3, {2: [3.5]})  # this one opens with a vector
+    say(2, {0: [-1.0], 1: [-1.0], 2: [-1.0]})
+    worker.close(message, 0, attempt=2)
+    worker.close(message, 0, attempt=3)
+    body = await (await call).json()
+    assert [one["embedding"] for one in body["data"]] == [[1.0], [2.5], [3.5]]
 
 
 async def test_a_chat_model_makes_no_vectors(http: Any, model: str) -> None:

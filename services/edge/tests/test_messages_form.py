@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from anthropic.lib.streaming._messages import accumulate_event
 from anthropic.types import Message, RawMessageStreamEvent
 from hypothesis import given
@@ -131,6 +132,23 @@ def test_a_call_that_was_cut_off_is_as_far_as_it_came() -> None:
     assert message.content[0].to_dict()["input"] == {"city": "Köln", "days": [1, 2]}
     assert message.stop_reason == "max_tokens"
     same(message, joined(fed(form_of(FIRST, reply(max_tokens=4), stream=True), [text], LENGTH)))
+
+
+@pytest.mark.parametrize("text", ["<tool_call>", '<tool_call>\n{"name": "weather", "argu'])
+def test_a_call_that_was_cut_off_in_its_head_is_not_shown(text: str) -> None:
+    for must_call in (False, True):
+        message = answered(text, LENGTH, max_tokens=4, must_call=must_call)
+        assert (message.content, message.stop_reason) == ([], "max_tokens")
+    assert answered("<tool", LENGTH, must_call=True).content == []
+    assert [block.to_dict() for block in answered("I look. " + text, LENGTH).content] == [
+        {"type": "text", "text": "I look. "}
+    ]
+
+
+def test_tool_use_is_the_end_only_if_the_last_call_is_whole() -> None:
+    whole = call("f", "{}")
+    assert answered(whole + "\n" + whole.removesuffix("}}\n</tool_call>")).stop_reason == "end_turn"
+    assert answered(whole + "\n" + whole).stop_reason == "tool_use"
 
 
 def test_arguments_that_are_no_json_are_text() -> None:

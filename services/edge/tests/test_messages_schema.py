@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from inferbus.bus.v1.request_pb2 import ToolMode
+from inferbus_contracts.sampling_bounds import MAX_STOPS
 from inferbus_edge.core.messages_plan import plan_count, plan_message
 from inferbus_edge.core.messages_schema import CountRequest, MessageRequest
 from inferbus_edge.core.plan import Need, Plan
@@ -47,7 +48,9 @@ def test_a_plain_request() -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k, list(sampling.stop)) == (0.5, 0.25, 7, ["END"])
     assert (sampling.max_tokens, one.output_bound, one.stream, one.model) == (50, 50, True, "m")
     assert one.needs == (Need("chat", "model"),)
-    assert one.reply == {"api": "messages", "n": 1, "tools": False, "max_tokens": 50, "stops": ["END"]}
+    assert one.reply == {
+        "api": "messages", "n": 1, "tools": False, "must_call": False, "max_tokens": 50, "stops": ["END"]
+    }  # fmt: skip
     assert not one.requests[0].chat.tools
     assert one.requests[0].chat.reasoning_effort == ""
 
@@ -110,6 +113,13 @@ def test_tool_choice(choice: Any, mode: Any, name: str, parallel: bool) -> None:
     assert json.loads(chat.tools[0].parameters)["required"] == ["city"]
     assert Need("tools", "tools") in one.needs
     assert one.reply["tools"] is (mode != ToolMode.TOOL_MODE_NONE)
+    assert one.reply["must_call"] is (mode == ToolMode.TOOL_MODE_REQUIRED)
+
+
+def test_as_many_stop_sequences_as_a_worker_takes() -> None:
+    many = [f"END {number}" for number in range(MAX_STOPS)]
+    one = plan(stop_sequences=many)
+    assert list(one.requests[0].sampling.stop) == one.reply["stops"] == many
 
 
 def test_thinking_asks_for_a_reasoning_model() -> None:
@@ -224,6 +234,7 @@ TURN = {"role": "user", "content": "hi"}
         ({"speed": "fast"}, "speed", "unsupported_parameter"),
         ({"inference_geo": "eu"}, "inference_geo", "unsupported_parameter"),
         ({"stop_sequences": [""]}, "stop_sequences[0]", "invalid_value"),
+        ({"stop_sequences": ["x"] * (MAX_STOPS + 1)}, "stop_sequences", "invalid_value"),
         ({"metadata": {"name": "x"}}, "metadata.name", "unknown_parameter"),
     ],
 )  # fmt: skip

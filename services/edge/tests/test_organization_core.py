@@ -9,10 +9,28 @@ from hypothesis import strategies as st
 from inferbus.bus.v1.audit_pb2 import AuditEvent
 from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits
 from inferbus.edge.v1.edge_pb2 import Key
+from inferbus_contracts.subjects import subject_token
 from inferbus_edge.core.organization import NO_LIMIT_REQUESTS, Listing, PageQuery, page, rate_limit_object
-from inferbus_edge.core.organization_audit import AuditPage, AuditQuery, Change, audit_object, event_of
+from inferbus_edge.core.organization_audit import (
+    MAX_DETAILS_BYTES,
+    AuditPage,
+    AuditQuery,
+    Change,
+    audit_object,
+    event_of,
+)
 from inferbus_edge.core.organization_bodies import LIMIT_FIELDS, audit_query, expiry, with_limits
-from inferbus_edge.core.organization_rules import allows, checked_id, expired, revoked, with_changes
+from inferbus_edge.core.organization_room import MAX_RECORD_BYTES, Room
+from inferbus_edge.core.organization_rules import (
+    MAX_MODELS,
+    MAX_MODELS_BYTES,
+    allows,
+    checked_id,
+    checked_models,
+    expired,
+    revoked,
+    with_changes,
+)
 from inferbus_runtime.errors import InferBusError
 
 names = st.lists(st.integers(0, 10_000).map(str), unique=True, max_size=40)
@@ -169,10 +187,88 @@ def test_a_change_touches_what_it_names_and_nothing_else(mask: set[str]) -> None
         with_changes(record, Key(), ["key_id"], ("name",))
 
 
-@pytest.mark.parametrize("value", ["", "a/b", " a", "a\n", "a" * 201])
+@pytest.mark.parametrize("value", ["", "a/b", " a", "a\n", "a" * 65, "ä", "..", ".a", "a b", "\U0001f600"])
 def test_bad_ids(value: str) -> None:
-    with pytest.raises(InferBusError):
+    with pytest.raises(InferBusError) as refused:
         checked_id(value, "tenant_id")
+    assert refused.value.param == "tenant_id"
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True))
+def test_ids_fit_into_a_subject(value: str) -> None:
+    """Two of them beside each other are far from the 4,096 bytes at which a broker ends the connection."""
+    assert checked_id(value, "tenant_id") == value
+    assert len(subject_token(f"{value}/{value}")) <= 400
+
+
+@given(st.lists(st.text("ab\U0001f600", min_size=1, max_size=200), max_size=110))
+def test_an_allow_list_is_bounded_in_names_and_bytes(models: list[str]) -> None:
+    names = set(models)
+    if len(models) <= MAX_MODELS and sum(len(name.encode()) for name in names) <= MAX_MODELS_BYTES:
+        assert set(checked_models(models)) == names
+    else:
+        with pytest.raises(InferBusError, match="models"):
+            checked_models(models)
+
+
+def test_the_largest_key_has_room() -> None:
+    """What each field may be by itself is possible in one record."""
+    widest, now = "\U0001f600" * 200, {"seconds": 253_402_300_799, "nanos": 999_999_999}
+    models = [f"{number:025d}" for number in range(MAX_MODELS)] + ["m" * (MAX_MODELS_BYTES - 25 * MAX_MODELS)]
+    record = KeyRecord(
+        key_id="key_" + "f" * 24, tenant_id="t" * 64, project_id="p" * 64, name=widest, prefix="ib-123456",
+        scopes=["inference", "tenant_admin", "admin"], create_time=now, revoke_time=now, expire_time=now,
+        models=checked_models(models[:MAX_MODELS]), owner_id="svc_acct_" + "f" * 24,
+        limits=Limits(requests_per_minute=2**32 - 1, tokens_per_minute=2**53, concurrent_requests=2**32 - 1),
+    )  # fmt: skip
+    assert record.ByteSize() <= MAX_RECORD_BYTES
+
+
+sizes = st.integers(0, 2000)
+
+
+@given(sizes, st.integers(-500, 2000), sizes, sizes)
+def test_who_may_add_to_a_bucket(size: int, growth: int, tenant: int, total: int) -> None:
+    """What takes away always may; what adds passes neither the record's bound, nor the share, nor into the reserve."""
+    reason = ""
+    try:
+        Room(bucket=2000, share=1000, record=500).check(size, growth, tenant, total)
+    except InferBusError as error:
+        reason = error.reason
+    if growth <= 0:
+        assert reason == ""
+    elif size > 500:
+        assert reason == "invalid_value"
+    elif tenant + growth > 1000:
+        assert reason == "too_many"
+    else:
+        assert reason == ("stream_full" if total + growth > 1800 else "")
+
+
+@given(
+    st.lists(st.text(max_size=200), max_size=100),
+    st.text(max_size=200),
+    st.lists(st.text(max_size=20), max_size=3),
+)
+def test_what_the_audit_log_tells_is_bounded(models: list[str], name: str, scopes: list[str]) -> None:
+    details = {"models": models, "name": name, "title": name, "scopes": scopes}
+    told = event_of(Change("key.updated", "key_1", "t", "key_2", details=details), 1).details
+    assert len(told.encode()) <= MAX_DETAILS_BYTES
+    shown = orjson.loads(told)
+    if len(orjson.dumps(details, option=orjson.OPT_SORT_KEYS)) <= MAX_DETAILS_BYTES:
+        assert shown == details
+    else:
+        assert any(isinstance(value, dict) and "sha256" in value for value in shown.values())
+    if isinstance(shown["models"], dict):
+        assert shown["models"]["count"] == len(models)
+
+
+def test_two_long_lists_are_two_changes() -> None:
+    """Also where the log tells only their hashes."""
+    one, two = ([f"{letter * 50}-{number}" for number in range(60)] for letter in "ab")
+    events = [event_of(Change("key.updated", "k", "t", "x", details={"models": models}), 1) for models in (one, two)]
+    assert events[0].event_id != events[1].event_id
+    assert events[0].details != events[1].details
 
 
 @given(st.integers(0, 10**10), st.integers(0, 10**10), st.integers(0, 10**10))

@@ -287,6 +287,7 @@ def test_the_choice_of_tools(choice: Any, mode: int, name: str, shown: list[str]
     assert not chat.parallel_tool_calls
     # Without calls to look for, what looks like one is text.
     assert made.reply["tools"] is (mode != ToolMode.TOOL_MODE_NONE)
+    assert made.reply["must_call"] is (mode == ToolMode.TOOL_MODE_REQUIRED)
     assert made.reply["echo"]["tool_choice"] == (choice or "auto")
 
 
@@ -436,6 +437,26 @@ def test_log_probabilities_go_with_their_text() -> None:
     assert said[0].top_logprobs[0].token == "Ha"
     whole = orjson.loads(form.body())["output"][0]["content"][0]["logprobs"]
     assert [one["bytes"] for one in whole] == [[72], [0xC3], [0xA9]]
+
+
+def test_log_probabilities_are_not_those_of_calls_and_thoughts() -> None:
+    form = form_of(FIRST, reply_of(plan(top_logprobs=1, tools=[WEATHER]), reasoning=True), stream=False)
+    form.open(0, "r")
+    for text in ["<think>", "hm", "</think>", "\n", "Well", "\n", *CALL, "\n", "Bye"]:
+        form.delta(0, text, 1, [TokenLogprob(text=text.encode(), logprob=-1)])
+    form.close(0, "r", close_of())
+    parts = [item["content"][0] for item in orjson.loads(form.body())["output"] if item["type"] == "message"]
+    assert [part["text"] for part in parts] == ["Well\n", "\nBye"]
+    assert ["".join(one["token"] for one in part["logprobs"]) for part in parts] == ["Well\n", "\nBye"]
+
+
+@pytest.mark.parametrize("cut_in", ["<tool", "<tool_call>", '<tool_call>\n{"name": "wea'])
+def test_a_call_that_was_cut_off_in_its_head_is_not_shown(cut_in: str) -> None:
+    cut = close_of(1, FinishReason.FINISH_REASON_LENGTH)
+    _, response = run(reply_of(plan(tools=[WEATHER], tool_choice="required")), [cut_in], cut)
+    assert (response["status"], response["output"][0]["content"][0]["text"]) == ("incomplete", "")
+    _, response = run(reply_of(plan(tools=[WEATHER])), ["I look. ", "<tool_call>", cut_in[11:]], cut)
+    assert [item["content"][0]["text"] for item in response["output"]] == ["I look. "]
 
 
 @given(st.data())

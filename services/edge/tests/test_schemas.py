@@ -1,13 +1,16 @@
 """Callers' JSON schemas: what can be enforced is taken, anything else is refused with its place."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inferbus_edge.core.schema import MAX_DEPTH, check_depth
+from inferbus_edge.core.embeddings import parse_embedding_request
+from inferbus_edge.core.schema import MAX_DEPTH, MAX_VALUES, check_depth, check_size
 from inferbus_edge.core.schemas_json import MAX_SCHEMA_BYTES, arguments_text, arguments_texts, schema_text
+from inferbus_edge.core.tokenize_schema import parse_detokenize, parse_tokenize
 from inferbus_runtime.errors import InferBusError
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
@@ -213,6 +216,37 @@ def test_depth(depth: int, text: str) -> None:
     else:
         with pytest.raises(InferBusError, match="nested"):
             check_depth(body)
+
+
+def test_many_values() -> None:
+    most = [1] * MAX_VALUES
+    for value in (most, {"text": "," * 2 * MAX_VALUES, "quoted": ['\\",'] * 1000}):
+        check_size(json.dumps(value).encode())
+    for value in ([*most, 1], ['\\",', *most], {"a": [most, [1, "x"]]}, [""] * (MAX_VALUES + 1)):
+        with pytest.raises(InferBusError) as caught:
+            check_size(json.dumps(value).encode())
+        assert caught.value.reason == "too_many_values"
+    for read in (parse_embedding_request, parse_tokenize, parse_detokenize):
+        with pytest.raises(InferBusError) as caught:
+            read(json.dumps({"model": "m", "messages": [], "input": [1] * (MAX_VALUES + 1)}).encode())
+        assert caught.value.reason == "too_many_values"
+
+
+def test_looking_at_the_size_of_a_body_is_in_proportion_to_reading_it() -> None:
+    """What made the expression for strings slow: each escaped quote, and each empty string, was a step of its own."""
+    size = 4 << 20
+    bodies = [b"[" + b'"",' * (size // 3) + b"1]", b"[" * 65 + b'"' + b'\\",' * (size // 3) + b'"' + b"]" * 65]
+    for body in bodies:
+        looking, reading = [], []
+        for _ in range(5):
+            began = time.perf_counter()
+            with pytest.raises(InferBusError):
+                check_size(body)
+            looked = time.perf_counter()
+            json.loads(body)
+            looking.append(looked - began)
+            reading.append(time.perf_counter() - looked)
+        assert min(looking) < 6 * min(reading)
 
 
 @given(st.binary(max_size=300) | st.text('[]{}\\"a', max_size=64).map(str.encode))

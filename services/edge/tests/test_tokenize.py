@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pytest_asyncio
 from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 from inferbus.bus.v1.request_pb2 import ChatInput
 from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus.worker.v1.worker_pb2 import TokenizeRequest, TokenizeResponse
+from inferbus.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 from inferbus_bus.connection import BusConfig
 from inferbus_bus.connection import connect as connect_bus
 from inferbus_bus.registry import Registry
@@ -175,3 +178,109 @@ async def test_the_channel_to_a_worker_that_left_is_closed(nats_server: NatsServ
         await fleet.delete("stays")
         await workers.stop()
         assert stays.get_state() == grpc.ChannelConnectivity.SHUTDOWN
+
+
+class Slow(WorkerServiceServicer):
+    """Answers when it may."""
+
+    def __init__(self) -> None:
+        self.asked, self.may = asyncio.Event(), asyncio.Event()
+
+    async def Tokenize(self, request: TokenizeRequest, context: Any) -> TokenizeResponse:  # noqa: N802
+        self.asked.set()
+        await self.may.wait()
+        return TokenizeResponse(token_id=[1, 2, 3])
+
+
+@dataclass
+class Fleet:
+    """Workers of the model "slow" on ports of their own, as an edge has them."""
+
+    registry: Registry[WorkerRecord]
+    workers: Workers
+    slow: dict[str, Slow]
+    channels: dict[str, grpc.aio.Channel]
+
+    async def add(self, name: str, address: str) -> None:
+        record = WorkerRecord(worker=name, model="slow", address=address, state=WorkerState.WORKER_STATE_ACTIVE)
+        await self.registry.put(name, record, timedelta(seconds=30))
+        async with asyncio.timeout(5):
+            while name not in self.registry.items():
+                await asyncio.sleep(0.01)
+
+
+@pytest_asyncio.fixture
+async def fleet(nats_server: NatsServer) -> AsyncIterator[Fleet]:
+    """Of two."""
+    channels: dict[str, grpc.aio.Channel] = {}
+
+    def connect(address: str) -> grpc.aio.Channel:
+        channels[address] = channel(address, None)
+        return channels[address]
+
+    async with connect_bus(BusConfig(nats_server.url, "test-slow")) as bus:
+        registry = Registry(bus, "fleet", WorkerRecord)
+        workers = Workers(registry, connect)
+        await workers.start()
+        made = Fleet(registry, workers, {}, channels)
+        servers = []
+        for name in ("slow-1", "slow-2"):
+            server, servicer = grpc.aio.server(), Slow()
+            add_WorkerServiceServicer_to_server(servicer, server)
+            address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+            await server.start()
+            servers.append(server)
+            made.slow[address] = servicer
+            await made.add(name, address)
+        yield made
+        for servicer in made.slow.values():
+            servicer.may.set()
+        for name in ("slow-1", "slow-2"):
+            await registry.delete(name)
+        await workers.stop()
+        for server in servers:
+            await server.stop(None)
+
+
+async def first_asked(fleet: Fleet) -> str:
+    async with asyncio.timeout(5):
+        while not any(one.asked.is_set() for one in fleet.slow.values()):
+            await asyncio.sleep(0.01)
+    return next(address for address, one in fleet.slow.items() if one.asked.is_set())
+
+
+async def test_who_leaves_the_fleet_still_answers_what_it_was_asked(fleet: Fleet) -> None:
+    call = asyncio.create_task(fleet.workers.count("slow", ChatInput()))
+    address = await first_asked(fleet)
+    name = next(name for name, one in fleet.registry.items().items() if one.address == address)
+    await fleet.registry.delete(name)
+    await asyncio.sleep(0.3)
+    assert not call.done()
+    fleet.slow[address].may.set()
+    assert await asyncio.wait_for(call, 5) == 3
+    other = next(one for one in fleet.slow if one != address)
+    assert not fleet.slow[other].asked.is_set()
+    await fleet.add(name, address)
+
+
+async def test_a_channel_that_is_closed_under_a_call_is_no_client_that_left(fleet: Fleet) -> None:
+    call = asyncio.create_task(fleet.workers.count("slow", ChatInput()))
+    address = await first_asked(fleet)
+    for one in fleet.slow.values():
+        one.asked.clear()
+    await fleet.channels[address].close()
+    other = await first_asked(fleet)
+    assert other != address, "the next one is asked"
+    await fleet.channels[other].close()
+    with pytest.raises(InferBusError) as error:
+        await asyncio.wait_for(call, 5)
+    assert error.value.reason == "no_worker"
+
+
+async def test_a_client_that_left_is_not_asked_for_elsewhere(fleet: Fleet) -> None:
+    call = asyncio.create_task(fleet.workers.count("slow", ChatInput()))
+    address = await first_asked(fleet)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not any(one.asked.is_set() for other, one in fleet.slow.items() if other != address)

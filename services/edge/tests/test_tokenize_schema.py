@@ -24,11 +24,12 @@ def asked(**fields: Any) -> Any:
 def test_a_prompt() -> None:
     plan, request, strings = asked(prompt="a b")
     assert (plan.model, plan.needs, strings) == ("m", (), False)
-    assert (request.text, request.parse_special, request.return_pieces) == ("a b", True, False)
-    _, request, strings = asked(prompt="", add_special_tokens=False, return_token_strs=True)
-    assert (request.WhichOneof("input"), request.parse_special, request.return_pieces, strings) == (
-        "text", False, True, True,
+    assert (request.text, request.parse_special, request.add_special, request.return_pieces) == (
+        "a b", True, True, False,
     )  # fmt: skip
+    _, request, strings = asked(prompt="", add_special_tokens=False, return_token_strs=True)
+    assert (request.WhichOneof("input"), request.return_pieces, strings) == ("text", True, True)
+    assert (request.parse_special, request.HasField("add_special"), request.add_special) == (True, True, False)
 
 
 def test_messages() -> None:

@@ -8,11 +8,11 @@ from inferbus.bus.v1.frame_pb2 import Close
 from inferbus.bus.v1.registry_pb2 import ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest, ToolMode
 from inferbus.common.v1.error_pb2 import Error, ErrorClass
-from inferbus.common.v1.usage_pb2 import FinishReason, PriorityClass
+from inferbus.common.v1.usage_pb2 import FinishReason, PriorityClass, Usage
 from inferbus_edge.core.chat_plan import plan_chat
 from inferbus_edge.core.openai import parse_chat_request
 from inferbus_edge.core.plan import Plan
-from inferbus_edge.core.translate import error_of, model_list
+from inferbus_edge.core.translate import add_usage, error_of, model_list
 from inferbus_runtime.errors import InferBusError
 
 FUNCTION = {"name": "f", "description": "does f", "parameters": {"type": "object", "properties": {"a": {}}}}
@@ -33,6 +33,13 @@ def translated(**fields: object) -> GenerateRequest:
 
 def needs(**fields: object) -> list[tuple[str, str]]:
     return [(need.capability, need.param) for need in planned(**fields).needs]
+
+
+def test_an_answer_of_which_one_choice_is_an_estimate_is_one() -> None:
+    total = Usage()
+    for estimated in (False, True, False):
+        add_usage(total, Usage(output_tokens=2, estimated=estimated))
+    assert (total.output_tokens, total.estimated) == (6, True)
 
 
 def test_what_is_not_said_stays_absent() -> None:
@@ -103,6 +110,7 @@ def test_tools(fields: dict[str, Any], mode: int, name: str) -> None:
     assert chat.tools[1].parameters == ""
     reply = planned(tools=TOOLS, **fields).reply
     assert reply.get("tools", False) == (mode != ToolMode.TOOL_MODE_NONE)
+    assert reply.get("must_call", False) == (mode == ToolMode.TOOL_MODE_REQUIRED)
     assert not translated(tools=TOOLS, parallel_tool_calls=False, **fields).chat.parallel_tool_calls
 
 

@@ -20,7 +20,9 @@ from inferbus_runtime import clock
 
 
 class WorkerProcess:
-    """``python -m inferbus_worker`` with a name of its own."""
+    """``python -m inferbus_worker`` with a name of its own, or another ``program`` that runs one."""
+
+    program: tuple[str, ...] = ("-m", "inferbus_worker")
 
     def __init__(self, name: str, nats_url: str, folder: Path, **variables: str) -> None:
         self.name = name
@@ -35,7 +37,7 @@ class WorkerProcess:
         environ = {f"INFERBUS_WORKER_{name}": value for name, value in self._variables.items()}
         self.ready_file.unlink(missing_ok=True)
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "inferbus_worker", env={**os.environ, **environ}
+            sys.executable, *self.program, env={**os.environ, **environ}
         )
         async with asyncio.timeout(30):
             while not self.ready_file.exists():
@@ -176,7 +178,13 @@ def take_frame(frame: Frame, received: dict[bytes, Received]) -> None:
         assert len(said.tokens) == (frame.token_count[said.delta] if frame.token_count else 1)
         received[key].logprobs += said.tokens
     for embedding in frame.embeddings:
-        received[embedding.request_id].vectors[embedding.index] = embedding.values
+        one = received[embedding.request_id]
+        assert one.close is None, "nothing follows the close"
+        if not one.attempts or embedding.attempt > one.attempts[-1]:
+            one.attempts.append(embedding.attempt)
+            assert embedding.request_id in opened, "its first frame opens an attempt"
+        assert embedding.attempt == one.attempts[-1]
+        one.vectors[embedding.index] = embedding.values
     for close in frame.closes:
         one = received[close.request_id]
         assert one.close is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from inferbus.bus.v1 import request_pb2 as wire
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus_contracts.pieces import CallStart, Pieces, Reasoning, Spans, Text, pieces_of
 from inferbus_runtime.clock import timestamp
 from inferbus_worker.core.coalesce import StepBuilder
 from inferbus_worker.core.columns import StepFrames
@@ -17,7 +18,7 @@ from inferbus_worker.core.lifecycle import State, advance
 from inferbus_worker.core.recovery import Recovered, fold
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.core.running import Running, running_of
-from inferbus_worker.core.stops import StopFilter
+from inferbus_worker.core.stops import StopFilter, reader_of
 from inferbus_worker.core.timing import gap_us
 from inferbus_worker.core.wire import generation_of
 from inferbus_worker.engine import (
@@ -28,6 +29,7 @@ from inferbus_worker.engine import (
     Embed,
     Finish,
     Finished,
+    Generation,
     Message,
     Prompt,
     Step,
@@ -46,14 +48,15 @@ def chunks_of(text: str, cuts: list[int]) -> list[str]:
     return [text[start:end] for start, end in pairwise(places)]
 
 
-def filtered(chunks: list[str], stops: tuple[str, ...]) -> tuple[str, bool]:
-    stop_filter, out = StopFilter(stops), ""
+def filtered(chunks: list[str], stops: tuple[str, ...], reader: Pieces | None = None) -> tuple[str, bool]:
+    stop_filter, out = StopFilter(stops, reader), ""
     for chunk in chunks:
         cut = stop_filter.feed(chunk)
         out += cut.text
         if cut.stopped:
             return out, True
-    return out + stop_filter.flush(), False
+    out += stop_filter.flush()
+    return out, stop_filter.found is not None
 
 
 @given(TEXT, st.lists(st.integers(0, 12)), st.lists(st.text(alphabet="ab €", max_size=4), max_size=3))
@@ -78,6 +81,74 @@ def test_stops_hold_back_no_more_than_they_must(text: str, cuts: list[int], stop
         if cut.stopped:
             return
     assert len(text) - len(out) < len(stop)
+
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "</tool_call>b"}}\n</tool_call>'
+MARKED = st.lists(
+    st.sampled_from([CALL, CALL[:20], "<tool_call>", "<think>", "</think>", "\n", "ab", "b", "<", '"']), max_size=8
+).map("".join)
+READING = st.fixed_dictionaries({"tools": st.booleans(), "reasoning": st.booleans(), "must_call": st.booleans()})
+
+
+@given(
+    MARKED, st.lists(st.integers(0, 200)), READING,
+    st.lists(st.sampled_from(["\n", "b", "}", "<", "ab\n", ">", "a\nb"]), min_size=1, max_size=3),
+)  # fmt: skip
+def test_stops_are_looked_for_where_a_client_sees_text(
+    text: str, cuts: list[int], reading: dict[str, bool], stops: list[str]
+) -> None:
+    reading["must_call"] &= reading["tools"]
+    out, stopped = filtered(chunks_of(text, cuts), tuple(stops), Pieces(**reading))
+    assert (out, stopped) == filtered(list(text), tuple(stops), Pieces(**reading))
+    assert text.startswith(out)
+    assert stopped or out == text
+    spans = Spans(Pieces(**reading))
+    runs = [""]
+    for span in [*spans.feed(text), *spans.end()]:
+        runs = [*runs[:-1], runs[-1] + span.raw] if span.said else [*runs, ""]
+    assert stopped == any(stop in run for run in runs for stop in stops)
+    shown = pieces_of(out, **reading).text
+    assert shown == "".join(runs)[: len(shown)]
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "out"),
+    [
+        (CALL, ("\n", "}", "<", '"'), CALL),
+        (CALL + "\n" + CALL, ("\n",), CALL + "\n" + CALL),
+        ("<think>\nso\n</think>\n\nfine\nno", ("\n", "so"), "<think>\nso\n</think>\n\nfine"),
+        ("I look.\n" + CALL, ("\n",), "I look."),
+        (CALL + " Done.", ("Done",), CALL + " "),
+        ("a" + CALL + "b", ("ab",), "a" + CALL + "b"),
+        ("<tool_call>no call\n", ("\n",), "<tool_call>no call"),
+        ("a <tool", ("<",), "a "),
+    ],
+)  # fmt: skip
+def test_stops_and_calls(text: str, stops: tuple[str, ...], out: str) -> None:
+    for chunks in ([text], list(text)):
+        assert filtered(chunks, stops, Pieces(tools=True, reasoning=True)) == (out, out != text)
+
+
+def test_words_that_look_like_a_call_are_text_where_there_are_none() -> None:
+    assert filtered([CALL], ("\n",)) == ("<tool_call>", True)
+    assert filtered(["<think>a</think>"], ("a",), Pieces(tools=True)) == ("<think>", True)
+
+
+def test_who_has_calls_and_thoughts() -> None:
+    def of(reasons: bool = False, source: Any = None, **chat: Any) -> Pieces | None:
+        made = source or Chat((Message("user", "x"),), **chat)
+        return reader_of(Generation(b"k" * 16, made), reasons=reasons)
+
+    assert of() is None
+    assert of(tools=(Tool("f"),), tool_mode=ToolMode.NONE) is None
+    assert of(True, Prompt("x")) is None
+    tools = of(tools=(Tool("f"),))
+    assert tools is not None
+    assert tools.feed(CALL)[0] == CallStart(0, "f")
+    thinks = of(True)
+    assert thinks is not None
+    assert thinks.feed("<think>x") == [Reasoning("x")]
+    assert thinks.feed("</think>" + CALL) == [Text(CALL)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 9), max_size=3), TEXT), max_size=20))
@@ -317,7 +388,21 @@ def test_vectors_are_frames_without_deltas(take_frame: Any, received_type: Any) 
     end.add_close(one, Finished(one.key, Finish.STOP, 9), "test")
     take_frame(stored(end.frames()[0]), received)
     assert received[one.key].vectors == {0: b"v0", 1: b"v1"}
+    assert received[one.key].attempts == [1]
     assert (received[one.key].close.usage.input_tokens, received[one.key].close.usage.output_tokens) == (9, 0)
+
+
+def test_vectors_on_the_log_are_of_an_attempt() -> None:
+    """Else the next one would have its number, and what is late of the first would be taken for the second's."""
+    one, other = new_running(0, 0, 0, attempt=3), new_running(1, 0, 0)
+    frames = StepFrames(START)
+    frames.add_deltas(Step(START, embeddings=[Vector(one.key, 0, b"v")]), {one.key: one})
+    (frame,) = frames.frames()
+    found = {one.key: Recovered(), other.key: Recovered(attempt=2, ids=[5])}
+    frame.embeddings.add(request_id=other.key, values=b"void")
+    fold(stored(frame), found)
+    assert (found[one.key].attempt, found[one.key].ids) == (3, [])
+    assert (found[other.key].attempt, found[other.key].ids) == (2, [5])
 
 
 def test_input_is_billed_with_one_choice_only() -> None:

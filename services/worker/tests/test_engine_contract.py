@@ -374,11 +374,11 @@ async def test_raw_prompts(engine: Driver) -> None:
 
 
 async def tokens_of(engine: Driver, text: str) -> Any:
-    return await engine.engine.tokenize(Prompt(text), parse_special=True, open_turn=False)
+    return await engine.engine.tokenize(Prompt(text), open_turn=False)
 
 
 async def test_tokenize_counts_what_a_generation_reads(engine: Driver) -> None:
-    tokens = await engine.engine.tokenize(said("Say hi"), parse_special=False, open_turn=True)
+    tokens = await engine.engine.tokenize(said("Say hi"), parse_special=False)
     assert len(tokens.ids) == len(tokens.pieces)
     answer = await engine.ask("Say hi", replace(GREEDY, max_tokens=1))
     assert len(tokens.ids) == answer.end.input_tokens
@@ -531,7 +531,7 @@ async def test_an_output_that_leaves_its_form_ends_there(engine: Driver) -> None
     """Nobody sees the trouble in this schema before its last object begins; then the engine's library gives it up."""
     if "structured_output" not in engine.info.capabilities:
         return
-    wide = [{"properties": {f"{kind}{at}": {"type": "integer"} for at in range(400)}} for kind in "abc"]
+    wide = [{"properties": {f"{kind}{at}": {"type": "integer"} for at in range(330)}} for kind in "abc"]
     inner = {"anyOf": [{"type": "object", "additionalProperties": False, **one} for one in wide]}
     first = {"type": "string", "pattern": "^[a-z ]{30}$"}
     form = {"type": "object", "properties": {"a": first, "b": inner}, "required": ["a", "b"]}
@@ -568,6 +568,45 @@ async def test_calls_that_must_be(engine: Driver) -> None:
         assert call.startswith('{"name": "get_weather", "arguments": {'), "in the order in which an edge streams it"
     nobody = await engine.ask_input(with_tools(tool_mode=ToolMode.REQUIRED, tool_name="other"))
     assert nobody.error.param == "tool_choice"
+
+
+async def test_stop_strings_are_not_looked_for_in_calls(engine: Driver) -> None:
+    """Also by a generation that goes on inside one."""
+    if "tools" not in engine.info.capabilities:
+        return
+    required = with_tools(tool_mode=ToolMode.REQUIRED, parallel_tool_calls=False)
+    greedy = Sampling(temperature=0.0, max_tokens=120)
+    whole = await engine.ask_input(required, greedy)
+    for stop in ("\n", "}", "<", '"'):
+        answer = await engine.ask_input(required, replace(greedy, stop=(stop,)))
+        assert (answer.text, answer.reason) == (whole.text, whole.reason)
+        assert answer.end is not None
+        assert answer.end.stop_index is None
+        for given in (1, 4, len(whole.ids) - 2):
+            rest = await engine.ask_input(required, replace(greedy, stop=(stop,)), resume=tuple(whole.ids[:given]))
+            assert (rest.ids, rest.reason) == (whole.ids[given:], whole.reason)
+            assert whole.text.endswith(rest.text)
+
+
+async def test_stop_strings_end_the_text_beside_calls(engine: Driver) -> None:
+    """Of a model that may call and does not; what looks like the beginning of a call is held back and not lost."""
+    if "tools" not in engine.info.capabilities:
+        return
+    source = with_tools("Tell me about the sea.")
+    whole = (await engine.ask_input(source)).text.decode()
+    stop = whole[9:16]
+    answer = await engine.ask_input(source, replace(GREEDY, stop=("never there", stop)))
+    assert (answer.text.decode(), answer.end.stop_index) == (whole[: whole.index(stop)], 1)
+    answer = await engine.ask_input(source, replace(GREEDY, stop=(whole[-3:] + " but not this",)))
+    assert (answer.text.decode(), answer.reason) == (whole, Finish.LENGTH)
+
+
+async def test_text_held_back_is_not_lost_if_its_tokens_were_all_delivered(engine: Driver) -> None:
+    whole = await engine.ask("Tell me about the sea.")
+    sampling = replace(GREEDY, stop=(whole.text.decode()[-3:] + " but not this",))
+    rest = await engine.ask("Tell me about the sea.", sampling, resume=whole.ids)
+    assert (rest.ids, rest.reason) == ([], Finish.LENGTH)
+    assert rest.text == whole.text[-3:]
 
 
 async def test_calls_that_may_be(engine: Driver, engine_name: str) -> None:

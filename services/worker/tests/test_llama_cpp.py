@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from inferbus_worker.config import Config, LlamaCppConfig
-from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Finish, Generation, Message, Sampling
+from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Finish, Generation, Message, Prompt, Sampling
 from inferbus_worker.engines.llama_cpp import LlamaCpp
 from inferbus_worker.engines.llama_cpp_model import prepare
 
@@ -73,6 +73,15 @@ async def test_input_tokens_are_those_of_the_rendered_template(engine: LlamaCpp)
         expected = len((await response.json())["tokens"])
     answers = await ask(engine, Generation(b"k" * 16, Chat(CONVERSATION), Sampling(max_tokens=1)))
     assert answers[b"k" * 16][2].input_tokens == expected
+
+
+@pytest.mark.parametrize("add", [True, False])
+async def test_special_tokens_in_a_text_are_read_as_such(engine: LlamaCpp, add: bool) -> None:
+    """This model adds none; whoever leaves out what is added still has those of the text."""
+    text = "<|im_start|>user\nhi<|im_end|>"
+    tokens = await engine.tokenize(Prompt(text), add_special=add)
+    assert tokens.pieces == [b"<|im_start|>", b"user", b"\n", b"hi", b"<|im_end|>"]
+    assert len((await engine.tokenize(Prompt(text), parse_special=False, add_special=add)).ids) > 10
 
 
 async def test_ids_of_split_characters_are_the_generated_ones(engine: LlamaCpp) -> None:

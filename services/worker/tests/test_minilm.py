@@ -425,8 +425,10 @@ async def test_tokenize_and_back(driver: Driver) -> None:
     tokens = await driver.engine.tokenize(Prompt("Unaffable [SEP]"), parse_special=False, open_turn=False)
     assert tokens.pieces == [b"[CLS]", b"una", b"##ffa", b"##ble", b"[", b"sep", b"]", b"[SEP]"]
     assert await driver.engine.detokenize(tokens.ids[1:4]) == b"unaffable"
-    special = await driver.engine.tokenize(Prompt("a [SEP]"), parse_special=True, open_turn=False)
+    special = await driver.engine.tokenize(Prompt("a [SEP]"), open_turn=False)
     assert special.ids.count(102) == 2
+    bare = await driver.engine.tokenize(Prompt("a [SEP]"), add_special=False)
+    assert bare.pieces == [b"a", b"[SEP]"]
     with pytest.raises(InferBusError, match="vectors"):
         await driver.engine.tokenize(Chat((Message("user", "hi"),)), parse_special=True, open_turn=True)
     with pytest.raises(InferBusError, match="30521"):

@@ -26,6 +26,8 @@ from inferbus_bus.streams import ensure_streams
 from inferbus_runtime import clock
 from inferbus_runtime.rpc import channel
 from inferbus_stack.nats import NatsServer
+from inferbus_worker.engine import EngineInfo, Tokens
+from inferbus_worker.servicer import WorkerServicer
 
 STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
 CANCELLED, ERROR = FinishReason.FINISH_REASON_CANCELLED, FinishReason.FINISH_REASON_ERROR
@@ -282,6 +284,29 @@ async def test_fleet_models_and_heartbeats(bus: Bus, edge: Any, new_worker: Call
     async with asyncio.timeout(10):
         while fleet.get(worker.name) is not None:  # its lease runs out
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("asked", "parse", "add"),
+    [
+        ({"parse_special": True}, True, True), ({}, False, False),  # of an edge that knows no add_special
+        ({"parse_special": True, "add_special": False}, True, False),
+        ({"add_special": True}, False, True),
+    ],
+)  # fmt: skip
+async def test_what_of_special_tokens_is_asked(asked: dict[str, bool], parse: bool, add: bool) -> None:
+    seen: dict[str, Any] = {}
+
+    class Tokenizer:
+        async def tokenize(self, source: Any, **how: Any) -> Tokens:
+            seen.update(how)
+            return Tokens([], [])
+
+    none: Any = None
+    tokenizer: Any = Tokenizer()
+    servicer = WorkerServicer(none, none, none, none, none, tokenizer, EngineInfo("e", "m", "r", 1, 10))
+    await servicer.Tokenize(TokenizeRequest(text="x", **asked), none)
+    assert (seen["parse_special"], seen["add_special"]) == (parse, add)
 
 
 async def test_grpc(edge: Any, worker: Any) -> None:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inferbus.bus.v1.control_pb2 import Heartbeat
+from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.subjects import HEARTBEAT_SUBJECTS, subject_of, subject_token
-from inferbus_runtime import metrics
-from inferbus_runtime.errors import unavailable
+from inferbus_runtime import clock, metrics
+from inferbus_runtime.errors import InferBusError, unavailable
 from inferbus_runtime.tls import TlsFiles, client_context
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.protocol.parser import PERMISSIONS_ERR
 
 from inferbus_bus.errors import RETRY_AFTER, StreamApiError
 
@@ -28,6 +30,11 @@ _PENDING_BYTES = 64 << 20
 # reader here bounds what it asks for, or reads in a callback that does not wait.
 _SUBSCRIPTION_BYTES = 512 << 20
 _SUBSCRIPTION_MESSAGES = 1 << 20
+# What nats-server takes as subject and reply of a message, by default (max_control_line, less two sizes and spaces).
+# It cuts off who sends more.
+_LINE_BYTES = 4096 - 32
+# More than any inbox of ours takes.
+_REPLY_BYTES = 512
 
 
 class Message(Protocol):
@@ -63,6 +70,51 @@ def send_now(publish: Coroutine[Any, Any, None]) -> None:
     raise BufferError("the outgoing buffer is full: the broker does not read")
 
 
+class BusClient(Client):
+    """nats-py's client. One that may reconnect does so whatever the broker says, and never closes by itself."""
+
+    def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Raises InferBusError ``name_too_long``, and sends nothing, for a subject that the broker would not take."""
+        _check_line(subject, len(reply))
+        return super().publish(subject, payload, reply, headers)
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        """Raises like :meth:`publish`."""
+        _check_line(subject, _REPLY_BYTES)  # here, before nats-py notes who waits for the answer
+        return await super().request(subject, payload, timeout, old_style, headers)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """The broker's ``-ERR``, with which it closes the connection. nats-py would close its side, too, and stay
+        closed for ever: here it is a lost connection like any other."""
+        if not self.options["allow_reconnect"] or PERMISSIONS_ERR in err_msg:
+            await super()._process_err(err_msg)
+            return
+        error = NatsError(f"nats: {err_msg}")
+        await self._error_cb(error)
+        if self._current_server is not None:
+            # As after a failure to connect: with a pause before the next try, should it fail each time.
+            self._current_server.last_attempt = clock.monotonic()
+        await self._process_op_err(error)
+
+
+def _check_line(subject: str, reply_bytes: int = 0) -> None:
+    size = len(subject.encode()) + reply_bytes
+    if size > _LINE_BYTES:
+        raise InferBusError(
+            ErrorClass.ERROR_CLASS_INVALID_ARGUMENT, "name_too_long", "A name is too long.",
+            diagnostic=f"NATS takes {_LINE_BYTES} bytes of subjects, not {size}: {subject[:100]}",
+        )  # fmt: skip
+
+
 class Bus:
     """A connection that reconnects for ever. Create with :func:`connect`."""
 
@@ -90,7 +142,7 @@ class Bus:
 
     def send(self, message: Message) -> None:
         """Publish a control message without acknowledgement. While disconnected it is dropped: the sender of a
-        control message says it again."""
+        control message says it again. Raises like :meth:`BusClient.publish`."""
         if self.connected:
             send_now(self.nc.publish(subject_of(message), message.SerializeToString()))
 
@@ -105,6 +157,7 @@ class Bus:
 
     async def listen(self, subject: str, callback: MessageCallback) -> Callable[[], Awaitable[None]]:
         """Subscribe with bounds that no reader of this package reaches. Returns the way to end it."""
+        _check_line(subject)  # else the broker would refuse it again after each reconnect
         subscription = await self.nc.subscribe(
             subject, cb=callback, pending_msgs_limit=_SUBSCRIPTION_MESSAGES, pending_bytes_limit=_SUBSCRIPTION_BYTES
         )
@@ -142,14 +195,20 @@ class Bus:
         metrics.BUS_CONNECTED.set(0)
         log.warning("bus disconnected", extra={"url": self.config.url})
         for callback in self._on_disconnect:
-            callback()
+            try:
+                callback()
+            except Exception:  # whatever it raised would end nats-py's reconnecting
+                log.exception("a callback failed", extra={"after": "disconnect"})
 
     async def _reconnected(self) -> None:
         metrics.BUS_CONNECTED.set(1)
         metrics.BUS_RECONNECTS.inc()
         log.warning("bus reconnected", extra={"url": self.config.url})
         for callback in self._on_reconnect:
-            await callback()
+            try:
+                await callback()
+            except Exception:  # the others are to be told
+                log.exception("a callback failed", extra={"after": "reconnect"})
 
 
 def inbox_prefix(name: str) -> str:
@@ -163,7 +222,7 @@ async def _refused(error: Exception) -> None:
 
 async def open_client(config: BusConfig, **options: Any) -> Client:
     """A connected nats-py client with the house's settings. Raises TlsError if the files of ``tls`` are not usable."""
-    nc = Client()
+    nc = BusClient()
     if config.tls is not None:
         # The handshake comes before the first word: a server in between that says "no TLS here" is not listened to.
         options |= {"tls": client_context(config.tls), "tls_handshake_first": True}
@@ -190,7 +249,7 @@ async def connect(config: BusConfig, *, timeout: float = 30.0) -> AsyncIterator[
 
     Raises InferBusError UNAVAILABLE if the broker does not come up.
     """
-    bus = Bus(config, Client())
+    bus = Bus(config, BusClient())
     try:
         async with asyncio.timeout(timeout):
             while True:

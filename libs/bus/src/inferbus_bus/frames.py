@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.subjects import edge_tokens, message_id, subject_of
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.1
 _LARGEST_RETRY_SECONDS = 2.0
 _ACK_SECONDS = 5.0
+# The broker's bound on a message, until it has said its own.
+_MAX_PAYLOAD = 8 << 20
+# What the header takes besides the message id; it counts as payload.
+_HEADER_BYTES = len(b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n")
 
 
 class FramePublisher:
@@ -40,6 +45,7 @@ class FramePublisher:
         self._worker = worker
         self._boot = boot
         self._max_unacked = max_unacked
+        self._max_payload = _MAX_PAYLOAD
         self._sequence = 0
         self._acked = 0
         # sequence -> (subject, data, message id, monotonic time of the last sending)
@@ -66,10 +72,16 @@ class FramePublisher:
         self._runner = asyncio.create_task(self._keep(), name="frame publisher")
 
     def publish(self, frame: Frame) -> int:
-        """Number the frame, keep it until it is stored, send it. Never blocks, never fails; returns its sequence."""
+        """Number the frame, keep it until it is stored, send it. Never blocks; returns its sequence.
+
+        Raises InferBusError INTERNAL ``frame_too_large``, and does nothing, if the broker would not take it: it cuts
+        off who sends such a message, so kept here it would hold back everything behind it for ever.
+        """
+        frame.worker, frame.boot, frame.sequence = self._worker, self._boot, self._sequence + 1
+        entry = subject, data, msg_id = subject_of(frame), frame.SerializeToString(), message_id(frame)
+        if len(data) + len(msg_id) + _HEADER_BYTES > self._max_payload:
+            raise _too_large(subject, len(data), self._max_payload)
         self._sequence += 1
-        frame.worker, frame.boot, frame.sequence = self._worker, self._boot, self._sequence
-        entry = (subject_of(frame), frame.SerializeToString(), message_id(frame))
         if not self._outbox:
             self._oldest_sent = clock.monotonic()
         self._outbox[self._sequence] = entry
@@ -132,6 +144,7 @@ class FramePublisher:
         await nc.subscribe(f"{self._inbox}.{epoch}.*", cb=self._received)
         await nc.flush()
         self._client, self._nc = nc, nc
+        self._max_payload = nc.max_payload
         self._broken.clear()
         self._oldest_sent = clock.monotonic()
         metrics.FRAMES_REPUBLISHED.inc(len(self._outbox))
@@ -174,6 +187,15 @@ class FramePublisher:
                 log.info("frame connection retries", extra={"error": repr(error)})
                 self._pause = _RETRY_SECONDS  # nobody is there: asking again soon costs nothing
                 self._broken.set()
+
+
+def _too_large(subject: str, size: int, bound: int) -> InferBusError:
+    return InferBusError(
+        ErrorClass.ERROR_CLASS_INTERNAL,
+        "frame_too_large",
+        "The server had an error; retry.",
+        diagnostic=f"a frame for {subject} has {size} bytes, and the broker takes {bound}",
+    )
 
 
 class FrameReader:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from inferbus_bus.consumers import create_consumer, delete_consumer, nanoseconds
 from inferbus_bus.errors import StreamApiError
 
 log = logging.getLogger(__name__)
-_BATCH = 1000
+_WINDOW = 1000
 _EXPIRES = timedelta(seconds=5)
 _INACTIVE = timedelta(seconds=60)
 _RETRY_SECONDS = 0.2
@@ -45,15 +45,22 @@ class FrameLog:
         return sorted({name_of_token(subject.split(".")[1]) for subject in subjects})
 
     async def read(
-        self, first: int, last: int | None = None, *, subject: str = "tok.>", since_us: int | None = None
-    ) -> AsyncIterator[list[Stored]]:
-        """Batches in stream order from sequence ``first`` (or from the time ``since_us`` if given).
+        self,
+        first: int,
+        last: int | None = None,
+        *,
+        subject: str = "tok.>",
+        since_us: int | None = None,
+        window: int = _WINDOW,
+    ) -> AsyncGenerator[list[Stored], None]:
+        """Batches in stream order from sequence ``first`` (or, if it is given, of what was stored from ``since_us`` on,
+        by the broker's clock).
 
         With ``last`` it ends once everything up to and including it was given; without, it goes on for ever. A batch is
-        what is there, at least one message. While the caller does not ask, at most 1,000 messages wait here. Survives
-        broker restarts.
+        what is there, at least one message. ``window``: that many messages are on the way or wait here, at most; what
+        else this connection brings comes behind them. Survives broker restarts.
         """
-        cursor = _Cursor(self._bus, self._stream, subject)
+        cursor = _Cursor(self._bus, self._stream, subject, window)
         try:
             start: dict[str, Any] = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(first, 1)}
             if since_us is not None:
@@ -74,10 +81,11 @@ class FrameLog:
 class _Cursor:
     """One ephemeral ack-none pull consumer, made again at the next sequence when it is lost."""
 
-    def __init__(self, bus: Bus, stream: str, subject: str) -> None:
+    def __init__(self, bus: Bus, stream: str, subject: str, window: int) -> None:
         self._bus = bus
         self._stream = stream
         self._subject = subject
+        self._window = window
         self._ready: list[Stored] = []
         self._asked = 0
         self._wake = asyncio.Event()
@@ -135,7 +143,7 @@ class _Cursor:
                 self._lost = True
         batch, self._ready = self._ready, []
         self._position = batch[-1][0]
-        if self._asked <= _BATCH // 2 and not self._lost:
+        if self._asked <= self._window // 2 and not self._lost:
             self._pull()
         return batch
 
@@ -149,7 +157,7 @@ class _Cursor:
             await self.open(self._start, self._position)
 
     def _pull(self) -> None:
-        want = _BATCH - self._asked - len(self._ready)
+        want = self._window - self._asked - len(self._ready)
         if want <= 0 or not self._bus.connected:
             return
         self._asked += want

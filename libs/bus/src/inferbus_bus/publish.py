@@ -98,6 +98,10 @@ class Publisher:
         self._pending[reply] = (on_ack, clock.monotonic() + timeout)
         try:
             send_now(self._bus.nc.publish(subject, data, reply, headers))
+        except InferBusError as error:  # about this message, such as a name that is too long
+            del self._pending[reply]
+            _tell(on_ack, error)
+            return
         except Exception as error:  # noqa: BLE001 (whatever the client raises, the message was not sent)
             del self._pending[reply]
             _tell(on_ack, bus_unavailable(f"publish to {subject}: {error!r}"))

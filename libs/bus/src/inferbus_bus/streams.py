@@ -10,7 +10,6 @@ from inferbus_bus.consumers import nanoseconds
 from inferbus_bus.errors import STREAM_NOT_FOUND, StreamApiError
 
 _MARKER_TTL = timedelta(minutes=5)
-_BUCKET_BYTES = 64 << 20
 
 
 def stream_config(spec: StreamSpec, replicas: int) -> dict[str, Any]:
@@ -18,6 +17,7 @@ def stream_config(spec: StreamSpec, replicas: int) -> dict[str, Any]:
     return {
         "name": spec.name, "subjects": list(spec.subjects), "retention": spec.retention, "storage": "file",
         "max_age": nanoseconds(spec.max_age), "max_bytes": spec.max_bytes, "max_msgs": -1, "max_consumers": -1,
+        "max_msgs_per_subject": -1 if spec.newest_per_subject is None else spec.newest_per_subject,
         "discard": "new" if spec.discard_new else "old", "num_replicas": replicas, "allow_direct": True,
         "duplicate_window": nanoseconds(min(spec.duplicate_window, spec.max_age)),
         "description": spec.description, "compression": "none",
@@ -31,13 +31,14 @@ def bucket_config(spec: BucketSpec, replicas: int) -> dict[str, Any]:
     """
     config: dict[str, Any] = {
         "name": f"KV_{spec.name}", "subjects": [f"$KV.{spec.name}.>"], "retention": "limits", "storage": "file",
-        "max_msgs_per_subject": 1, "max_bytes": spec.max_bytes or _BUCKET_BYTES, "discard": "new",
+        "max_msgs_per_subject": 1, "max_bytes": spec.max_bytes, "discard": "new",
         "num_replicas": replicas,
         "allow_rollup_hdrs": spec.leases, "deny_delete": True, "allow_direct": True,
         "duplicate_window": nanoseconds(timedelta(minutes=2)), "description": spec.description, "max_consumers": -1,
+        "allow_msg_ttl": True,  # also without leases: what marks a deletion goes after a while
     }  # fmt: skip
     if spec.leases:
-        config |= {"allow_msg_ttl": True, "subject_delete_marker_ttl": nanoseconds(_MARKER_TTL)}
+        config |= {"subject_delete_marker_ttl": nanoseconds(_MARKER_TTL)}
     return config
 
 

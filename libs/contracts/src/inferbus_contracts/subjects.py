@@ -39,7 +39,8 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
-    """One JetStream stream. ``discard_new``: refuse what is above the bound instead of dropping the oldest."""
+    """One JetStream stream. ``discard_new``: refuse what is above the bound instead of dropping the oldest.
+    ``newest_per_subject``: so many messages of one subject are kept; None: as many as there are."""
 
     name: str
     subjects: tuple[str, ...]
@@ -49,23 +50,28 @@ class StreamSpec:
     duplicate_window: timedelta
     discard_new: bool
     description: str
+    newest_per_subject: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BucketSpec:
     """One KV bucket. ``leases``: entries carry a time to live of their own, and their end is seen by watchers.
-    ``max_bytes``: what it may hold before it refuses more; None: 64 MiB."""
+    ``max_bytes``: what it may hold before it refuses more."""
 
     name: str
     record: type[Any]
     description: str
     leases: bool = False
-    max_bytes: int | None = None
+    max_bytes: int = 64 << 20
 
 
 # A frame published again after an outage must still be recognised: the window is longer than any retry.
 _WINDOW = timedelta(minutes=10)
 _GIB = 1 << 30
+# What one tenant may hold of a bucket that all tenants share: 2,000 keys of 2 KiB each. The buckets are sized for so
+# many tenants that use all of it, which few do.
+TENANT_SHARE_BYTES = 4 << 20
+_FULL_SHARES = 256
 
 STREAMS = (
     StreamSpec(
@@ -78,17 +84,21 @@ STREAMS = (
         "TOKENS", ("tok.>",), "limits", timedelta(hours=72), 8 * _GIB, _WINDOW, False,
         "frames: delivery, resume, billing, replay",
     ),
+    # A subject is one tenant's changes of one kind: whoever makes very many loses the oldest of his own, and nobody's
+    # else. An event has 3 KiB at most (0.5 as a rule), and there are about 20 kinds.
     StreamSpec(
-        "AUDIT", ("audit.>",), "limits", timedelta(days=400), 1 * _GIB, _WINDOW, False, "who changed what"
+        "AUDIT", ("audit.>",), "limits", timedelta(days=400), 16 * _GIB, _WINDOW, False, "who changed what", 10_000
     ),
 )  # fmt: skip
 
 BUCKETS = (
-    BucketSpec("keys", KeyRecord, "API keys by hash"),
-    BucketSpec("key_uses", KeyUseRecord, "when a key was last used"),
+    BucketSpec("keys", KeyRecord, "API keys by hash", max_bytes=_FULL_SHARES * TENANT_SHARE_BYTES),
+    # 2,000 of 150 bytes for each of these tenants.
+    BucketSpec("key_uses", KeyUseRecord, "when a key was last used", max_bytes=128 << 20),
     BucketSpec("tenants", TenantRecord, "who is billed and isolated"),
-    BucketSpec("projects", ProjectRecord, "scopes of keys and limits inside a tenant"),
-    BucketSpec("members", MemberRecord, "users and service accounts"),
+    # 1,000 of 1 KiB: a share is never used up.
+    BucketSpec("projects", ProjectRecord, "scopes of keys and limits inside a tenant", max_bytes=256 << 20),
+    BucketSpec("members", MemberRecord, "users and service accounts", max_bytes=_FULL_SHARES * TENANT_SHARE_BYTES),
     BucketSpec("models", ModelRecord, "public model names"),
     BucketSpec("prices", PriceRecord, "price book by model"),
     BucketSpec("fleet", WorkerRecord, "live workers and their leases", leases=True),
@@ -101,6 +111,11 @@ CANCEL_SUBJECT = "ctl.cancel"
 HEARTBEAT_SUBJECTS = "ctl.heartbeat.*"
 ATTACHED_SUBJECT = "ctl.attached"
 SPEND_SUBJECT = "ctl.spend"
+
+
+def bucket_spec(name: str) -> BucketSpec:
+    """The bucket of that name. KeyError if there is none."""
+    return {one.name: one for one in BUCKETS}[name]
 
 
 def subject_token(name: str) -> str:

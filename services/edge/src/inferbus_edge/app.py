@@ -17,6 +17,7 @@ from inferbus_bus.store import Store
 from inferbus_runtime import metrics, rpc
 from inferbus_runtime.lifecycle import Process
 
+from inferbus_edge.admission import InferenceSettings
 from inferbus_edge.attendance import Attendance
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.config import Config
@@ -24,7 +25,7 @@ from inferbus_edge.cors import cors_of
 from inferbus_edge.directory import Directory
 from inferbus_edge.following import Following
 from inferbus_edge.idempotency import Claims
-from inferbus_edge.inference import Inference, InferenceSettings
+from inferbus_edge.inference import Inference
 from inferbus_edge.limits import RateLimits
 from inferbus_edge.resume import ResumeRoutes
 from inferbus_edge.routes.admin import AdminRoutes
@@ -57,12 +58,15 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     models = Registry(bus, "models", ModelRecord)
     publisher = Publisher(bus)
     await publisher.start()
-    directory = Directory(bus, publisher)
+    limits = RateLimits(bus, edge=config.name)
+    await limits.start()
+    process.spawn(limits.run(), "limits held together")
+    directory = Directory(bus, publisher, lambda key: limits.count_change(key.tenant_id, config.max_changes_per_minute))
     await process.enter(_running(directory))
     await process.enter(_running(models))
     catalogue = Catalogue(models)
     stored = Stored(Store(bus, "responses", ResponseRecord, publisher), config.response_retention)
-    inference = await _inference(config, process, bus, publisher, directory, catalogue, stored)
+    inference = await _inference(config, process, bus, publisher, limits, directory, catalogue, stored)
 
     token = None if config.rpc_token is None else config.rpc_token.get_secret_value()
     scheduler = await _channel(process, config, config.scheduler_address, token)
@@ -123,6 +127,7 @@ async def _inference(
     process: Process,
     bus: Bus,
     publisher: Publisher,
+    limits: RateLimits,
     directory: Directory,
     catalogue: Catalogue,
     stored: Stored,
@@ -143,9 +148,6 @@ async def _inference(
     await bus.subscribe(Attached, attendance.on_attached)
     process.spawn(attendance.run(), "who attends to what")
 
-    limits = RateLimits(bus, edge=config.name)
-    await limits.start()
-    process.spawn(limits.run(), "limits held together")
     inference = Inference(
         edge=config.name,
         auth=directory.auth,
@@ -202,7 +204,7 @@ async def _channel(process: Process, config: Config, address: str | None, token:
 
 def _not_ready(bus: Bus, directory: Directory, models: Registry[ModelRecord], inference: Inference) -> str | None:
     """Why no request can be taken now; None if one can."""
-    if inference.draining:
+    if inference.admission.draining:
         return "draining"
     if not bus.connected:
         return "bus_unavailable"

@@ -40,17 +40,22 @@ class Attendance:
         """End these, whoever wants them."""
         self._cancel(self._lifetimes.cancel(ids, reason, clock.monotonic()))
 
-    def left(self, answer: Answer, reason: str) -> None:
-        if answer.attended:
-            self._cancel(self._lifetimes.leave(answer.ids, reason, answer.hold, clock.monotonic()))
+    def left(self, answer: Answer, reason: str) -> bool:
+        if not answer.attended:
+            return True
+        answer.attended = False
+        ending = self._lifetimes.leave(answer.ids, reason, answer.hold, clock.monotonic())
+        self._cancel(ending)
+        return ending is None
 
     def broken(self, answer: Answer, reason: str) -> None:
-        if not answer.attended:
-            return
         if reason == EDGE_STOPPED:  # its client may come back, here or to another edge
             self.left(answer, reason)
             return
-        self._lifetimes.finish(answer.first)
+        if answer.attended:
+            self._lifetimes.finish(answer.first)
+        elif not answer.goes_on:
+            return
         self.cancel(answer.ids, reason)
 
     def dropped(self, answer: Answer) -> None:
@@ -61,6 +66,7 @@ class Attendance:
     def ended(self, answer: Answer) -> None:
         if answer.attended:
             self._lifetimes.finish(answer.first)
+        if answer.attended or answer.goes_on:
             self._lifetimes.ended(answer.first)
 
     def on_attached(self, message: Attached) -> None:

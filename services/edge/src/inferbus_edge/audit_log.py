@@ -10,13 +10,13 @@ from inferbus_bus.connection import Bus
 from inferbus_bus.errors import bus_unavailable
 from inferbus_bus.log import FrameLog
 from inferbus_bus.publish import Publisher
-from inferbus_bus.registry import Registry, T
 from inferbus_contracts.subjects import tenant_audit
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.organization_audit import AuditPage, AuditQuery, Change, event_of
 from inferbus_edge.core.organization_rules import conflict
+from inferbus_edge.records import OwnedT, Records
 
 # How long a change may take to come back through the watch before it is answered anyhow.
 _SEEN_SECONDS = 2.0
@@ -28,25 +28,31 @@ _WINDOW_DAYS = (1, 8, 64, None)
 _CLOCK_MARGIN_US = 600_000_000
 
 
-class Changes(Generic[T]):
+class Changes(Generic[OwnedT]):
     """The changes of one registry. Each is announced on AUDIT before it is made (a change without its record must not
     exist; a record without its change, because the bus went away or somebody was faster, does no harm), made only if
     the record is still what was decided on, and in this edge's own view when it is answered."""
 
-    def __init__(self, registry: Registry[T], publisher: Publisher) -> None:
-        self._registry = registry
+    def __init__(self, records: Records[OwnedT], publisher: Publisher) -> None:
+        self._records = records
+        self._registry = records.registry
         self._publisher = publisher
         self._changed = asyncio.Event()
-        registry.on_change(lambda name, record: self._changed.set())
+        self._registry.on_change(lambda name, record: self._changed.set())
 
-    async def make(self, name: str, record: T, revision: int, change: Change) -> None:
-        """Store ``record``. Raises InferBusError CONFLICT if the last change of ``name`` is not ``revision``,
-        UNAVAILABLE if the bus is away."""
+    async def make(self, name: str, record: OwnedT, revision: int, change: Change) -> None:
+        """Store ``record`` if there is room for it. Raises InferBusError CONFLICT if the last change of ``name`` is not
+        ``revision``, INVALID_ARGUMENT or RESOURCE_EXHAUSTED if there is no room, UNAVAILABLE if the bus is away."""
+        self._records.check_room(name, record)
+        await self.end(name, record, revision, change)
+
+    async def end(self, name: str, record: OwnedT, revision: int, change: Change) -> None:
+        """:meth:`make` for what only takes away, which the last part of a bucket is kept for."""
         await self.announce(change, revision)
         await self.store(name, record, revision)
 
-    async def store(self, name: str, record: T, revision: int) -> None:
-        """A further record of a change that has been announced. Raises like :meth:`make`."""
+    async def store(self, name: str, record: OwnedT, revision: int) -> None:
+        """A further record of a change that has been announced. Raises like :meth:`end`."""
         try:
             stored = await self._registry.update(name, record, revision)
         except InferBusError as error:
@@ -121,4 +127,4 @@ class AuditLog:
                     if not page.take(AuditEvent.FromString(data)):
                         return
         finally:
-            await batches.aclose()  # type: ignore[attr-defined]
+            await batches.aclose()

@@ -49,6 +49,8 @@ class Config(ServiceConfig):
     """A larger request body is refused with 413; the broker's largest message is the upper bound."""
     max_active_requests: int = Field(default=4096, ge=1)
     """Requests answered at once; more are refused with 503 and Retry-After."""
+    max_changes_per_minute: int = Field(default=120, ge=1)
+    """Changes that one tenant's administrators make, at all edges; more are 429. Revoking and deleting never are."""
     max_unsent_bytes: int = Field(default=1 << 20, ge=4096)
     """A stream whose client leaves more than this unread is ended and its generation cancelled."""
 

@@ -1,7 +1,6 @@
 """Idempotency keys: who comes second with a key gets the answer of who came first."""
 
 import hashlib
-import logging
 from datetime import timedelta
 
 from inferbus.bus.v1.registry_pb2 import IdempotencyRecord, KeyRecord
@@ -10,11 +9,8 @@ from inferbus_bus.store import Store
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
-log = logging.getLogger(__name__)
-
 HEADER = "Idempotency-Key"
 _MAX_KEY = 255
-_TRIES = 3
 
 
 class Claims:
@@ -25,10 +21,8 @@ class Claims:
         self._edge = edge
         self._ttl = ttl
 
-    async def claim(
-        self, key: KeyRecord, idempotency_key: str, fingerprint: bytes, request_id: bytes, accepted_us: int
-    ) -> "Claim":
-        """Whose request this key stands for: ours, or one that was there before.
+    async def find(self, key: KeyRecord, idempotency_key: str, fingerprint: bytes) -> "Claim | None":
+        """The request that this key stands for, if it has been used.
 
         Raises InferBusError INVALID_ARGUMENT for a key that is none, CONFLICT for another body under the same key.
         """
@@ -36,31 +30,35 @@ class Claims:
             raise invalid(
                 f"An {HEADER} has at most {_MAX_KEY} printable characters.", param=HEADER, reason="invalid_value"
             )
-        name = hashlib.sha256("\0".join((key.tenant_id, key.project_id, idempotency_key)).encode()).hexdigest()
+        name = _name(key, idempotency_key)
+        found = await self._store.get(name)
+        if found is None:
+            return None
+        return Claim(self._store, name, _same(found[0], fingerprint), found[1], self._ttl)
+
+    async def make(
+        self, key: KeyRecord, idempotency_key: str, fingerprint: bytes, request_id: bytes, accepted_us: int
+    ) -> bool:
+        """From now on the key stands for this request, which must have been admitted: whoever finds it here may publish
+        it. It is never given back: a retry of what was not accepted is accepted under the same id. False if somebody
+        was faster."""
         record = IdempotencyRecord(
             request_id=request_id,
             fingerprint=fingerprint,
             edge=self._edge,
             accepted_time=clock.timestamp(accepted_us),
         )
-        for _ in range(_TRIES):
-            found = await self._store.get(name)
-            if found is not None:
-                return Claim(self._store, name, _same(found[0], fingerprint), found[1], self._ttl, mine=False)
-            try:
-                ack = await self._store.create(name, record, self._ttl)
-            except InferBusError as error:
-                if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
-                    raise
-                continue  # somebody was faster: look again
-            return Claim(self._store, name, record, ack.sequence, self._ttl, mine=True)
-        raise InferBusError(
-            ErrorClass.ERROR_CLASS_CONFLICT, "idempotency_busy", f"This {HEADER} is being used right now; retry."
-        )
+        try:
+            await self._store.create(_name(key, idempotency_key), record, self._ttl)
+        except InferBusError as error:
+            if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
+                raise
+            return False
+        return True
 
 
 class Claim:
-    """One key's record. ``mine``: this call was the first."""
+    """What an earlier call left under a key."""
 
     def __init__(
         self,
@@ -69,23 +67,12 @@ class Claim:
         record: IdempotencyRecord,
         revision: int,
         ttl: timedelta,
-        *,
-        mine: bool,
     ) -> None:
         self._store = store
         self._name = name
         self._revision = revision
         self._ttl = ttl
         self.record = record
-        self.mine = mine
-
-    async def release(self) -> None:
-        """Nothing was accepted under it: the next one is the first again. What cannot be said now is not said: then the
-        next one finds a request that is not on the log, and publishes it."""
-        try:
-            await self._store.delete(self._name, self._revision)
-        except InferBusError as error:
-            log.warning("an idempotency key was not given back", extra={"reason": error.reason})
 
     async def renew(self, request_id: bytes, edge: str, accepted_us: int) -> bool:
         """What it stood for failed in a way that a retry may mend: from now on it stands for a new request.
@@ -99,17 +86,20 @@ class Claim:
             accepted_time=clock.timestamp(accepted_us),
         )
         try:
-            ack = await self._store.update(self._name, record, self._revision, self._ttl)
+            await self._store.update(self._name, record, self._revision, self._ttl)
         except InferBusError as error:
             if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
                 raise
             return False
-        self.record, self._revision, self.mine = record, ack.sequence, True
         return True
 
 
 def fingerprint_of(path: str, body: bytes) -> bytes:
     return hashlib.sha256(path.encode() + b"\0" + body).digest()
+
+
+def _name(key: KeyRecord, idempotency_key: str) -> str:
+    return hashlib.sha256("\0".join((key.tenant_id, key.project_id, idempotency_key)).encode()).hexdigest()
 
 
 def _same(record: IdempotencyRecord, fingerprint: bytes) -> IdempotencyRecord:

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 import orjson
 from aiohttp import web
@@ -19,16 +19,19 @@ from inferbus_runtime.errors import InferBusError, unavailable
 from inferbus_runtime.telemetry import Span, span
 from opentelemetry.trace import SpanKind
 
+from inferbus_edge.admission import Admission, InferenceSettings, used
 from inferbus_edge.attendance import EDGE_STOPPED, Attendance
 from inferbus_edge.auth import Auth
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.core.acceptance import messages_of, reply_of
+from inferbus_edge.core.errors import internal
 from inferbus_edge.core.plan import Plan
 from inferbus_edge.following import Following
 from inferbus_edge.holding import Holds
-from inferbus_edge.idempotency import HEADER, Claim, Claims, fingerprint_of
+from inferbus_edge.idempotency import HEADER, Claims, fingerprint_of
 from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.measure import Timing
+from inferbus_edge.retries import Retries
 from inferbus_edge.returning import STREAM_HEADER, Returning, not_found, timed_out
 from inferbus_edge.server import Call, json_response
 from inferbus_edge.sinks import Body, FormBody, FormStream
@@ -41,32 +44,11 @@ from inferbus_edge.writing import response_of, sink_of
 log = logging.getLogger(__name__)
 
 _RETRY_AFTER = timedelta(seconds=1)
-# Less than the broker's memory of message ids.
-_REMEMBERED_US = 9 * 60_000_000
-# A retry of what ended so may succeed; anything else is the answer, also to a retry.
-_WORTH_A_RETRY = (
-    ErrorClass.ERROR_CLASS_UNAVAILABLE,
-    ErrorClass.ERROR_CLASS_CANCELLED,
-    ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED,
-    ErrorClass.ERROR_CLASS_INTERNAL,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class InferenceSettings:
-    """See the fields of the same names in ``config``."""
-
-    request_timeout: timedelta
-    background_timeout: timedelta
-    max_active: int
-    max_unsent_bytes: int
-    max_hold: timedelta
-    idempotent_hold: timedelta
 
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    """One call that is being answered. ``fields``: headers of its answer."""
+    """One call that is being answered. ``fields``: headers of its answer. ``keyed``: under an idempotency key."""
 
     call: Call
     key: KeyRecord
@@ -75,6 +57,7 @@ class _Accepted:
     ticket: Ticket
     fields: Mapping[str, str]
     trace: Span
+    keyed: bool
 
 
 class Inference:
@@ -97,27 +80,26 @@ class Inference:
         settings: InferenceSettings,
     ) -> None:
         self._edge = edge
-        self._auth = auth
         self._catalogue = catalogue
         self._publisher = publisher
         self._streams = streams
         self._following = following
         self._attendance = attendance
-        self._limits = limits
         self._claims = claims
         self._stored = stored
         self._settings = settings
         self._holds = Holds(auth, settings.max_hold)
         self._returning = Returning(following, self._holds, settings.background_timeout, settings.max_unsent_bytes)
-        self.unattended = unattended
-        self.draining = False
+        self._unattended = unattended
+        self.admission = Admission(auth, limits, self._running, settings.max_active)
+        self._retries = Retries(self.admission, self._holds, self._returning, publisher, stored, unattended, settings)
 
     # --- a new call -------------------------------------------------------------------------------------------------
 
     async def answer(self, call: Call, key: KeyRecord, plan: Plan, body: bytes) -> web.StreamResponse:
         """The answer; InferBusError as long as nothing of it was sent. ``body``: as it came, for idempotency."""
         model = self._catalogue.require(key, plan)
-        self._admit()
+        self.admission.room()
         self._holds.asked(call)  # said wrongly it is refused before anything is claimed
         if plan.detached:
             call = replace(call, request_id=detached(call.request_id))
@@ -129,88 +111,128 @@ class Inference:
         }
         with span(f"{plan.operation} {plan.model}", call.http.headers, kind=SpanKind.SERVER, **facts) as trace:
             name = call.http.headers.get(HEADER)
-            if name is None:
-                return await self._begin(call, key, plan, model, None, trace)
-            fingerprint = fingerprint_of(call.http.path, body)
-            while True:
-                claim = await self._claims.claim(key, name, fingerprint, call.request_id, call.accepted_us)
-                if not claim.mine:
-                    response = await self._again(call, key, plan, model, claim, trace)
-                    if response is not None:
-                        return response
-                    if not await claim.renew(call.request_id, self._edge, call.accepted_us):
-                        continue
-                return await self._begin(call, key, plan, model, claim, trace)
+            if not name:  # an empty one names nothing
+                return await self._begin(call, key, plan, model, self.admission.ticket(key, plan), trace)
+            return await self._once(call, key, plan, model, name, fingerprint_of(call.http.path, body), trace)
+
+    async def _once(
+        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, name: str, fingerprint: bytes, trace: Span
+    ) -> web.StreamResponse:
+        """The answer to the first call under an idempotency key, whoever makes it."""
+        while True:
+            claim = await self._claims.find(key, name, fingerprint)
+            if claim is not None:
+                response = await self._retries.answer(call, key, plan, model, claim, trace)
+                if response is not None:
+                    return response
+            # Before anybody can see the claim: who finds one takes its request for admitted.
+            ticket = self.admission.ticket(key, plan)
+            try:
+                if claim is None:
+                    mine = await self._claims.make(key, name, fingerprint, call.request_id, call.accepted_us)
+                else:
+                    mine = await claim.renew(call.request_id, self._edge, call.accepted_us)
+            except BaseException:
+                ticket.settle(0)
+                raise
+            if mine:
+                return await self._begin(call, key, plan, model, ticket, trace, keyed=True)
+            ticket.settle(0)
 
     async def _begin(
-        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim | None, trace: Span
+        self,
+        call: Call,
+        key: KeyRecord,
+        plan: Plan,
+        model: ModelRecord,
+        ticket: Ticket,
+        trace: Span,
+        *,
+        keyed: bool = False,
     ) -> web.StreamResponse:
-        hold = self._holds.of(call, key, self._settings.idempotent_hold.total_seconds() if claim else 0.0)
-        described = reply_of(plan, model, call.accepted_us, hold)
-        reply = orjson.dumps(described)
-        try:
-            project, tenant = self._auth.project_of(key), self._auth.tenant_of(key)
-            ticket = self._limits.admit(key, project, tenant, plan.input_estimate + (plan.output_bound or 0))
-        except InferBusError:
-            await _release(claim)
-            raise
+        """``keyed``: a retry may join it. Settles ``ticket``, at once or when its generations have ended."""
         fields = {STREAM_HEADER: uuid_text(call.request_id), **ticket.headers(), **plan.headers}
-        accepted = _Accepted(call, key, plan, reply, ticket, fields, trace)
         try:
+            hold = self._holds.of(call, key, self._settings.idempotent_hold.total_seconds() if keyed else 0.0)
+            described = reply_of(plan, model, call.accepted_us, hold)
+            accepted = _Accepted(call, key, plan, orjson.dumps(described), ticket, fields, trace, keyed)
             sink = sink_of(call, described, fields, self._settings.max_unsent_bytes, stream=plan.stream)
         except BaseException:
             ticket.settle(0)
-            await _release(claim)
             raise
-        timing = Timing(plan.model, call.accepted_us)
-        answer = Answer(call.request_id, len(plan.requests), sink, timing, hold)
+        answer = Answer(call.request_id, len(plan.requests), sink, Timing(plan.model, call.accepted_us), hold)
+        timeout = self._settings.timeout_of(plan)
+        answer.expires = clock.monotonic() + timeout.total_seconds()
+        answer.settle = partial(_settle, accepted, answer)
         if plan.detached and not plan.stream:
             ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # Whether its client waits for the acceptance or not.
-            self.unattended.spawn(self._run_detached(accepted, answer, claim, ready))
+            self._unattended.spawn(self._run_detached(accepted, answer, ready))
             await ready
             if answer.error is not None:
                 raise answer.error
             return json_response(sink.body if isinstance(sink, FormBody) else b"", call.request_id, headers=fields)
         try:
-            await self._accept(accepted, answer, claim)
+            await self._accept(accepted, answer)
             if plan.detached and isinstance(sink, FormStream) and not answer.done.done():
                 sink.accept(clock.monotonic())
-            await self._wait(answer, self._timeout_of(plan))
+            await self._wait(answer, timeout)
         except asyncio.CancelledError:
             self._streams.leave(answer, CLIENT_GONE)
-            self._settle(accepted, answer)
-            if plan.stored is not None and (plan.detached or answer.hold > 0):
-                self.unattended.spawn(self.unattended.keep(key, answer.first, reply))
+            if answer.goes_on and plan.stored is not None:
+                self._unattended.spawn(self._unattended.keep(key, answer.first, accepted.reply))
+            else:
+                self._unattended.spawn(self._keep(accepted, answer))
             raise
-        self._settle(accepted, answer)
-        if plan.stored is not None:
-            await self.unattended.store(key, answer)
+        if plan.stream:  # its client has all of it, and may be gone
+            self._unattended.spawn(self._keep(accepted, answer))
+        else:
+            await self._keep(accepted, answer)
         return response_of(answer, call, fields)
 
-    async def _accept(self, accepted: _Accepted, answer: Answer, claim: Claim | None) -> None:
+    async def _keep(self, accepted: _Accepted, answer: Answer) -> None:
+        """An answer that is to be stored is; a call that was refused leaves nothing."""
+        if accepted.plan.stored is None:
+            return
+        error = answer.error
+        refused = error is not None and error.error_class == ErrorClass.ERROR_CLASS_INVALID_ARGUMENT
+        if refused and not accepted.plan.detached:
+            await self._forget(accepted.key, answer.first)
+        else:
+            await self._unattended.store(accepted.key, answer)
+
+    async def _accept(self, accepted: _Accepted, answer: Answer) -> None:
         """Publish; how that failed, if it did, is in ``answer``."""
-        call, plan = accepted.call, accepted.plan
-        messages = self._messages(accepted, answer)
+        plan = accepted.plan
         self._streams.add(answer)
         self._attendance.arrive(answer)
         try:
+            messages = self._messages(accepted, answer)
             if plan.stored is not None:
-                await self._stored.create(accepted.key, answer.first, call.accepted_us, plan, accepted.reply)
+                await self._store(accepted, answer.first)
             headers = accepted.trace.headers()
             if len(messages) == 1:
                 await self._publisher.publish(messages[0], headers)
             else:
                 await asyncio.gather(*(self._publisher.publish(one, headers) for one in messages))
         except InferBusError as error:
-            # It may be stored all the same (only its ack was lost): a retry under the same key joins it then, else the
-            # generation is cancelled.
+            # It may be on its way all the same (only its ack was lost): a retry under the same key joins it then, else
+            # the generation is cancelled.
             unknown = error.reason == "bus_unavailable"
-            self._streams.fail(answer, error, cancel=None if claim is not None and unknown else "not_accepted")
-            if not unknown:
-                await _release(claim)
-                if plan.stored is not None:
-                    self.unattended.spawn(self._forget(accepted.key, answer.first))
+            self._streams.fail(answer, error, cancel=None if accepted.keyed and unknown else "not_accepted")
+            if not unknown and plan.stored is not None:
+                self._unattended.spawn(self._forget(accepted.key, answer.first))
+        except Exception as error:
+            self._streams.fail(answer, internal(repr(error)), cancel="not_accepted")
+            raise
+
+    async def _store(self, accepted: _Accepted, first: bytes) -> None:
+        try:
+            await self._stored.create(accepted.key, first, accepted.call.accepted_us, accepted.plan, accepted.reply)
+        except InferBusError as error:
+            if accepted.plan.store_asked or error.error_class != ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED:
+                raise
+            log.warning("an answer will not be stored: there is no room", extra={"request_id": uuid_text(first)})
 
     async def _wait(self, answer: Answer, timeout: timedelta) -> None:
         """To the end of the answer; how it ended is in it. Raises CancelledError if the client left."""
@@ -222,52 +244,10 @@ class Inference:
 
     def _messages(self, accepted: _Accepted, answer: Answer) -> list[GenerateRequest]:
         call, key, plan = accepted.call, accepted.key, accepted.plan
-        expire_us = call.accepted_us + self._timeout_of(plan) // timedelta(microseconds=1)
+        expire_us = call.accepted_us + self._settings.timeout_of(plan) // timedelta(microseconds=1)
         return messages_of(plan, key, answer.first, self._edge, call.accepted_us, expire_us, accepted.reply)
 
     # --- a call that comes again ------------------------------------------------------------------------------------
-
-    async def _again(
-        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
-    ) -> web.StreamResponse | None:
-        """The answer that this idempotency key already has, running or ended; None if it must be made anew."""
-        record = claim.record
-        first = record.request_id
-        accepted_us = record.accepted_time.ToMicroseconds()
-
-        def publish_again() -> None:
-            """Who was first may have died between its claim and its publish. The same ids: stored once, as long as the
-            broker remembers them."""
-            if clock.now_us() - accepted_us > _REMEMBERED_US:
-                return
-            expire_us = accepted_us + self._timeout_of(plan) // timedelta(microseconds=1)
-            hold = self._holds.of(call, key, self._settings.idempotent_hold.total_seconds())
-            reply = orjson.dumps(reply_of(plan, model, accepted_us, hold))
-            for one in messages_of(plan, key, first, record.edge, accepted_us, expire_us, reply):
-                self._publisher.publish_then(one, _log_outcome, trace.headers())
-
-        call = replace(call, request_id=first)
-        if plan.detached and plan.stored is not None and not plan.stream:
-            body = await self.unattended.snapshot(key, first, absent=publish_again)
-            if body is None:  # deleted meanwhile, or its record was never made
-                return None
-            return json_response(body, first)
-        answer = await self._returning.find(call, key, stream=plan.stream, absent=publish_again, edge=record.edge)
-        if answer is None:
-            return None
-        if answer.done.done() and answer.error is not None and answer.error.error_class in _WORTH_A_RETRY:
-            return None
-        return await self._returning.deliver(answer, call)
-
-    @contextmanager
-    def counted(self, key: KeyRecord) -> Iterator[Mapping[str, str]]:
-        """A call that generates nothing but is work all the same: it counts as a request of the key's limits. Gives
-        headers of its answer. Raises RateLimitError."""
-        ticket = self._limits.admit(key, self._auth.project_of(key), self._auth.tenant_of(key), 0)
-        try:
-            yield ticket.headers()
-        finally:
-            ticket.settle(0)
 
     async def resume(
         self, call: Call, key: KeyRecord, first: bytes, after: int, *, stream: bool = True, wait: bool = False
@@ -275,7 +255,8 @@ class Inference:
         """The answer of an earlier call, without the events up to number ``after``; with ``wait`` also one that is
         known to exist and has not begun. Raises InferBusError NOT_FOUND for one that the log does not have any more, or
         that is not of the caller's project."""
-        self._admit()
+        self.admission.room()
+        self.admission.count(key)
         self._holds.asked(call)  # said wrongly it is refused, and not in the middle of the log
         call = replace(call, request_id=first)
         absent = _wait if wait else None
@@ -285,8 +266,10 @@ class Inference:
         return await self._returning.deliver(answer, call)
 
     async def snapshot(self, key: KeyRecord, first: bytes, wait: float = 0.0) -> bytes | None:
-        """See :meth:`Unattended.snapshot`."""
-        return await self.unattended.snapshot(key, first, wait)
+        """See :meth:`Unattended.snapshot`. Counts as a request. Raises InferBusError, also RESOURCE_EXHAUSTED."""
+        self.admission.room()
+        self.admission.count(key)
+        return await self._unattended.snapshot(key, first, wait)
 
     def cancel(self, first: bytes, choices: int = 1) -> None:
         """End the generations of a request, whoever is attached to it."""
@@ -294,46 +277,24 @@ class Inference:
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
-        if self.draining:
-            raise unavailable("draining", "This server is stopping; retry.", retry_after=_RETRY_AFTER)
-        running = len(self._streams) + sum(len(one) for one in self._following.streams())
-        if running >= self._settings.max_active:
-            raise unavailable("edge_full", "The server is overloaded; retry later.", retry_after=_RETRY_AFTER)
-
-    def _timeout_of(self, plan: Plan) -> timedelta:
-        return self._settings.background_timeout if plan.detached else self._settings.request_timeout
+    def _running(self) -> int:
+        return len(self._streams) + sum(len(one) for one in self._following.streams())
 
     async def _forget(self, key: KeyRecord, first: bytes) -> None:
         await self._stored.delete(key, first)
 
-    def _settle(self, accepted: _Accepted, answer: Answer) -> None:
-        usage = answer.usage
-        if usage is None:
-            accepted.ticket.settle(accepted.plan.input_estimate + answer.output_tokens if answer.output_tokens else 0)
-        else:
-            accepted.ticket.settle(usage.input_tokens + usage.output_tokens)
-            facts = {
-                "gen_ai.usage.input_tokens": usage.input_tokens,
-                "gen_ai.usage.output_tokens": usage.output_tokens,
-            }
-            accepted.trace.set(**facts)
-        accepted.trace.end(answer.error)
-
-    async def _run_detached(
-        self, accepted: _Accepted, answer: Answer, claim: Claim | None, ready: asyncio.Future[None]
-    ) -> None:
+    async def _run_detached(self, accepted: _Accepted, answer: Answer, ready: asyncio.Future[None]) -> None:
         """An answer without a client, from its acceptance to the store. ``ready``: it is accepted, or refused."""
+        self._unattended.offer(answer)
         try:
-            await self._accept(accepted, answer, claim)
+            await self._accept(accepted, answer)
             if not ready.done():
                 ready.set_result(None)
-            await self._wait(answer, self._timeout_of(accepted.plan))
+            await self._wait(answer, self._settings.timeout_of(accepted.plan))
         finally:
-            self._settle(accepted, answer)
             if not ready.done():
                 ready.cancel()
-        await self.unattended.store(accepted.key, answer)
+        await self._keep(accepted, answer)
 
     # --- the process ------------------------------------------------------------------------------------------------
 
@@ -349,9 +310,9 @@ class Inference:
     async def drain(self) -> None:
         """Take no new requests; returns when the present ones have ended. Those that run without a client are not
         waited for: whoever asks for them finds them on the log."""
-        self.draining = True
+        self.admission.draining = True
         for answer in self._streams.answers():
-            if is_detached(answer.first) and isinstance(answer.sink, Body):
+            if answer.goes_on or (is_detached(answer.first) and isinstance(answer.sink, Body)):
                 self._streams.release(answer)
         await self._streams.idle()
         for streams in self._following.streams():
@@ -362,23 +323,26 @@ class Inference:
 
     def end_all(self) -> None:
         """The drain's deadline is over: end what is left, so that every client knows. Detached ones run on."""
-        self.draining = True
+        self.admission.draining = True
         error = unavailable("draining", "This server has stopped; retry.", retry_after=_RETRY_AFTER)
         self._streams.fail_all(error, EDGE_STOPPED)
         for streams in self._following.streams():
             streams.fail_all(error, None)
-        self.unattended.stop()
+        self._unattended.stop()
 
 
-def _wait() -> None:
+def _wait() -> bool:
     """It is queued: its beginning will be on the log."""
+    return True
 
 
-async def _release(claim: Claim | None) -> None:
-    if claim is not None and claim.mine:
-        await claim.release()
-
-
-def _log_outcome(outcome: object) -> None:
-    if isinstance(outcome, InferBusError):
-        log.warning("a request was not published again", extra={"reason": outcome.reason})
+def _settle(accepted: _Accepted, answer: Answer) -> None:
+    """Its generations have ended, or are wanted by nobody."""
+    accepted.ticket.settle(used(accepted.plan, answer))
+    if answer.usage is not None:
+        facts = {
+            "gen_ai.usage.input_tokens": answer.usage.input_tokens,
+            "gen_ai.usage.output_tokens": answer.usage.output_tokens,
+        }
+        accepted.trace.set(**facts)
+    accepted.trace.end(answer.error)

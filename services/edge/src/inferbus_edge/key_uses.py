@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from inferbus.bus.v1.registry_pb2 import KeyUseRecord
 from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
@@ -23,6 +24,17 @@ class KeyUses:
         # Not yet written, and when something was last written: both end when a key is quiet for a minute.
         self._noted: dict[str, int] = {}
         self._written: dict[str, int] = {}
+
+    def last(self, key_id: str) -> Timestamp | None:
+        """When it was last used, to the minute; None: never."""
+        known = self._uses.get(key_id)
+        return None if known is None else known.last_use_time
+
+    async def forget(self, key_id: str) -> None:
+        """The key is no more. Raises InferBusError UNAVAILABLE."""
+        self._noted.pop(key_id, None)
+        if self._uses.get(key_id) is not None:
+            await self._uses.delete(key_id)
 
     def note(self, key_id: str, now_us: int) -> None:
         """The key is being used. One store into a dict: it is on the way of every request."""

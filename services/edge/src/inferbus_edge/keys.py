@@ -1,20 +1,20 @@
 """Making, listing, changing, rotating and revoking API keys: the one place, behind both HTTP and gRPC.
 
-A key is a ``key_id``; each of its secrets has a record of its own, by the secret's hash. There is one, or during the
-overlap of a rotation two: the old one carries the time at which it ends in ``revoke_time``.
+A key is a ``key_id``; each of its secrets has a record of its own, by the secret's hash. There is one, or after a
+rotation two: the old one carries the time at which it ends in ``revoke_time``.
 """
 
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from inferbus.bus.v1.registry_pb2 import KeyRecord, KeyUseRecord, Limits
+from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits
 from inferbus.edge.v1.edge_pb2 import Key
 from inferbus_bus.publish import Publisher
-from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import key_hash
 from inferbus_contracts.keys import ENTROPY_BYTES, SCOPES, mint, prefix_of
 from inferbus_runtime import clock
@@ -30,29 +30,39 @@ from inferbus_edge.core.organization_rules import (
     checked_id,
     checked_models,
     checked_name,
+    conflict,
     expired,
     not_found,
     revoked,
     too_many,
     with_changes,
 )
+from inferbus_edge.key_uses import KeyUses
+from inferbus_edge.records import Index, Records
 
 CHANGEABLE = ("name", "expire_time", "models", "limits")
+# One more than a change makes: what is too much gets less.
+_FORGOTTEN_AT_ONCE = 2
+_Secret = tuple[str, KeyRecord]
 
 
 class KeyDesk:
-    """``uses``: where a key's last use is read. ``most``: keys that a tenant may have; revoked ones are forgotten when
-    their room is needed."""
+    """``uses``: where a key's last use is read. ``has_owner``: whether the owner of a key is in its project. ``most``:
+    keys that a tenant may have; revoked ones are forgotten when their room is needed."""
 
     def __init__(
         self,
-        keys: Registry[KeyRecord],
+        keys: Records[KeyRecord],
         publisher: Publisher,
-        uses: Registry[KeyUseRecord],
+        uses: KeyUses,
+        has_owner: Callable[[KeyRecord], bool] = lambda key: True,
         most: int = MAX_KEYS,
     ) -> None:
-        self._keys = keys
+        self._records = keys
+        self._keys = keys.registry
+        self._by_id = Index(keys.registry, lambda record: record.key_id)
         self._uses = uses
+        self._has_owner = has_owner
         self._most = most
         self._changes = Changes(keys, publisher)
 
@@ -71,7 +81,8 @@ class KeyDesk:
     ) -> tuple[Key, str]:
         """A new key and its secret, which is stored nowhere. It is valid at this edge when this returns.
 
-        Raises InferBusError INVALID_ARGUMENT, or UNAVAILABLE if the bus is away.
+        Raises InferBusError INVALID_ARGUMENT, CONFLICT if its owner leaves the project at this moment,
+        RESOURCE_EXHAUSTED if there is no room for keys, or UNAVAILABLE if the bus is away.
         """
         checked_id(tenant_id, "tenant_id")
         checked_id(project_id or NO_PROJECT, "project_id")
@@ -92,28 +103,52 @@ class KeyDesk:
         )
         if expire_time is not None:
             checked_expiry(expire_time.seconds, now_us)
-        await self._make_room(tenant_id)
+        await self._forget_ended(tenant_id, now_us)
+        if sum(not revoked(one, now_us) for _, one in self._records.of(tenant_id)) >= self._most:
+            raise too_many("keys", self._most)
         secret = mint(secrets.token_bytes(ENTROPY_BYTES))
         record.prefix = prefix_of(secret)
         change = _change("key.created", record, actor, _told(record, ("scopes", *CHANGEABLE)))
         await self._changes.make(key_hash(secret), record, 0, change)
-        return self._public(record), secret
+        if not self._has_owner(record):
+            # Nobody may use it, at any edge; so that it does not look alive, it ends as well.
+            await self.revoke(record.key_id, actor)
+            raise conflict("Its owner has left the project at this moment.", "changed_meanwhile", "id")
+        return self.public(record), secret
 
     def all(self, tenant_id: str = "", project_id: str = "") -> list[Key]:
         """Keys of all tenants or one, of all projects or one; oldest first, revoked ones included."""
-        current: dict[str, tuple[str, KeyRecord]] = {}
-        for digest, record in self._keys.items().items():
-            if (tenant_id and record.tenant_id != tenant_id) or (project_id and record.project_id != project_id):
+        return [self.public(record) for record in self.records(tenant_id, project_id)]
+
+    def records(self, tenant_id: str = "", project_id: str = "") -> list[KeyRecord]:
+        """:meth:`all`, not yet as their administration shows them: for who shows few of many."""
+        current: dict[str, _Secret] = {}
+        asked: Iterable[_Secret] = self._records.of(tenant_id) if tenant_id else self._keys.items().items()
+        for digest, record in asked:
+            if project_id and record.project_id != project_id:
                 continue
             other = current.get(record.key_id)
             current[record.key_id] = (digest, record) if other is None else self._newer(other, (digest, record))
         records = [record for _, record in current.values()]
         records.sort(key=lambda one: (one.create_time.ToNanoseconds(), one.key_id))
-        return [self._public(record) for record in records]
+        return records
+
+    def owners(self, tenant_id: str) -> dict[str, str]:
+        """The tenant's keys by id, and whose each is ("": the project's own)."""
+        return {record.key_id: record.owner_id for _, record in self._records.of(tenant_id)}
+
+    def last_uses(self, tenant_id: str) -> dict[str, int]:
+        """Of each owner of a key of the tenant the Unix seconds at which one of them was last used."""
+        last: dict[str, int] = {}
+        for key_id, owner_id in self.owners(tenant_id).items():
+            used = self._uses.last(key_id)
+            if owner_id and used is not None:
+                last[owner_id] = max(last.get(owner_id, 0), used.seconds)
+        return last
 
     def get(self, key_id: str) -> Key:
         """Raises InferBusError NOT_FOUND."""
-        return self._public(self._current(key_id)[1])
+        return self.public(self._current(key_id)[1])
 
     async def update(self, given: Key, mask: Collection[str], actor: KeyRecord) -> Key:
         """Change the fields named in ``mask`` (of CHANGEABLE) to what ``given`` has, for all secrets of the key.
@@ -128,14 +163,18 @@ class KeyDesk:
             checked_expiry(given.expire_time.seconds, now_us)
         revision = self._keys.revision(digest)
         changed = with_changes(record, given, mask, CHANGEABLE)
-        others = [(other, self._keys.revision(other), old) for other, old in self._others(given.key_id, digest)]
+        others = [
+            (other, self._keys.revision(other), old)
+            for other, old in self._others(given.key_id, digest)
+            if not revoked(old, now_us)
+        ]
         if changed == record:
-            return self._public(record)
+            return self.public(record)
         change = _change("key.updated", changed, actor, _told(changed, mask))
         await self._changes.make(digest, changed, revision, change)
         for other, other_revision, old in others:
             await self._changes.store(other, with_changes(old, given, mask, CHANGEABLE), other_revision)
-        return self._public(changed)
+        return self.public(changed)
 
     async def rotate(self, key_id: str, overlap: timedelta, actor: KeyRecord) -> tuple[Key, str]:
         """A new secret for the same key; the old one still works for ``overlap``, any older one ends now.
@@ -148,11 +187,10 @@ class KeyDesk:
         digest, record = self._usable(key_id, now_us)
         revision, older = self._keys.revision(digest), self._others(key_id, digest)
         secret = mint(secrets.token_bytes(ENTROPY_BYTES))
-        fresh, old = KeyRecord(), KeyRecord()
+        fresh = KeyRecord()
         fresh.CopyFrom(record)
         fresh.prefix = prefix_of(secret)
-        old.CopyFrom(record)
-        old.revoke_time.CopyFrom(clock.timestamp(now_us + overlap // timedelta(microseconds=1)))
+        old = _ended(record, now_us + overlap // timedelta(microseconds=1))
         details = {"overlap_seconds": int(overlap.total_seconds()), "prefix": fresh.prefix}
         # The new one first: a failure half-way leaves the old secret working, and a new one that nobody was told.
         await self._changes.make(key_hash(secret), fresh, 0, _change("key.rotated", fresh, actor, details))
@@ -163,49 +201,45 @@ class KeyDesk:
             raise
         for other, _ in older:
             await self._changes.remove(other)
-        return self._public(fresh), secret
+        return self.public(fresh), secret
 
     async def revoke(self, key_id: str, actor: KeyRecord) -> Key:
         """Refuse the key from now on; revoking again changes nothing. Raises InferBusError NOT_FOUND, UNAVAILABLE,
         or CONFLICT if it is being changed by someone else at this moment."""
         now_us = clock.now_us()
         digest, record = self._current(key_id)
-        others = self._others(key_id, digest)
         if revoked(record, now_us):
-            return self._public(record)
-        ended = KeyRecord()
-        ended.CopyFrom(record)
-        ended.revoke_time.CopyFrom(clock.timestamp(now_us))
+            return self.public(record)
+        ended, others = _ended(record, now_us), self._others(key_id, digest)
         revision = self._keys.revision(digest)
         await self._changes.announce(_change("key.revoked", ended, actor, {}), revision)
         # The current one last: while it is valid, revoking again does all of this again.
         for other, _ in others:
             await self._changes.remove(other)
         await self._changes.store(digest, ended, revision)
-        return self._public(ended)
+        return self.public(ended)
 
-    async def revoke_where(self, tenant_id: str, chosen: Callable[[Key], bool], actor: KeyRecord) -> None:
+    async def revoke_where(self, tenant_id: str, chosen: Callable[[KeyRecord], bool], actor: KeyRecord) -> None:
         """Revoke the tenant's keys that are ``chosen``. Raises InferBusError like :meth:`revoke`."""
-        for key in self.all(tenant_id):
-            if not key.HasField("revoke_time") and chosen(key):
-                await self.revoke(key.key_id, actor)
+        for record in self.records(tenant_id):
+            if not record.HasField("revoke_time") and chosen(record):
+                await self.revoke(record.key_id, actor)
 
-    async def _make_room(self, tenant_id: str) -> None:
-        """Forget the tenant's longest revoked key if he has as many as he may.
+    def public(self, record: KeyRecord) -> Key:
+        """The key as its administration shows it."""
+        return public(record, self._uses.last(record.key_id))
 
-        Raises InferBusError INVALID_ARGUMENT if none of them is revoked.
-        """
-        mine = [(digest, one) for digest, one in self._keys.items().items() if one.tenant_id == tenant_id]
+    async def _forget_ended(self, tenant_id: str, now_us: int) -> None:
+        """If the tenant has as many secrets as he may have keys: forget the longest ended, a few at a time."""
+        mine = self._records.of(tenant_id)
         if len(mine) < self._most:
             return
-        now_us = clock.now_us()
         ended = [(digest, one) for digest, one in mine if revoked(one, now_us)]
-        if not ended:
-            raise too_many("keys", self._most)
-        digest, oldest = min(ended, key=lambda item: item[1].revoke_time.ToNanoseconds())
-        await self._changes.remove(digest)
-        if not any(one.key_id == oldest.key_id for _, one in self._others(oldest.key_id, digest)):
-            await self._uses.delete(oldest.key_id)
+        ended.sort(key=lambda item: item[1].revoke_time.ToNanoseconds())
+        for digest, one in ended[:_FORGOTTEN_AT_ONCE]:
+            await self._changes.remove(digest)
+            if not self._by_id.of(one.key_id):
+                await self._uses.forget(one.key_id)
 
     def _usable(self, key_id: str, now_us: int) -> tuple[str, KeyRecord]:
         digest, record = self._current(key_id)
@@ -213,30 +247,31 @@ class KeyDesk:
             raise invalid("This key has been revoked or has expired; make a new one.", reason="key_ended", param="id")
         return digest, record
 
-    def _current(self, key_id: str) -> tuple[str, KeyRecord]:
-        found: tuple[str, KeyRecord] | None = None
-        for digest, record in self._keys.items().items():
-            if record.key_id == key_id:
-                found = (digest, record) if found is None else self._newer(found, (digest, record))
-        if found is None:
+    def _current(self, key_id: str) -> _Secret:
+        """Raises InferBusError NOT_FOUND."""
+        known = self._by_id.of(key_id)
+        if not known:
             raise not_found("key")
-        return found
+        return reduce(self._newer, known)
 
-    def _newer(self, one: tuple[str, KeyRecord], two: tuple[str, KeyRecord]) -> tuple[str, KeyRecord]:
+    def _newer(self, one: _Secret, two: _Secret) -> _Secret:
         """Of two secrets of a key the current one: that which has no end, or was stored last."""
 
-        def rank(secret: tuple[str, KeyRecord]) -> tuple[bool, int]:
+        def rank(secret: _Secret) -> tuple[bool, int]:
             return not secret[1].HasField("revoke_time"), self._keys.revision(secret[0])
 
         return max(one, two, key=rank)
 
-    def _others(self, key_id: str, current: str) -> Sequence[tuple[str, KeyRecord]]:
-        items = self._keys.items().items()
-        return [(digest, one) for digest, one in items if one.key_id == key_id and digest != current]
+    def _others(self, key_id: str, current: str) -> Sequence[_Secret]:
+        return [(digest, one) for digest, one in self._by_id.of(key_id) if digest != current]
 
-    def _public(self, record: KeyRecord) -> Key:
-        use = self._uses.get(record.key_id)
-        return public(record, None if use is None else use.last_use_time)
+
+def _ended(record: KeyRecord, at_us: int) -> KeyRecord:
+    """The same with its end at ``at_us``."""
+    ended = KeyRecord()
+    ended.CopyFrom(record)
+    ended.revoke_time.CopyFrom(clock.timestamp(at_us))
+    return ended
 
 
 def public(record: KeyRecord, last_use_time: Timestamp | None = None) -> Key:

@@ -87,6 +87,23 @@ class RateLimits:
                     log.warning("the other edges were not told of this edge's requests", extra={"error": str(error)})
                     break
 
+    def count(self, key: KeyRecord, project: ProjectRecord, tenant: TenantRecord) -> None:
+        """Count a request that generates nothing of its own, such as coming back to an answer: against the requests a
+        minute, and nothing else. Raises RateLimitError."""
+        records = (("key", key.key_id, key), ("project", f"{key.tenant_id}/{key.project_id}", project),
+                   ("tenant", key.tenant_id, tenant))  # fmt: skip
+        scopes = [
+            (f"{kind}:{name}", Limits(requests=record.limits.requests_per_minute))
+            for kind, name, record in records
+            if record.HasField("limits") and record.limits.HasField("requests_per_minute")
+        ]
+        if scopes:
+            self._spend(scopes, 0).settle(0)
+
+    def count_change(self, tenant_id: str, most: int) -> None:
+        """Count a change by a tenant's administrators, of ``most`` a minute. Raises RateLimitError."""
+        self._spend([(f"administration:{tenant_id}", Limits(requests=most))], 0).settle(0)
+
     def admit(self, key: KeyRecord, project: ProjectRecord, tenant: TenantRecord, tokens: int) -> Ticket:
         """Count one request that will use about ``tokens``, input and output together.
 
@@ -103,8 +120,9 @@ class RateLimits:
             )
             if limits is not None
         ]
-        if not scopes:
-            return _FREE
+        return self._spend(scopes, tokens) if scopes else _FREE
+
+    def _spend(self, scopes: Scoped, tokens: int) -> Ticket:
         now = _now_ms()
         refusal = self._ledger.check(scopes, 1, tokens, now)
         if refusal is not None:

@@ -2,11 +2,11 @@
 
 import secrets
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from inferbus.bus.v1.registry_pb2 import KeyRecord, MemberKind, MemberRecord, ProjectMembership
 from inferbus_bus.publish import Publisher
-from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
 from inferbus_runtime.errors import invalid
 
@@ -14,6 +14,7 @@ from inferbus_edge.audit_log import Changes
 from inferbus_edge.core.organization_audit import Change
 from inferbus_edge.core.organization_rules import MAX_MEMBERS, checked_name, conflict, not_found, too_many
 from inferbus_edge.keys import KeyDesk
+from inferbus_edge.records import Records
 
 USER_ROLES = ("owner", "reader")
 PROJECT_ROLES = ("owner", "member")
@@ -23,10 +24,12 @@ _SERVICE_ACCOUNT = MemberKind.MEMBER_KIND_SERVICE_ACCOUNT
 
 
 class MemberDesk:
-    """Whoever loses a project, or the tenant, loses his keys there first: no key outlives the reason for it."""
+    """Whoever loses a project, or the tenant, loses his keys there first: no key outlives the reason for it. (One that
+    is made at the same moment, here or at another edge, is not taken by :class:`Auth`.)"""
 
-    def __init__(self, members: Registry[MemberRecord], keys: KeyDesk, publisher: Publisher) -> None:
-        self._members = members
+    def __init__(self, members: Records[MemberRecord], keys: KeyDesk, publisher: Publisher) -> None:
+        self._records = members
+        self._members = members.registry
         self._keys = keys
         self._changes = Changes(members, publisher)
 
@@ -79,8 +82,11 @@ class MemberDesk:
     async def join(self, tenant_id: str, user_id: str, project_id: str, role: str, actor: KeyRecord) -> MemberRecord:
         """Put a user of the tenant into a project, or change his role there.
 
-        Raises InferBusError NOT_FOUND, INVALID_ARGUMENT, CONFLICT, UNAVAILABLE.
+        Raises InferBusError NOT_FOUND, INVALID_ARGUMENT, CONFLICT, RESOURCE_EXHAUSTED, UNAVAILABLE.
         """
+        if membership(self.user(tenant_id, user_id), project_id) is None:
+            # One that was made while he left would come back to life with him.
+            await self._keys.revoke_where(tenant_id, _of(user_id, project_id), actor)
         record = self.user(tenant_id, user_id)
         changed = _copy(record)
         known = membership(changed, project_id)
@@ -100,15 +106,13 @@ class MemberDesk:
         del changed.projects[:]
         changed.projects.extend(one for one in record.projects if one.project_id != project_id)
         change = Change("project_user.removed", actor.key_id, tenant_id, user_id, project_id)
-        await self._keys.revoke_where(
-            tenant_id, lambda key: key.owner_id == user_id and key.project_id == project_id, actor
-        )
-        await self._changes.make(_name(record), changed, revision, change)
+        await self._keys.revoke_where(tenant_id, _of(user_id, project_id), actor)
+        await self._changes.end(_name(record), changed, revision, change)
 
     async def add_service_account(
         self, tenant_id: str, project_id: str, name: str, role: str, actor: KeyRecord
     ) -> MemberRecord:
-        """Raises InferBusError INVALID_ARGUMENT, UNAVAILABLE."""
+        """Raises InferBusError INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE."""
         record = self._new(tenant_id, "svc_acct", _SERVICE_ACCOUNT, checked_name(name, "name", required=True))
         role = _role(role, ACCOUNT_ROLES)
         record.projects.append(ProjectMembership(project_id=project_id, role=role, create_time=record.create_time))
@@ -135,8 +139,8 @@ class MemberDesk:
     def _list(self, tenant_id: str, kind: MemberKind.ValueType, project_id: str) -> list[MemberRecord]:
         found = [
             one
-            for one in self._members.items().values()
-            if one.tenant_id == tenant_id and one.kind == kind and (not project_id or membership(one, project_id))
+            for _, one in self._records.of(tenant_id)
+            if one.kind == kind and (not project_id or membership(one, project_id))
         ]
         return sorted(found, key=lambda one: (one.create_time.ToNanoseconds(), one.member_id))
 
@@ -149,7 +153,7 @@ class MemberDesk:
         return found
 
     def _new(self, tenant_id: str, prefix: str, kind: MemberKind.ValueType, name: str) -> MemberRecord:
-        if sum(one.tenant_id == tenant_id for one in self._members.items().values()) >= MAX_MEMBERS:
+        if len(self._records.of(tenant_id)) >= MAX_MEMBERS:
             raise too_many("members", MAX_MEMBERS)
         return MemberRecord(
             member_id=f"{prefix}_{secrets.token_hex(12)}",
@@ -168,7 +172,7 @@ class MemberDesk:
     async def _delete(self, action: str, record: MemberRecord, actor: KeyRecord, project_id: str = "") -> None:
         name, tenant_id, member_id = _name(record), record.tenant_id, record.member_id
         change = Change(action, actor.key_id, tenant_id, member_id, project_id)
-        await self._keys.revoke_where(tenant_id, lambda key: key.owner_id == member_id, actor)
+        await self._keys.revoke_where(tenant_id, _of(member_id), actor)
         await self._changes.announce(change, self._members.revision(name))
         await self._changes.remove(name)
 
@@ -178,13 +182,20 @@ def membership(record: MemberRecord, project_id: str) -> ProjectMembership | Non
 
 
 def owner_check(desk: MemberDesk, tenant_id: str, project_id: str) -> Callable[[str], bool]:
-    """Whether a key's owner (by id) has access to the project; a key without one belongs to the project itself."""
+    """Whether a key's owner (by id) has access to the project; a key without one belongs to the project itself. For one
+    look at many keys: what changes after it is not seen."""
 
+    @cache
     def has_access(owner_id: str) -> bool:
         owner = desk.find(tenant_id, owner_id)
         return not owner_id or (owner is not None and membership(owner, project_id) is not None)
 
     return has_access
+
+
+def _of(owner_id: str, project_id: str = "") -> Callable[[KeyRecord], bool]:
+    """Keys of this owner, in one of his projects or all."""
+    return lambda key: key.owner_id == owner_id and (not project_id or key.project_id == project_id)
 
 
 def _role(role: str, known: tuple[str, ...]) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ProjectRecord, RecordState
 from inferbus_bus.publish import Publisher
-from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
 from inferbus_runtime.errors import invalid
 
@@ -23,6 +22,7 @@ from inferbus_edge.core.organization_rules import (
     too_many,
     with_changes,
 )
+from inferbus_edge.records import Index, Records
 
 CHANGEABLE = ("name", "limits")
 _ACTIVE, _ARCHIVED = RecordState.RECORD_STATE_ACTIVE, RecordState.RECORD_STATE_ARCHIVED
@@ -32,15 +32,17 @@ class ProjectDesk:
     """Every tenant has a project "default". It, and any other that has keys but no record, is shown with the defaults
     and gets its record with its first change."""
 
-    def __init__(self, projects: Registry[ProjectRecord], keys: Registry[KeyRecord], publisher: Publisher) -> None:
-        self._projects = projects
+    def __init__(self, projects: Records[ProjectRecord], keys: Records[KeyRecord], publisher: Publisher) -> None:
+        self._records = projects
+        self._projects = projects.registry
         self._keys = keys
+        self._keys_in = Index(keys.registry, lambda key: _name(key.tenant_id, key.project_id))
         self._changes = Changes(projects, publisher)
 
     async def create(self, given: ProjectRecord, actor: KeyRecord) -> ProjectRecord:
         """A project of the tenant in ``given``, with its name and limits; without a project id, one is made.
 
-        Raises InferBusError INVALID_ARGUMENT, CONFLICT if there is such a project, UNAVAILABLE.
+        Raises InferBusError INVALID_ARGUMENT, CONFLICT if there is such a project, RESOURCE_EXHAUSTED, UNAVAILABLE.
         """
         checked_id(given.tenant_id, "tenant_id")
         project_id = checked_id(given.project_id or f"proj_{secrets.token_hex(12)}", "project_id")
@@ -63,7 +65,7 @@ class ProjectDesk:
 
     def get(self, tenant_id: str, project_id: str) -> ProjectRecord:
         """Raises InferBusError NOT_FOUND, also for another tenant's."""
-        found = self._projects.get(_name(tenant_id, project_id)) or self._implied(tenant_id).get(project_id)
+        found = self._projects.get(_name(tenant_id, project_id)) or self._implied(tenant_id, project_id)
         # A name is made of both ids: whatever they hold, the record must be this tenant's.
         if found is None or (found.tenant_id, found.project_id) != (tenant_id, project_id):
             raise not_found("project")
@@ -78,10 +80,11 @@ class ProjectDesk:
 
     def all(self, tenant_id: str) -> list[ProjectRecord]:
         """All of a tenant, oldest first, archived ones included."""
-        known = self._implied(tenant_id)
-        for record in self._projects.items().values():
-            if record.tenant_id == tenant_id:
-                known[record.project_id] = record
+        known = {record.project_id: record for _, record in self._records.of(tenant_id)}
+        for project_id in {NO_PROJECT, *(key.project_id for _, key in self._keys.of(tenant_id))} - known.keys():
+            implied = self._implied(tenant_id, project_id)
+            if implied is not None:
+                known[project_id] = implied
         return sorted(known.values(), key=lambda one: (one.create_time.ToNanoseconds(), one.project_id))
 
     async def update(self, given: ProjectRecord, mask: Collection[str], actor: KeyRecord) -> ProjectRecord:
@@ -122,7 +125,9 @@ class ProjectDesk:
         changed.CopyFrom(record)
         changed.state = _ARCHIVED
         changed.archive_time.CopyFrom(clock.timestamp(clock.now_us()))
-        await self._make("project.archived", changed, actor, {})
+        name = _name(tenant_id, project_id)
+        change = Change("project.archived", actor.key_id, tenant_id, project_id, project_id)
+        await self._changes.end(name, changed, self._projects.revision(name), change)
         return changed
 
     async def _make(self, action: str, record: ProjectRecord, actor: KeyRecord, details: dict[str, Any]) -> None:
@@ -130,24 +135,15 @@ class ProjectDesk:
         change = Change(action, actor.key_id, record.tenant_id, record.project_id, record.project_id, details)
         await self._changes.make(name, record, self._projects.revision(name), change)
 
-    def _implied(self, tenant_id: str) -> dict[str, ProjectRecord]:
-        """The default project and those that the tenant's keys name, as old as their oldest key."""
-        default = ProjectRecord(tenant_id=tenant_id, project_id=NO_PROJECT, name=NO_PROJECT, state=_ACTIVE)
-        implied = {NO_PROJECT: default}
-        for key in self._keys.items().values():
-            if key.tenant_id != tenant_id:
-                continue
-            name, made = key.project_id, key.create_time
-            known = implied.get(name)
-            if known is None or not known.HasField("create_time") or _earlier(made, known.create_time):
-                implied[name] = ProjectRecord(
-                    tenant_id=tenant_id, project_id=name, name=name, state=_ACTIVE, create_time=made
-                )
-        return implied
-
-
-def _earlier(one: Any, two: Any) -> bool:
-    return bool(one.ToNanoseconds() < two.ToNanoseconds())
+    def _implied(self, tenant_id: str, project_id: str) -> ProjectRecord | None:
+        """The default project, and one that a key of the tenant names, as old as its oldest key."""
+        made = [key.create_time for _, key in self._keys_in.of(_name(tenant_id, project_id))]
+        if not made and project_id != NO_PROJECT:
+            return None
+        first = min(made, key=lambda one: one.ToNanoseconds(), default=None)
+        return ProjectRecord(
+            tenant_id=tenant_id, project_id=project_id, name=project_id, state=_ACTIVE, create_time=first
+        )
 
 
 def _name(tenant_id: str, project_id: str) -> str:

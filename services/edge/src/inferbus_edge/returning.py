@@ -14,11 +14,12 @@ from inferbus_contracts.ids import unix_ms_of, uuid_text
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
+from inferbus_edge.core.lookups import Lookups
 from inferbus_edge.following import Following
 from inferbus_edge.holding import Holds
 from inferbus_edge.measure import Timing
 from inferbus_edge.server import Call
-from inferbus_edge.sinks import Stream
+from inferbus_edge.sinks import FormStream, Stream
 from inferbus_edge.streaming import Answer
 from inferbus_edge.wire import CLIENT_GONE
 from inferbus_edge.writing import response_of, sink_of
@@ -35,6 +36,7 @@ class Returning:
         self._holds = holds
         self._timeout = timeout
         self._max_unsent_bytes = max_unsent_bytes
+        self._lookups = Lookups()
 
     async def find(
         self,
@@ -43,12 +45,13 @@ class Returning:
         *,
         stream: bool,
         after: int = 0,
-        absent: Callable[[], None] | None = None,
+        absent: Callable[[], bool] | None = None,
         edge: str | None = None,
     ) -> Answer | None:
         """The answer of ``call.request_id``, replayed and still corked, without the events up to number ``after``; None
         if the log does not have it, or it is not of the caller's project. ``absent``: see :meth:`Following.join`."""
-        first = call.request_id
+        first, tenant = call.request_id, key.tenant_id
+        self._lookups.check(tenant, clock.monotonic())
 
         def opened(reply: bytes, context: RequestContext) -> Answer | None:
             if (context.tenant_id, context.project_id) != (key.tenant_id, key.project_id):
@@ -56,6 +59,8 @@ class Returning:
             described: dict[str, Any] = orjson.loads(reply)
             fields, limit = self.fields(call), self._max_unsent_bytes
             sink = sink_of(call, described, fields, limit, stream=stream, after=after, corked=True)
+            if described.get("background", False) and isinstance(sink, FormStream):
+                sink.accept(clock.monotonic())  # it was accepted before: what became of it is an event, also an error
             hold = self._holds.of(call, key, described.get("hold", 0.0))
             answer = Answer(first, described["n"], sink, Timing(context.model, unix_ms_of(first) * 1000), hold)
             answer.resumed = True
@@ -63,9 +68,12 @@ class Returning:
 
         try:
             async with asyncio.timeout(self._timeout.total_seconds()):
-                return await self._following.join(first, opened, absent, edge)
+                answer = await self._following.join(first, opened, absent, edge)
         except TimeoutError:
             raise timed_out(self._timeout) from None
+        if answer is None:
+            self._lookups.missed(tenant, clock.monotonic())
+        return answer
 
     async def deliver(self, answer: Answer, call: Call) -> web.StreamResponse:
         """What :meth:`find` gave, from the end of its replay to its end."""

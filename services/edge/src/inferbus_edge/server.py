@@ -22,6 +22,7 @@ from inferbus_runtime.errors import InferBusError, invalid
 from inferbus_runtime.tls import TlsFiles, server_context
 
 from inferbus_edge.core.errors import error_body, http_status, internal, of_status, retry_after_seconds
+from inferbus_edge.core.openapi import OPERATIONS
 from inferbus_edge.cors import Cors, is_preflight
 from inferbus_edge.limits import RateLimitError
 
@@ -31,6 +32,8 @@ _CLOSE_SECONDS = 1.0
 # Of a request's head: fields, bytes of its first line, bytes of one field. More is a 400.
 _MAX_HEADERS, _MAX_LINE, _MAX_FIELD = 128, 8190, 8190
 _BACKLOG = 1024
+# What may answer in events: those are written to the transport as they come, whatever the method.
+_STREAMING = frozenset((one.method, one.path) for one in OPERATIONS if one.events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,11 @@ class Route:
     methods: dict[str, Handler]
     errors: ErrorBody
     parts: tuple[str, ...] = ()
+
+    def allow(self, refused: str) -> str:
+        """What a 405 to the method ``refused`` has to name; who serves it may have refused it himself."""
+        handler = self.methods.get(refused)
+        return ", ".join(sorted(method for method, one in self.methods.items() if one is not handler))
 
 
 class WrittenResponse(web.StreamResponse):
@@ -89,7 +97,11 @@ class Routes:
         self._prefixes: dict[str, Route] = {}
 
     def add(self, method: str, path: str, handler: Handler, errors: ErrorBody = error_body) -> None:
-        self._route(path, errors).methods[method] = handler
+        """A GET comes with its HEAD, which aiohttp answers without a body, unless it may answer in events."""
+        methods = self._route(path, errors).methods
+        methods[method] = handler
+        if method == "GET" and (method, path) not in _STREAMING:
+            methods["HEAD"] = handler
 
     def _route(self, path: str, errors: ErrorBody) -> Route:
         if "{" not in path:
@@ -106,10 +118,11 @@ class Routes:
         return route
 
     def all(self) -> list[tuple[str, str, Handler]]:
-        """(method, path, handler) of every route: what the API's document is checked against."""
+        """(method, path, handler) of every route, but HEAD: what the API's document is checked against."""
         routes = [*self._exact.values(), *(one for some in self._patterns.values() for one in some)]
         routes += self._prefixes.values()
-        return [(method, route.name, handler) for route in routes for method, handler in route.methods.items()]
+        added = ((route.name, *one) for route in routes for one in route.methods.items())
+        return [(method, name, handler) for name, method, handler in added if method != "HEAD"]
 
     def find(self, path: str) -> tuple[Route, str, dict[str, str]] | None:
         """(route, tail, values of its ``{name}`` parts); None if there is no such path."""
@@ -135,14 +148,6 @@ def _match(pattern: tuple[str, ...], parts: list[str]) -> dict[str, str] | None:
         elif wanted != given:
             return None
     return values
-
-
-def _handler_of(route: Route, method: str) -> Handler:
-    """Raises InferBusError ``method_not_allowed``."""
-    handler = route.methods.get("GET" if method == "HEAD" else method)
-    if handler is None:
-        raise of_status(405)
-    return handler
 
 
 async def read_body(call: Call, timeout: timedelta) -> bytes:
@@ -257,8 +262,9 @@ class Front:
     async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
         accepted_us = clock.now_us()
         call_id = new_request_id(self._edge, accepted_us)
-        route, status = "unknown", 499
+        route, status, found = "unknown", 499, None
         errors: ErrorBody = error_body
+        fields = self._cors.headers(http.headers.get("Origin"))
         try:
             if http.headers.get("Expect") is not None:
                 _expected(http)
@@ -269,14 +275,17 @@ class Front:
             if found is None:
                 raise of_status(404)
             route, errors = found[0].name, found[0].errors
-            handler = _handler_of(found[0], http.method)
-            fields = self._cors.headers(http.headers.get("Origin"))
+            handler = found[0].methods.get(http.method)
+            if handler is None:
+                raise of_status(405)
             response = await handler(Call(http, call_id, accepted_us, found[1], found[2], fields))
             status = response.status
         except InferBusError as error:
             _log(error, route, call_id)
             response = error_response(error, call_id, errors)
             status = response.status
+            if status == 405 and found is not None:
+                response.headers["Allow"] = found[0].allow(http.method)
         except ConnectionError:
             response = WrittenResponse(keep_alive=False)
         except Exception:
@@ -286,7 +295,7 @@ class Front:
         finally:
             metrics.HTTP_REQUESTS.labels(route, str(status)).inc()
         if not response.prepared:
-            response.headers.update(self._cors.headers(http.headers.get("Origin")))
+            response.headers.update(fields)
         return response
 
 

@@ -20,7 +20,7 @@ class EdgeServicer(EdgeServiceServicer):
         self._keys = desk
 
     async def CreateKey(self, request: edge.CreateKeyRequest, context: Any) -> edge.CreateKeyResponse:  # noqa: N802
-        return await created_key(self._keys, request, self._admin(context))
+        return await created_key(self._keys, request, self._changing(context))
 
     async def GetKey(self, request: edge.GetKeyRequest, context: Any) -> edge.GetKeyResponse:  # noqa: N802
         self._admin(context)
@@ -31,12 +31,12 @@ class EdgeServicer(EdgeServiceServicer):
         return edge.ListKeysResponse(keys=self._keys.all(request.tenant_id, request.project_id))
 
     async def UpdateKey(self, request: edge.UpdateKeyRequest, context: Any) -> edge.UpdateKeyResponse:  # noqa: N802
-        actor = self._admin(context)
+        actor = self._changing(context)
         changed = await self._keys.update(request.key, list(request.update_mask.paths), actor)
         return edge.UpdateKeyResponse(key=changed)
 
     async def RotateKey(self, request: edge.RotateKeyRequest, context: Any) -> edge.RotateKeyResponse:  # noqa: N802
-        actor = self._admin(context)
+        actor = self._changing(context)
         key, secret = await self._keys.rotate(request.key_id, request.overlap.ToTimedelta(), actor)
         return edge.RotateKeyResponse(key=key, secret=secret)
 
@@ -45,7 +45,10 @@ class EdgeServicer(EdgeServiceServicer):
         return edge.RevokeKeyResponse(key=await self._keys.revoke(request.key_id, actor))
 
     def _admin(self, context: Any) -> KeyRecord:
-        return self._auth.require(dict(context.invocation_metadata() or ()), ADMIN)
+        return self._auth.require(_headers(context), ADMIN)
+
+    def _changing(self, context: Any) -> KeyRecord:
+        return self._auth.require_for_change(_headers(context), ADMIN)
 
 
 class DirectoryServicer(EdgeServicer):
@@ -59,7 +62,7 @@ class DirectoryServicer(EdgeServicer):
     async def CreateTenant(  # noqa: N802
         self, request: edge.CreateTenantRequest, context: Any
     ) -> edge.CreateTenantResponse:
-        actor = self._admin(context)
+        actor = self._changing(context)
         return edge.CreateTenantResponse(tenant=await self._tenants.create(request.tenant, actor))
 
     async def GetTenant(self, request: edge.GetTenantRequest, context: Any) -> edge.GetTenantResponse:  # noqa: N802
@@ -75,7 +78,7 @@ class DirectoryServicer(EdgeServicer):
     async def UpdateTenant(  # noqa: N802
         self, request: edge.UpdateTenantRequest, context: Any
     ) -> edge.UpdateTenantResponse:
-        actor = self._admin(context)
+        actor = self._changing(context)
         changed = await self._tenants.update(request.tenant, list(request.update_mask.paths), actor)
         return edge.UpdateTenantResponse(tenant=changed)
 
@@ -88,13 +91,13 @@ class DirectoryServicer(EdgeServicer):
     async def RestoreTenant(  # noqa: N802
         self, request: edge.RestoreTenantRequest, context: Any
     ) -> edge.RestoreTenantResponse:
-        actor = self._admin(context)
+        actor = self._changing(context)
         return edge.RestoreTenantResponse(tenant=await self._tenants.restore(request.tenant_id, actor))
 
     async def CreateProject(  # noqa: N802
         self, request: edge.CreateProjectRequest, context: Any
     ) -> edge.CreateProjectResponse:
-        actor = self._admin(context)
+        actor = self._changing(context)
         self._tenants.get(request.project.tenant_id)
         return edge.CreateProjectResponse(project=await self._projects.create(request.project, actor))
 
@@ -117,7 +120,7 @@ class DirectoryServicer(EdgeServicer):
     async def UpdateProject(  # noqa: N802
         self, request: edge.UpdateProjectRequest, context: Any
     ) -> edge.UpdateProjectResponse:
-        actor = self._admin(context)
+        actor = self._changing(context)
         self._tenants.get(request.project.tenant_id)
         changed = await self._projects.update(request.project, list(request.update_mask.paths), actor)
         return edge.UpdateProjectResponse(project=changed)
@@ -129,3 +132,7 @@ class DirectoryServicer(EdgeServicer):
         self._tenants.get(request.tenant_id)
         archived = await self._projects.archive(request.tenant_id, request.project_id, actor)
         return edge.ArchiveProjectResponse(project=archived)
+
+
+def _headers(context: Any) -> dict[str, str]:
+    return dict(context.invocation_metadata() or ())

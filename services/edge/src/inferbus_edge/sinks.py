@@ -305,5 +305,35 @@ class FormBody:
         """Nobody reads this yet."""
 
 
+class Nowhere:
+    """For an answer that goes on without its client: only what it uses is of interest."""
+
+    started = True
+
+    def open(self, choice: int, revision: str) -> None: ...
+
+    def write(
+        self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
+    ) -> str | None:
+        return None
+
+    def vector(self, index: int, values: bytes) -> None: ...
+
+    def close(self, choice: int, revision: str, close: Close, now: float) -> None: ...
+
+    def finish(self, now: float) -> None: ...
+
+    def fail(self, error: InferBusError, now: float) -> None: ...
+
+    def silent_since(self, now: float) -> float:
+        return _NEVER
+
+    def keepalive(self, now: float) -> str | None:
+        return None
+
+    def abort(self) -> None: ...
+
+
+NOWHERE = Nowhere()
 Stream = ChatStream | FormStream
 Body = ChatBody | FormBody

@@ -6,8 +6,10 @@ Until then, and if whoever should have stored the answer was lost, it is made fr
 from datetime import timedelta
 
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ResponseRecord
+from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.store import Store
 from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.plan import Plan
 
@@ -20,7 +22,10 @@ class Stored:
         self._ttl = ttl
 
     async def create(self, key: KeyRecord, first: bytes, accepted_us: int, plan: Plan, reply: bytes) -> None:
-        """Raises InferBusError UNAVAILABLE, or RESOURCE_EXHAUSTED if there is no room."""
+        """Nothing happens if it is there: under an idempotency key several may make it.
+
+        Raises InferBusError UNAVAILABLE, or RESOURCE_EXHAUSTED if there is no room.
+        """
         record = ResponseRecord(
             request_id=first,
             accepted_time=clock.timestamp(accepted_us),
@@ -28,7 +33,11 @@ class Stored:
             previous_request_id=plan.previous,
             reply=reply,
         )
-        await self._store.create(_name(key, first), record, self._ttl)
+        try:
+            await self._store.create(_name(key, first), record, self._ttl)
+        except InferBusError as error:
+            if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
+                raise
 
     async def get(self, key: KeyRecord, first: bytes) -> ResponseRecord | None:
         """The caller's own project's; None for all others."""

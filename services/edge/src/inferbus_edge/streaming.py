@@ -2,21 +2,22 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Protocol
 
-from inferbus.bus.v1.frame_pb2 import Close, Frame
+from inferbus.bus.v1.frame_pb2 import Close, Embedding, Frame
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_contracts.ids import choice_id, is_detached, uuid_text
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.frames import deltas
+from inferbus_edge.core.frames import deltas, opening_revision
 from inferbus_edge.core.order import Verdict, judge
 from inferbus_edge.core.translate import add_usage, error_of
 from inferbus_edge.measure import Timing, record
-from inferbus_edge.sinks import Sink
+from inferbus_edge.sinks import NOWHERE, Sink
 from inferbus_edge.wire import SLOW_CLIENT
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ class Answer:
     says how. ``first``: the id of the first choice, which names the whole."""
 
     __slots__ = (
-        "attended", "done", "error", "first", "gone", "hold", "on_log", "parts", "resumed", "sink", "timing",
-        "usage",
+        "attended", "done", "error", "expires", "first", "goes_on", "gone", "hold", "on_log", "parts", "resumed",
+        "settle", "sink", "timing", "usage",
     )  # fmt: skip
 
     def __init__(self, first: bytes, choices: int, sink: Sink, timing: Timing, hold: float = 0.0) -> None:
@@ -62,6 +63,11 @@ class Answer:
         self.error: InferBusError | None = None
         self.usage: Usage | None = None  # of all choices, once they have ended
         self.gone = False  # the client is: nothing can be said to it
+        self.goes_on = False  # the client is gone and its generations are not
+        # What its generations have used is known now: called once, however it ends. Somebody waits for that until
+        # ``expires`` (monotonic seconds), with or without a client.
+        self.settle: Callable[[], None] | None = None
+        self.expires = math.inf
 
     @property
     def ids(self) -> tuple[bytes, ...]:
@@ -80,8 +86,8 @@ class Listener(Protocol):
         """A delta that nobody in these streams waits for."""
         ...
 
-    def left(self, answer: Answer, reason: str) -> None:
-        """Its client is gone or does not read."""
+    def left(self, answer: Answer, reason: str) -> bool:
+        """Its client is gone or does not read. True if its generations go on all the same."""
         ...
 
     def broken(self, answer: Answer, reason: str) -> None:
@@ -151,7 +157,7 @@ class Streams:
                 self.leave(part.answer, trouble)
         for vector in frame.embeddings:
             part = parts.get(vector.request_id)
-            if part is not None:
+            if part is not None and self._wanted(part, vector, frame):
                 part.sink.vector(vector.index, vector.values)
         for close in frame.closes:
             self._close(close, frame.contexts[close.context_index].revision, now)
@@ -162,9 +168,20 @@ class Streams:
         if verdict is Verdict.GAP:
             self._break(part, f"attempt {attempt} gives index {first_index}")
         elif attempt > part.attempt:
-            part.attempt, part.revision = attempt, revision
-            part.sink.open(part.choice, revision)
+            self._open(part, attempt, revision)
         return verdict is Verdict.ACCEPT
+
+    def _wanted(self, part: Part, vector: Embedding, frame: Frame) -> bool:
+        """Whether a vector is delivered: a void one is not."""
+        attempt = vector.attempt or 1
+        if attempt > part.attempt:
+            self._open(part, attempt, opening_revision(frame, vector.request_id))
+        return attempt == part.attempt
+
+    @staticmethod
+    def _open(part: Part, attempt: int, revision: str) -> None:
+        part.attempt, part.revision = attempt, revision
+        part.sink.open(part.choice, revision)
 
     def _close(self, close: Close, revision: str, now: float) -> None:
         part = self._parts.get(close.request_id)
@@ -180,8 +197,7 @@ class Streams:
             return
         if close.usage.output_tokens < part.index:
             log.error("a request ended with fewer tokens than were delivered", extra=_fields(part))
-        if close.attempt > part.attempt:
-            part.attempt, part.revision = close.attempt, revision
+        part.attempt, part.revision = close.attempt, revision
         part.closed = True
         answer = part.answer
         part.sink.close(part.choice, part.revision, close, now)
@@ -211,13 +227,20 @@ class Streams:
 
     def leave(self, answer: Answer, reason: str) -> None:
         """The client is gone, or does not read. Nothing happens after the end."""
-        if self._parts.get(answer.first) not in answer.parts:
+        if self._parts.get(answer.first) not in answer.parts or answer.gone:
             return
         answer.gone = True
         (metrics.STREAM_STALLS if reason == SLOW_CLIENT else metrics.CLIENT_CANCELS).inc()
         answer.sink.abort()
-        self._end(answer, InferBusError(ErrorClass.ERROR_CLASS_CANCELLED, reason, "The client left."))
-        self._listener.left(answer, reason)
+        answer.goes_on = self._listener.left(answer, reason) and answer.settle is not None
+        error = InferBusError(ErrorClass.ERROR_CLASS_CANCELLED, reason, "The client left.")
+        if answer.goes_on:
+            answer.sink = NOWHERE
+            for part in answer.parts:
+                part.sink = NOWHERE
+            self._done(answer, error)
+        else:
+            self._end(answer, error)
 
     def release(self, answer: Answer) -> None:
         """Deliver nothing more to it; its generations go on."""
@@ -231,6 +254,18 @@ class Streams:
     def _end(self, answer: Answer, error: InferBusError | None) -> None:
         for part in answer.parts:
             del self._parts[part.request_id]
+        if not answer.goes_on:
+            self._done(answer, error)
+        if answer.settle is not None:
+            answer.settle()
+            answer.settle = None
+        self._on_size(len(self._parts))
+        if not self._parts:
+            self._idle.set()
+
+    @staticmethod
+    def _done(answer: Answer, error: InferBusError | None) -> None:
+        """For whoever waits for it."""
         answer.error = error
         if error is not None and not answer.gone:
             answer.sink.fail(error, clock.monotonic())
@@ -238,13 +273,15 @@ class Streams:
             answer.done.set_result(None)
         if not answer.resumed:
             record(answer.timing, error.reason if error else "", answer.usage, clock.now_us())
-        self._on_size(len(self._parts))
-        if not self._parts:
-            self._idle.set()
 
     def keep_alive(self, seconds: float, now: float) -> None:
-        """A comment line for each stream that was silent for ``seconds``."""
+        """A comment line for each stream that was silent for ``seconds``. What goes on without a client and has not
+        ended in its time is not waited for any longer."""
         for answer in self.answers():
+            if answer.goes_on and now > answer.expires:
+                error = InferBusError(ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "request_deadline", "It took too long.")
+                self.fail(answer, error, cancel="deadline")
+                continue
             if answer.sink.silent_since(now) >= seconds:
                 trouble = answer.sink.keepalive(now)
                 if trouble is not None:

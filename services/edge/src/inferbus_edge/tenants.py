@@ -8,7 +8,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from inferbus.bus.v1.registry_pb2 import KeyRecord, RecordState, TenantRecord
 from inferbus_bus.publish import Publisher
-from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
 from inferbus_runtime.errors import invalid
 
@@ -21,6 +20,7 @@ from inferbus_edge.core.organization_rules import (
     not_found,
     with_changes,
 )
+from inferbus_edge.records import Records
 
 CHANGEABLE = ("name", "limits", "hold")
 _MAX_HOLD_SECONDS = 3600
@@ -31,8 +31,8 @@ class TenantDesk:
     """A tenant that has keys but no record (made before there were records) is shown with the defaults, and gets its
     record with its first change."""
 
-    def __init__(self, tenants: Registry[TenantRecord], keys: Registry[KeyRecord], publisher: Publisher) -> None:
-        self._tenants = tenants
+    def __init__(self, tenants: Records[TenantRecord], keys: Records[KeyRecord], publisher: Publisher) -> None:
+        self._tenants = tenants.registry
         self._keys = keys
         self._changes = Changes(tenants, publisher)
 
@@ -42,8 +42,7 @@ class TenantDesk:
         Raises InferBusError INVALID_ARGUMENT, CONFLICT if there is such a tenant, UNAVAILABLE.
         """
         tenant_id = checked_id(given.tenant_id or f"org-{secrets.token_hex(12)}", "tenant_id")
-        known = {one.tenant_id for one in self.all()}
-        if tenant_id in known:
+        if self._find(tenant_id) is not None:
             raise conflict("There is such a tenant already.", "tenant_exists", "tenant_id")
         record = TenantRecord(tenant_id=tenant_id, state=_ACTIVE, create_time=clock.timestamp(clock.now_us()))
         record = with_changes(record, _checked(given), CHANGEABLE, CHANGEABLE)
@@ -53,17 +52,16 @@ class TenantDesk:
 
     def get(self, tenant_id: str) -> TenantRecord:
         """Raises InferBusError NOT_FOUND."""
-        found = self._tenants.get(tenant_id) if tenant_id else None
-        if found is None:
-            found = self._implied().get(tenant_id)
+        found = self._find(tenant_id)
         if found is None:
             raise not_found("tenant")
         return found
 
     def all(self) -> list[TenantRecord]:
         """All, oldest first."""
-        known = self._implied() | dict(self._tenants.items())
-        return sorted(known.values(), key=lambda one: (one.create_time.ToNanoseconds(), one.tenant_id))
+        names = {*self._keys.tenants(), *self._tenants.items()}
+        known = [found for found in map(self._find, names) if found is not None]
+        return sorted(known, key=lambda one: (one.create_time.ToNanoseconds(), one.tenant_id))
 
     async def update(self, given: TenantRecord, mask: Collection[str], actor: KeyRecord) -> TenantRecord:
         """Change the fields named in ``mask`` (of CHANGEABLE) to what ``given`` has.
@@ -96,7 +94,8 @@ class TenantDesk:
         changed.CopyFrom(record)
         changed.state = state
         if changed != record:
-            await self._make(action, changed, actor, {})
+            change = Change(action, actor.key_id, tenant_id, tenant_id)
+            await self._changes.end(tenant_id, changed, self._tenants.revision(tenant_id), change)
         return changed
 
     async def _make(self, action: str, record: TenantRecord, actor: KeyRecord, details: dict[str, Any]) -> None:
@@ -104,15 +103,16 @@ class TenantDesk:
         change = Change(action, actor.key_id, tenant_id, tenant_id, details=details)
         await self._changes.make(tenant_id, record, self._tenants.revision(tenant_id), change)
 
-    def _implied(self) -> dict[str, TenantRecord]:
-        """The tenants that keys name, as old as their oldest key."""
-        implied: dict[str, TenantRecord] = {}
-        for key in self._keys.items().values():
-            name, made = key.tenant_id, key.create_time
-            known = implied.get(name)
-            if known is None or made.ToNanoseconds() < known.create_time.ToNanoseconds():
-                implied[name] = TenantRecord(tenant_id=name, name=name, state=_ACTIVE, create_time=made)
-        return implied
+    def _find(self, tenant_id: str) -> TenantRecord | None:
+        """The record; or one with the defaults, as old as the tenant's oldest key."""
+        found = self._tenants.get(tenant_id)
+        if found is not None:
+            return found
+        made = [key.create_time for _, key in self._keys.of(tenant_id)]
+        if not made:
+            return None
+        first = min(made, key=lambda one: one.ToNanoseconds())
+        return TenantRecord(tenant_id=tenant_id, name=tenant_id, state=_ACTIVE, create_time=first)
 
 
 def _checked(given: TenantRecord) -> TenantRecord:

@@ -16,7 +16,9 @@ from inferbus_runtime.errors import InferBusError
 from inferbus_edge.core.errors import internal
 from inferbus_edge.core.forms import form_of
 from inferbus_edge.following import Following
+from inferbus_edge.looks import Looks
 from inferbus_edge.measure import Timing
+from inferbus_edge.passes import Opened
 from inferbus_edge.sinks import FormBody, FormStream
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Answer
@@ -28,13 +30,13 @@ class Unattended:
     """``lifetime``: after that an answer that is not on the log was lost."""
 
     def __init__(self, following: Following, stored: Stored, lifetime: timedelta) -> None:
-        self._following = following
+        self._looks = Looks(following)
         self._stored = stored
         self._lifetime = lifetime
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def snapshot(
-        self, key: KeyRecord, first: bytes, wait: float = 0.0, absent: Callable[[], None] | None = None
+        self, key: KeyRecord, first: bytes, wait: float = 0.0, absent: Callable[[], bool] | None = None
     ) -> bytes | None:
         """A stored answer as it is now, or as soon as it has ended within ``wait`` seconds; None if there is none for
         this caller. ``absent`` is called if the log has nothing of it. Raises InferBusError UNAVAILABLE."""
@@ -43,28 +45,34 @@ class Unattended:
             return None
         if record.body:
             return bytes(record.body)
-        sink, answer = await self._look(first, record.reply)
-        if answer is None:
-            if absent is not None:
-                absent()
-            if self._is_lost(record):
-                sink.fail(internal("a stored answer is not on the log"), clock.monotonic())
-            return sink.body
-        try:
+        async with self._looks.look(first, _opened(first, record.reply)) as answer:
+            if answer is None:
+                if absent is not None:
+                    absent()
+                sink = _sink_of(first, record.reply)
+                if self._is_lost(record):
+                    sink.fail(internal("a stored answer is not on the log"), clock.monotonic())
+                return sink.body
             if wait > 0 and not answer.done.done():
                 await asyncio.wait([answer.done], timeout=wait)
             await self.store(key, answer)
-        finally:  # also if whoever asked has left
-            self._following.release(answer)
-        return sink.body
+            assert isinstance(answer.sink, FormBody)  # noqa: S101 (as all that are looked at)
+            return answer.sink.body
 
-    async def keep(self, key: KeyRecord, first: bytes, reply: bytes) -> None:
-        """Its client has left and it goes on: follow it to its end, for the store."""
-        _, answer = await self._look(first, reply)
-        if answer is not None:
-            await asyncio.wait([answer.done], timeout=self._lifetime.total_seconds())
-            await self.store(key, answer)
-            self._following.release(answer)
+    async def keep(self, key: KeyRecord, first: bytes, reply: bytes) -> Answer | None:
+        """It goes on without a client, and may not have begun: follow it to its end, for the store."""
+        async with (
+            asyncio.timeout(self._lifetime.total_seconds()),
+            self._looks.look(first, _opened(first, reply), wait=True) as answer,
+        ):
+            if answer is not None:
+                await asyncio.wait([answer.done])
+                await self.store(key, answer)
+            return answer
+
+    def offer(self, answer: Answer) -> None:
+        """It is made here, into a :class:`FormBody`: who looks at it needs no log."""
+        self._looks.offer(answer)
 
     async def store(self, key: KeyRecord, answer: Answer) -> None:
         """Keep the answer if its end is on the log; else it is made from the log when it is asked for."""
@@ -76,7 +84,7 @@ class Unattended:
         except InferBusError as error:
             log.warning("an answer was not stored", extra={"request_id": uuid_text(answer.first), "error": str(error)})
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
         """Run it without anybody waiting for it."""
         task = asyncio.create_task(_logged(coroutine), name="answer without a client")
         self._tasks.add(task)
@@ -86,18 +94,7 @@ class Unattended:
         """The process ends. What is not stored yet is made from the log when it is asked for."""
         for task in self._tasks:
             task.cancel()
-
-    async def _look(self, first: bytes, reply: bytes) -> tuple[FormBody, Answer | None]:
-        """The answer in its form, as far as it is on the log; what comes is added to it until it is released."""
-        described: Mapping[str, Any] = orjson.loads(reply)
-        sink = FormBody(form_of(first, described, stream=False))
-
-        def opened(_: bytes, context: RequestContext) -> Answer:
-            answer = Answer(first, described["n"], sink, Timing(context.model, unix_ms_of(first) * 1000))
-            answer.attended, answer.resumed = False, True
-            return answer
-
-        return sink, await self._following.join(first, opened)
+        self._looks.stop()
 
     def _is_lost(self, record: ResponseRecord) -> bool:
         """The log is too old for it, or the edge that took it died before it was on its way."""
@@ -105,8 +102,24 @@ class Unattended:
         return age_us > self._lifetime // timedelta(microseconds=1)
 
 
-async def _logged(coroutine: Coroutine[Any, Any, None]) -> None:
+def _sink_of(first: bytes, reply: bytes) -> FormBody:
+    return FormBody(form_of(first, orjson.loads(reply), stream=False))
+
+
+def _opened(first: bytes, reply: bytes) -> Opened:
+    def opened(_: bytes, context: RequestContext) -> Answer:
+        described: Mapping[str, Any] = orjson.loads(reply)
+        answer = Answer(first, described["n"], _sink_of(first, reply), Timing(context.model, unix_ms_of(first) * 1000))
+        answer.attended, answer.resumed = False, True
+        return answer
+
+    return opened
+
+
+async def _logged(coroutine: Coroutine[Any, Any, object]) -> None:
     try:
         await coroutine
     except InferBusError as error:
         log.warning("a task without a client failed", extra={"reason": error.reason, "error": str(error)})
+    except TimeoutError:
+        log.warning("an answer without a client was waited for too long")

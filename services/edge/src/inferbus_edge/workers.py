@@ -75,6 +75,10 @@ class Workers:
                         if error.code() != grpc.StatusCode.UNAVAILABLE:
                             raise error_of(error) from error
                         missing = error_of(error)  # gone since the fleet was told; the next one serves the same model
+                    except (asyncio.CancelledError, grpc.aio.UsageError):
+                        if _leaving():
+                            raise
+                        missing = _nobody(model)  # its channel was closed with the call in flight
         except TimeoutError:
             raise unavailable(
                 "worker_slow", "The model's workers did not answer in time; retry.", retry_after=_RETRY_AFTER
@@ -93,7 +97,9 @@ class Workers:
             self._close(address)
 
     def _close(self, address: str) -> None:
-        task = asyncio.create_task(self._channels.pop(address).close(), name=f"close the channel to {address}")
+        """Calls in flight have their time to end: the worker may have left the fleet by draining."""
+        closing = self._channels.pop(address).close(grace=_SECONDS)
+        task = asyncio.create_task(closing, name=f"close the channel to {address}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -107,6 +113,12 @@ def addresses(fleet: Iterable[WorkerRecord], model: str, turn: int) -> list[str]
     )
     start = turn % len(able) if able else 0
     return able[start:] + able[:start]
+
+
+def _leaving() -> bool:
+    """It is this task that was cancelled, by its client or its deadline, and not only a call of it by its channel."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _nobody(model: str) -> InferBusError:

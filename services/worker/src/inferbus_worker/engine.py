@@ -11,6 +11,9 @@ from typing import Protocol
 
 from inferbus_runtime.errors import InferBusError
 
+UNKNOWN_TOKEN = 2**32 - 1
+"""The id of a token whose id the engine does not say."""
+
 
 class Finish(Enum):
     """Why a generation ended."""
@@ -128,7 +131,8 @@ class Generation:
     """One attempt as the engine sees it. ``key`` (16 bytes) names it in every step.
 
     ``resume_ids`` are output tokens that an earlier attempt has already delivered: the engine goes on after them and
-    yields only what is new. ``sampling.max_tokens`` counts from the first token of the request, those included.
+    yields only what is new. ``resume_text``: what they stand for, as it was delivered, for an engine that goes on by
+    text. ``sampling.max_tokens`` counts from the first token of the request, those included.
     Generations share cached prefixes only if their ``cache_salt`` is equal.
     """
 
@@ -138,6 +142,7 @@ class Generation:
     resume_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
     cache_salt: bytes = b""
+    resume_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,8 @@ class EngineInfo:
 
     ``capabilities``: of chat, completions, embeddings, tools, structured_output, logprobs, logit_bias, reasoning and
     vision.
-    ``embedding_dimensions``: length of its vectors, 0 if it makes none.
+    ``embedding_dimensions``: length of its vectors, 0 if it makes none. ``resumes_by_text``: it needs
+    ``Generation.resume_text``, since its tokens have no ids, or none that it takes back.
     """
 
     engine: str
@@ -156,6 +162,7 @@ class EngineInfo:
     context_length: int
     capabilities: tuple[str, ...] = ("chat",)
     embedding_dimensions: int = 0
+    resumes_by_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +170,8 @@ class Finished:
     """The end of a generation. Output tokens are not counted here: they are the tokens of its deltas.
 
     The end-of-turn token is no delta: nobody receives it. ``error`` is set exactly if ``reason`` is ERROR.
-    ``stop_index``: which of the stop strings ended it, if one did.
+    ``stop_index``: which of the stop strings ended it, if one did. ``estimated``: tokens, of input or output, were not
+    counted by the model's own tokenizer.
     """
 
     key: bytes
@@ -172,6 +180,7 @@ class Finished:
     cached_input_tokens: int = 0
     error: InferBusError | None = None
     stop_index: int | None = None
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +268,12 @@ class Engine(Protocol):
         """
         ...
 
-    async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
-        """As the model reads it. ``parse_special``: special tokens in a text are read as such. ``open_turn``: a chat
-        ends with the beginning of the assistant's turn. Raises InferBusError."""
+    async def tokenize(
+        self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
+    ) -> Tokens:
+        """As the model reads it. ``parse_special``: special tokens in a text are read as such. ``add_special``: those
+        that the model expects around a text are added. ``open_turn``: a chat ends with the beginning of the
+        assistant's turn. Raises InferBusError."""
         ...
 
     async def detokenize(self, ids: Sequence[int]) -> bytes:

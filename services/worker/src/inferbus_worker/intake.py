@@ -38,6 +38,8 @@ _CANCEL_MEMORY = 65536
 # Acks are not durable across a broker kill: what was finished may come again long after.
 _FINISHED_MEMORY = 16384
 _RETRY_SECONDS = 0.2
+# The edge's clock says when a request was accepted, the broker's when a frame was stored.
+_CLOCK_SKEW_US = 10_000_000
 # OpenTelemetry's names of what is asked.
 _OPERATIONS = {"chat": "chat", "prompt": "text_completion", "embedding": "embeddings", None: "chat"}
 
@@ -119,7 +121,7 @@ class Intake:
         recovered = {running.key: Recovered() for running in batch}
         _, last = await self._log.bounds()
         for edge in {running.edge for running in batch}:
-            since = min(running.accepted_us for running in batch if running.edge == edge)
+            since = min(running.accepted_us for running in batch if running.edge == edge) - _CLOCK_SKEW_US
             subject = token_subject(edge, self._worker)
             async for stored in self._log.read(1, last, subject=subject, since_us=since):
                 for _, _, data in stored:
@@ -140,6 +142,7 @@ class Intake:
 
     def _take(self, work: Work, delivery: Delivery) -> None:
         running = running_of(work, self._info.revision, max(1, delivery.deliveries))
+        running.texts = [] if self._info.resumes_by_text else None
         self._held[running.key] = [delivery]
         self._spans[running.key] = span(
             "generate",
@@ -163,6 +166,8 @@ class Intake:
             return
         running.attempt = max(running.attempt, recovered.attempt + 1)
         running.ids = recovered.ids
+        if running.texts is not None:
+            running.texts = [text for _, text in recovered.texts]
         if recovered.ids:
             running.first_us, running.last_us = recovered.first_us, recovered.last_us
         log.info("resumes", extra={"request_id": uuid_text(running.key), "tokens": len(running.ids)})

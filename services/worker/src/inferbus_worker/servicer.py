@@ -86,7 +86,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             case _:
                 raise invalid("Send text or messages.", param="prompt")
         tokens = await self._engine.tokenize(
-            source, parse_special=request.parse_special, open_turn=request.add_generation_prompt
+            source,
+            parse_special=request.parse_special,
+            add_special=request.add_special if request.HasField("add_special") else request.parse_special,
+            open_turn=request.add_generation_prompt,
         )
         return api.TokenizeResponse(
             token_id=tokens.ids,

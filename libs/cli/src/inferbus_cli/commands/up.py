@@ -1,6 +1,8 @@
 """``inferbus up``: the whole platform on this machine, in the foreground."""
 
 import asyncio
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ def up(
             console.print(text, markup=False)
 
         def on_ready(stack: dict[str, Any]) -> None:
-            _ready(console, status, stack, MODELS[engine], clock.monotonic() - began)
+            _ready(console, status, stack, options.home, MODELS[engine], clock.monotonic() - began)
 
         try:
             asyncio.run(run_stack(options, say, on_ready))
@@ -89,22 +91,29 @@ def up(
     console.print("stopped; nothing is left running")
 
 
-def _ready(console: Console, status: Status, stack: dict[str, Any], model: str, took: float) -> None:
+def _ready(console: Console, status: Status, stack: dict[str, Any], home: Home, model: str, took: float) -> None:
+    """Keys are shown to a person only: a journal or a CI system would keep them, for many to read."""
     status.stop()
+    # Not the console's word for it: FORCE_COLOR and its like make a terminal of anything.
+    personal = sys.stdout.isatty()
+    api_key, admin_key = home.secrets / "api-key", home.secrets / "admin-key"
     others = [entry["url"] for name, entry in stack["services"].items() if name.startswith("edge-")]
     console.print(f"\n[bold green]Ready[/] after {took:.1f} s")
     console.print(f"  base URL   {stack['base_url']}")
     for url in others:
         console.print(f"  and        {url}/v1")
-    console.print(f"  API key    {stack['api_key']}")
-    console.print(f"  admin key  {stack['admin_key']}")
+    console.print(f"  API key    {stack['api_key'] if personal else f'in {api_key}'}", markup=False)
+    console.print(f"  admin key  {stack['admin_key'] if personal else f'in {admin_key}'}", markup=False)
     if "ca" in stack:
         console.print(f"  authority  {stack['ca']}", markup=False)
     console.print("\nTry:")
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
     believe = f" --cacert '{stack['ca']}'" if "ca" in stack else ""
+    bearer = f"'Authorization: Bearer {stack['api_key']}'"
+    if not personal:
+        bearer = f'"Authorization: Bearer $(cat {shlex.quote(str(api_key))})"'
     console.print(
-        f"  curl -N{believe} {stack['base_url']}/chat/completions -H 'Authorization: Bearer {stack['api_key']}' "
+        f"  curl -N{believe} {stack['base_url']}/chat/completions -H {bearer} "
         f"-H 'Content-Type: application/json' -d '{body}'\n",
         markup=False,
     )

@@ -1,6 +1,6 @@
 """The answer to a chat completion with more to it than text: calls, reasoning, log-probabilities, usage all along."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,11 +8,11 @@ import orjson
 from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_contracts.ids import choice_id
+from inferbus_contracts.pieces import CallArguments, CallStart, Piece, Pieces, Reasoning, Said, Text
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.errors import error_object
 from inferbus_edge.core.form import DONE, event
-from inferbus_edge.core.pieces import CallArguments, CallStart, Piece, Pieces, Reasoning, Said, Text
 from inferbus_edge.core.translate import FINISH_REASONS, add_usage, completion_id, usage_object
 
 # JSON has no infinity; OpenAI writes this for what is out of the question.
@@ -35,13 +35,13 @@ class ChatForm:
     """See :class:`inferbus_edge.core.form.Form`. ``reply`` is made by ``chat_plan``."""
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
-        tools, reasoning = bool(reply.get("tools")), bool(reply.get("reasoning"))
+        reading = {mark: bool(reply.get(mark)) for mark in ("tools", "reasoning", "must_call")}
         self._first = first
         self._reply = reply
         self._stream = stream
         # Besides the events the answer as one body is only wanted for the store.
         self._keeps = not stream or bool(reply.get("stored"))
-        self._choices = [_Choice(Pieces(tools=tools, reasoning=reasoning)) for _ in range(reply["n"])]
+        self._choices = [_Choice(Pieces(**reading)) for _ in range(reply["n"])]
         self._revision = ""
         self._usage = Usage()
         self._tokens = 0
@@ -56,7 +56,7 @@ class ChatForm:
         if one.opened:
             return ()
         one.opened = True
-        return self._events(choice, [{"role": "assistant", "content": "", "refusal": None}])
+        return self._events(choice, {"role": "assistant", "content": "", "refusal": None})
 
     def delta(self, choice: int, text: str, tokens: int, logprobs: Sequence[TokenLogprob]) -> Sequence[bytes]:
         one = self._choices[choice]
@@ -72,12 +72,12 @@ class ChatForm:
         one = self._choices[choice]
         events = [*self.open(choice, revision)]
         events += self._said(choice, one.pieces.end())
-        if one.pending:
+        if one.pending:  # of tokens without a text of their own
             events += self._said(choice, [Text("")])
         add_usage(self._usage, close.usage)
         reason = FINISH_REASONS[close.finish_reason]
-        one.finish_reason = "tool_calls" if reason == "stop" and one.pieces.calls else reason
-        events += self._events(choice, [{}], finish_reason=one.finish_reason)
+        one.finish_reason = "tool_calls" if reason == "stop" and one.pieces.called else reason
+        events += self._events(choice, {}, finish_reason=one.finish_reason)
         return events
 
     def finish(self) -> Sequence[bytes]:
@@ -109,13 +109,18 @@ class ChatForm:
         one = self._choices[choice]
         if self._keeps:
             one.said.add(pieces)
-        deltas = [delta for piece in pieces if (delta := self._delta(choice, piece)) is not None]
-        if not deltas:
-            return []
-        logprobs, one.pending = one.pending, []
-        if self._keeps:
-            one.logprobs += logprobs
-        return self._events(choice, deltas, logprobs)
+        events = []
+        for piece in pieces:
+            logprobs, one.pending = one.pending, []
+            if not isinstance(piece, Text):
+                logprobs = []  # they belong to what is said, not to what is thought or called
+            one.logprobs += logprobs if self._keeps else ()
+            delta = self._delta(choice, piece)
+            if delta is not None:
+                events += self._events(choice, delta, logprobs)
+        if one.pieces.silent:
+            one.pending = []
+        return events
 
     def _delta(self, choice: int, piece: Piece) -> dict[str, Any] | None:
         match piece:
@@ -134,20 +139,15 @@ class ChatForm:
     def _events(
         self,
         choice: int,
-        deltas: Iterable[dict[str, Any]],
+        delta: dict[str, Any],
         logprobs: Sequence[dict[str, Any]] = (),
         finish_reason: str | None = None,
     ) -> list[bytes]:
-        """``logprobs`` go with the first of ``deltas``."""
         if not self._stream:
             return []
-        events = []
         content = {"content": logprobs, "refusal": None} if logprobs else None
-        for delta in deltas:
-            part = {"index": choice, "delta": delta, "logprobs": content, "finish_reason": finish_reason}
-            events.append(event(self._chunk([part], self._usage_so_far())))
-            content = None
-        return events
+        part = {"index": choice, "delta": delta, "logprobs": content, "finish_reason": finish_reason}
+        return [event(self._chunk([part], self._usage_so_far()))]
 
     def _usage_so_far(self) -> dict[str, Any] | None:
         """The input is counted with the end of each choice; until then it is 0."""

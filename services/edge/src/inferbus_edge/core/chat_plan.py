@@ -7,6 +7,7 @@ import orjson
 from inferbus.bus.v1.request_pb2 import ChatInput, ChatMessage, Constraint, GenerateRequest, Sampling, Tool, ToolMode
 from inferbus.bus.v1.request_pb2 import ToolCall as BusToolCall
 from inferbus.common.v1.usage_pb2 import PriorityClass
+from inferbus_runtime.errors import invalid
 
 from inferbus_edge.core.openai import (
     AllowedToolsChoice,
@@ -25,6 +26,7 @@ _ROLES = {"developer": "system"}
 # A token has about four characters in most texts; only a limit's reservation hangs on it.
 CHARACTERS_PER_TOKEN = 4
 _SEEDS = 1 << 64
+MAX_BYTES = 7 << 20
 # What "auto" comes to is said in the answer, as OpenAI does it.
 _TIERS = {"auto": "default"}
 
@@ -49,7 +51,7 @@ def plan_chat(chat: ChatRequest) -> Plan:
         model=chat.model,
         stream=bool(chat.stream),
         requests=choices(request, n),
-        reply=_reply(chat, n),
+        reply=_reply(chat, n, request.chat.tool_mode),
         needs=tuple(_needs(chat)),
         input_estimate=_characters(request.chat) // CHARACTERS_PER_TOKEN,
         output_bound=None if chat.output_bound is None else n * chat.output_bound,
@@ -58,7 +60,13 @@ def plan_chat(chat: ChatRequest) -> Plan:
 
 
 def choices(request: GenerateRequest, n: int) -> tuple[GenerateRequest, ...]:
-    """``request`` once for each choice. With a seed each has one of its own, or all would be the same."""
+    """``request`` once for each choice. With a seed each has one of its own, or all would be the same. Raises
+    InferBusError INVALID_ARGUMENT for more than the bus and this process should carry for one call."""
+    if n > 1 and n * request.ByteSize() > MAX_BYTES:
+        raise invalid(
+            "The input is too long for so many choices; send less, or ask for fewer.",
+            param="n", reason="request_too_large",
+        )  # fmt: skip
     made = [request]
     for choice in range(1, n):
         one = GenerateRequest()
@@ -70,11 +78,12 @@ def choices(request: GenerateRequest, n: int) -> tuple[GenerateRequest, ...]:
     return tuple(made)
 
 
-def _reply(chat: ChatRequest, n: int) -> dict[str, Any]:
+def _reply(chat: ChatRequest, n: int, mode: ToolMode.ValueType) -> dict[str, Any]:
     """What the form needs. Plain: an answer of nothing but text, which has a faster way."""
     reply: dict[str, Any] = {"api": "chat", "n": n, "include_usage": chat.include_usage}
     options = {
         "tools": bool(chat.tools) and chat.tool_choice != "none",
+        "must_call": mode == ToolMode.TOOL_MODE_REQUIRED,
         "logprobs": bool(chat.logprobs),
         "top_logprobs": chat.top_logprobs or 0,
         "continuous_usage": bool(chat.stream_options and chat.stream_options.continuous_usage_stats),

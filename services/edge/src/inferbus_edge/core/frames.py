@@ -47,6 +47,13 @@ def deltas(frame: Frame) -> Iterator[Delta]:
     return zip(names, contexts, attempts, first_index, counts, texts, escaped, logprobs, strict=True)
 
 
+def opening_revision(frame: Frame, request_id: bytes) -> str:
+    """What runs the attempt that ``frame`` opens; empty if its opening is not here: its end says it, too."""
+    indices = (one.context_index for one in frame.opens if one.request_id == request_id)
+    index = next(indices, None)
+    return "" if index is None else frame.contexts[index].revision
+
+
 def _broken(frame: Frame) -> InferBusError:
     name = f"{frame.worker}-{frame.boot}-{frame.sequence}"
     return InferBusError(

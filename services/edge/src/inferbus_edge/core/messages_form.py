@@ -7,12 +7,12 @@ from typing import Any
 import orjson
 from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
+from inferbus_contracts.pieces import CallArguments, CallEnd, CallStart, Piece, Pieces, Reasoning, Text
 from inferbus_runtime.errors import InferBusError
 from pydantic_core import from_json
 
 from inferbus_edge.core.form import event
 from inferbus_edge.core.messages_errors import error_object
-from inferbus_edge.core.pieces import CallArguments, CallEnd, CallStart, Piece, Pieces, Reasoning, Text
 
 
 class MessagesForm:
@@ -23,7 +23,8 @@ class MessagesForm:
         self._model = reply["model"]
         self._max_tokens = reply["max_tokens"]
         self._stream = stream
-        self._pieces = Pieces(tools=reply["tools"], reasoning=reply["reasoning"])
+        must_call = reply.get("must_call", False)
+        self._pieces = Pieces(tools=reply["tools"], reasoning=reply["reasoning"], must_call=must_call)
         self._blocks: list[_Block] = []
         self._begun = False
         self._calls = 0  # whole ones
@@ -86,7 +87,7 @@ class MessagesForm:
         if close.finish_reason == FinishReason.FINISH_REASON_LENGTH:
             whole = close.usage.output_tokens >= self._max_tokens
             return "max_tokens" if whole else "model_context_window_exceeded"
-        return "tool_use" if self._calls else "end_turn"
+        return "tool_use" if self._calls and self._pieces.called else "end_turn"
 
     def _add(self, pieces: Iterable[Piece]) -> list[bytes]:
         out: list[bytes] = []

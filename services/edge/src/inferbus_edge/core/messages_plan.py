@@ -75,6 +75,7 @@ def plan_message(asked: MessageRequest) -> Plan:
             "api": "messages",
             "n": 1,
             "tools": _calls_possible(chat),
+            "must_call": chat.tool_mode == ToolMode.TOOL_MODE_REQUIRED,
             "max_tokens": asked.max_tokens,
             "stops": asked.stop_sequences or [],
         },

@@ -7,13 +7,14 @@ asked for is silently ignored.
 import re
 from typing import Annotated, Any, Literal
 
+from inferbus_contracts.sampling_bounds import MAX_STOPS
 from pydantic import BaseModel, BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, bad_value, by_kind, kind, refused
 
 _MAX_TOKENS = (1 << 31) - 1
-_MAX_MESSAGES, _MAX_BLOCKS, _MAX_ALL_BLOCKS, _MAX_TOOLS, _MAX_STOPS = 2048, 2048, 10_000, 128, 64
+_MAX_MESSAGES, _MAX_BLOCKS, _MAX_ALL_BLOCKS, _MAX_TOOLS = 2048, 2048, 10_000, 128
 _HINT = "A hint without effect: prefixes are cached by themselves."
 _NULL = "Refused (400 unsupported_parameter)."
 _KIND = re.compile(r"[a-z0-9_]{1,64}")
@@ -287,8 +288,8 @@ class Metadata(BaseModel):
 class MessageRequest(Conversation):
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = Field(description="Bound of the output.")
     stream: bool | None = Field(None, description="Server-sent events instead of one body.")
-    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=_MAX_STOPS)] | None = Field(
-        None, description="The answer ends before one of them; its stop_reason is then 'end_turn'."
+    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = Field(
+        None, description="Its text ends before one of them; its stop_reason is then 'stop_sequence'."
     )
     temperature: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="0: always the most probable token."

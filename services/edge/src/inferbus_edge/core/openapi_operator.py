@@ -9,7 +9,8 @@ from inferbus_edge.core.openapi_operations import WITH_KEY, Operation, in_path, 
 from inferbus_edge.core.openapi_schema import NULL, TEXT, Schema, any_of, of_messages, ref, told
 
 _GROUP, _SCOPE, _AT = "Operator", "admin", "/inferbus/v1"
-_CHANGING = (*WITH_KEY, 404, 409, 503)
+_ONE = (*WITH_KEY, 404, 409, 503)
+_CHANGING = (*_ONE, 429)
 _ASKING = (*WITH_KEY, 429, 499, 503, 504)
 _WHEN: Schema = {"type": "string", "format": "date-time"}
 _KEY_ID, _TENANT_ID = in_path("key_id", "The id of a key."), in_path("tenant_id", "The id of a tenant.")
@@ -85,7 +86,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", f"{_AT}/keys/{{key_id}}", _GROUP, "A key", "GetKeyResponse", scope=_SCOPE, parameters=(_KEY_ID,),
-        errors=_CHANGING,
+        errors=_ONE,
     ),
     Operation(
         "PATCH", f"{_AT}/keys/{{key_id}}", _GROUP, "Change a key", "UpdateKeyResponse", scope=_SCOPE, body="KeyChanges",
@@ -106,7 +107,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", f"{_AT}/tenants/{{tenant_id}}", _GROUP, "A tenant", "GetTenantResponse", scope=_SCOPE,
-        parameters=(_TENANT_ID,), errors=_CHANGING,
+        parameters=(_TENANT_ID,), errors=_ONE,
     ),
     Operation(
         "PATCH", f"{_AT}/tenants/{{tenant_id}}", _GROUP, "Change a tenant", "UpdateTenantResponse", scope=_SCOPE,

@@ -22,6 +22,7 @@ from inferbus_edge.core.openapi_schema import (
 _GROUP, _SCOPE = "Organization", "tenant_admin"
 _AT = "/v1/organization"
 _ERRORS = (*WITH_KEY, 404, 409, 503)
+_CHANGING = (*_ERRORS, 429)
 _TENANT = Parameter("OpenAI-Organization", "header", TEXT, "For an operator's key: the tenant that is administered.")
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def _operation(method: str, path: str, summary: str, answer: str, body: str = ""
     named = tuple(parameter for name, parameter in _PATHS.items() if f"{{{name}}}" in path)
     return Operation(
         method, _AT + path, _GROUP, summary, answer, scope=_SCOPE, body=body, parameters=(*named, *query, _TENANT),
-        errors=_ERRORS,
+        errors=_ERRORS if method == "GET" else _CHANGING,
     )  # fmt: skip
 
 

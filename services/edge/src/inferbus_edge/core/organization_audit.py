@@ -23,6 +23,7 @@ _TYPES = {
 }
 _DATA = (".created", ".added")
 _CHANGES = (".updated",)
+MAX_DETAILS_BYTES = 2 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,9 @@ class Change:
 
 def event_of(change: Change, revision: int) -> AuditEvent:
     """The event without its time. Its id is the same for the same change of the same ``revision`` by the same actor,
-    so that saying it twice is saying it once, and differs from that of any other change."""
-    details = orjson.dumps(change.details, option=orjson.OPT_SORT_KEYS).decode()
+    so that saying it twice is saying it once, and differs from that of any other change. Its details have
+    MAX_DETAILS_BYTES at most."""
+    details = _json(change.details).decode()
     parts = (change.action, change.actor_key_id, change.tenant_id, change.target, change.project_id)
     named = orjson.dumps([*parts, revision, details])
     return AuditEvent(
@@ -50,8 +52,25 @@ def event_of(change: Change, revision: int) -> AuditEvent:
         action=change.action,
         target=change.target,
         project_id=change.project_id,
-        details=details,
+        details=_json(_short(change.details)).decode(),
     )
+
+
+def _short(details: Mapping[str, Any]) -> dict[str, Any]:
+    """``details`` in which the largest values, until all of it is small enough, are told by their size and hash: the
+    log keeps so many bytes, and long lists must not push out what else was done."""
+    short = dict(details)
+    for name in sorted(details, key=lambda name: -len(_json(details[name]))):
+        if len(_json(short)) <= MAX_DETAILS_BYTES:
+            break
+        value = details[name]
+        counted = {"count": len(value)} if isinstance(value, list) else {}
+        short[name] = {**counted, "sha256": hashlib.sha256(_json(value)).hexdigest()}
+    return short
+
+
+def _json(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def type_of(event: AuditEvent) -> str:

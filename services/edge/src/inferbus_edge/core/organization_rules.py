@@ -1,5 +1,6 @@
 """What a tenant, a project or a key may be called and hold, and how a change to its record is made. Pure."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ from inferbus_runtime.errors import InferBusError, invalid
 
 MAX_NAME = 200
 MAX_MODELS = 100
+# Of an allow-list in all: with the longest names for all else a key's record stays below its bound.
+MAX_MODELS_BYTES = 2560
 # Of one tenant: the registries are whole in every edge's memory, and share a bucket with all tenants.
 MAX_KEYS = 2000
 MAX_PROJECTS = 1000
@@ -18,6 +21,9 @@ MAX_OVERLAP_SECONDS = 30 * 86_400
 # Protobuf's timestamps end with the year 9999.
 MAX_EXPIRY_SECONDS = 253_402_300_799
 NO_PROJECT = "default"
+# Two ids with their escapes (=XX) are a part of a subject, of which the broker takes 4,096 bytes before it ends the
+# connection.
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MessageT = TypeVar("MessageT", bound=Message)
 
 
@@ -33,18 +39,29 @@ def checked_name(value: str, param: str, *, required: bool = False) -> str:
 
 
 def checked_id(value: str, param: str) -> str:
-    """A name for machines: no slash, since ids stand in paths and in the names of records, next to each other."""
+    """A name for machines: it stands in paths, in subjects, and in the names of records next to another id.
+
+    Raises InferBusError INVALID_ARGUMENT.
+    """
     checked_name(value, param, required=True)
-    if "/" in value:
-        raise invalid(f"'{param}' must have no '/'.", param=param)
+    if not _ID.fullmatch(value):
+        raise invalid(
+            f"'{param}' is 1 to 64 letters, digits, '.', '_' and '-', and begins with a letter or a digit.", param=param
+        )
     return value
 
 
 def checked_models(models: Sequence[str]) -> list[str]:
-    """An allow-list, in its order, each name once."""
+    """An allow-list, in its order, each name once. Raises InferBusError INVALID_ARGUMENT."""
     if len(models) > MAX_MODELS:
         raise invalid(f"'models' names more than {MAX_MODELS} models; leave it empty to allow all.", param="models")
-    return list(dict.fromkeys(checked_name(model, "models", required=True) for model in models))
+    names = list(dict.fromkeys(checked_name(model, "models", required=True) for model in models))
+    if sum(len(name.encode()) for name in names) > MAX_MODELS_BYTES:
+        raise invalid(
+            f"The names in 'models' have more than {MAX_MODELS_BYTES} bytes together; leave it empty to allow all.",
+            param="models",
+        )
+    return names
 
 
 def checked_expiry(unix_seconds: int, now_us: int) -> None:

@@ -20,7 +20,8 @@ class Plan:
     ids, context and times are added when it is accepted. ``reply``: all that its form needs besides the log, as JSON;
     it must have ``api`` and ``n`` (choices); ``model`` and ``created`` (Unix seconds) are added.
 
-    ``stored``: the input as JSON text, if the answer is to be found again by its id. ``detached``: it is accepted and
+    ``stored``: the input as JSON text, if the answer is to be found again by its id; ``store_asked`` false: because
+    that is the API's default, which gives way where there is no room. ``detached``: it is accepted and
     runs without a client (background).
     """
 
@@ -33,6 +34,7 @@ class Plan:
     input_estimate: int = 0
     output_bound: int | None = None
     stored: bytes | None = None
+    store_asked: bool = True
     previous: bytes = b""
     detached: bool = False
     headers: dict[str, str] = field(default_factory=dict)

@@ -40,6 +40,8 @@ def message(refusal: Refusal) -> str:
     elif kind == "project":
         # A tenant's id has no slash (it is one part of a path in the administration API).
         whose = f"project {rest.partition('/')[2]}"
+    elif kind == "administration":
+        whose = f"changes of organization {rest}"
     else:
         whose = f"organization {rest}"
     unit = _UNITS[refusal.dimension]

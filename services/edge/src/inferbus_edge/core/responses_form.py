@@ -7,10 +7,10 @@ import orjson
 from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
+from inferbus_contracts.pieces import CallArguments, CallEnd, CallStart, Piece, Pieces, Reasoning, Text
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.form import event
-from inferbus_edge.core.pieces import CallArguments, CallEnd, CallStart, Piece, Pieces, Reasoning, Text
 from inferbus_edge.core.responses_objects import in_words_of_responses, response_object
 from inferbus_edge.core.responses_output import (
     COMPLETED,
@@ -48,7 +48,8 @@ class ResponsesForm:
         self._items: list[dict[str, Any]] = []  # those that have ended
         self._open: OutputItem | None = None
         tools, reasoning = reply["tools"], reply["reasoning"]
-        self._pieces = Pieces(tools=tools, reasoning=reasoning) if tools or reasoning else None
+        must_call = reply.get("must_call", False)
+        self._pieces = Pieces(tools=tools, reasoning=reasoning, must_call=must_call) if tools or reasoning else None
         self._logprobs: list[dict[str, Any]] = []  # of text that is held back
         self._ending: list[bytes] = []
         self._usage: Usage | None = None
@@ -81,7 +82,10 @@ class ResponsesForm:
         if self._pieces is None:
             return self._events(self._text(text, said)) if text or said else ()
         self._logprobs += said
-        return self._events(self._piece(self._pieces.feed(text)))
+        payloads = self._piece(self._pieces.feed(text))
+        if self._pieces.silent:  # what comes is no text, and does not get what a call or a thought had
+            self._logprobs.clear()
+        return self._events(payloads)
 
     def vector(self, index: int, values: bytes) -> None:
         """A response has none."""

@@ -59,6 +59,7 @@ def plan_responses(
         "background": bool(request.background),
         # Whether calls are looked for in the text.
         "tools": bool(chat.tools) and chat.tool_mode != ToolMode.TOOL_MODE_NONE,
+        "must_call": chat.tool_mode == ToolMode.TOOL_MODE_REQUIRED,
         "logprobs": wants_logprobs,
         "echo": _echo(request),
     }
@@ -76,6 +77,7 @@ def plan_responses(
         input_estimate=_characters(chat) // _CHARACTERS_PER_TOKEN,
         output_bound=request.max_output_tokens,
         stored=orjson.dumps(list(items)) if request.stored else None,
+        store_asked=bool(request.store or request.background),
         previous=previous,
         detached=bool(request.background),
     )

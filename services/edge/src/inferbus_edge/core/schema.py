@@ -21,7 +21,9 @@ _SHOWN_NAME = 64
 MAX_DEPTH = 64
 # Each costs the event loop about a microsecond, whatever is then said of it.
 MAX_NODES = 50_000
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A tenth of that: OpenAI takes as many tokens in a request for embeddings, and they may come as numbers.
+MAX_VALUES = 300_000
+_STRINGS = re.compile(rb'"[^"]*"')
 # Of a whole number that may be out of range. Those of a fraction or an exponent are no matter.
 _AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _NINETEEN = b"0" * 19
@@ -36,12 +38,24 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def parse(model: type[Model], body: bytes) -> Model:
     """The request in ``body``. Raises InferBusError INVALID_ARGUMENT with the parameter at fault, and nothing else."""
-    check_depth(body)
-    check_numbers(body)
+    check_size(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise refusal(error.errors(include_url=False)[0]) from None
+
+
+def check_size(body: bytes) -> None:
+    """Whether JSON may be looked at closely. Raises InferBusError INVALID_ARGUMENT as its parts do."""
+    check_values(body)
+    check_depth(body)
+    check_numbers(body)
+
+
+def check_values(body: bytes) -> None:
+    """Raises InferBusError INVALID_ARGUMENT if lists and objects of JSON hold more than MAX_VALUES in all."""
+    if body.count(b",") >= MAX_VALUES and _plain(body).count(b",") >= MAX_VALUES:
+        raise invalid(f"The body has more than {MAX_VALUES} values.", reason="too_many_values")
 
 
 def check_depth(body: bytes) -> None:
@@ -49,7 +63,7 @@ def check_depth(body: bytes) -> None:
     objects and lists. What is no JSON is not judged."""
     if body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
         return
-    marks = _STRINGS.sub(b"", body).translate(_BRACKETS, _NO_BRACKETS)
+    marks = _plain(body).translate(_BRACKETS, _NO_BRACKETS)
     if len(marks) > 2 * MAX_NODES:
         raise invalid(f"The body has more than {MAX_NODES} objects and lists.", reason="too_many_objects")
     for _ in range(MAX_DEPTH):
@@ -63,10 +77,18 @@ def check_numbers(body: bytes) -> None:
     one, and what is written back (a tool's schema, an item) could not have it."""
     if _NINETEEN not in body.translate(_AS_ZERO):  # nearly always, and a hundred times as fast as looking closely
         return
-    plain = _STRINGS.sub(b"", body)
+    plain = _plain(body)
     for found in _LONG_NUMBER.findall(plain) if _NINETEEN in plain.translate(_AS_ZERO) else ():
         if len(found) > _LONGEST or not -(1 << 63) <= int(found) < 1 << 64:
             raise invalid("The body has a whole number that is longer than 64 bits.", reason="invalid_json")
+
+
+def _plain(body: bytes) -> bytes:
+    """``body`` without its strings. Escaped quotes go first: one by one they would take the expression 0.1 µs each."""
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 4 * MAX_VALUES:
+        raise invalid(f"The body has more than {MAX_VALUES} values.", reason="too_many_values")
+    return _STRINGS.sub(b"", plain)
 
 
 def refused(*neutral: Any, advice: str = "leave it out") -> BeforeValidator:

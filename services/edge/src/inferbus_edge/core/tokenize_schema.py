@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from inferbus_edge.core.chat_plan import plan_chat
 from inferbus_edge.core.openai import parse_chat_request
 from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.schema import STRICT, parse, refused
+from inferbus_edge.core.schema import STRICT, check_size, parse, refused
 
 _MAX_TOKEN_ID = (1 << 32) - 1
 _REFUSED = "Refused (400 unsupported_parameter)."
@@ -24,7 +24,7 @@ class TokenizePrompt(BaseModel):
     model: Model = Field(description="404 model_not_found if it is not served.")
     prompt: str = Field(description="The text.")
     add_special_tokens: bool | None = Field(
-        None, description="False: none are added, and those in the text are read as text. Default: true."
+        None, description="False: none are added, such as one of the begin; those in the text stay. Default: true."
     )
     return_token_strs: bool | None = Field(None, description="Also say what each token stands for.")
 
@@ -56,12 +56,16 @@ def parse_tokenize(body: bytes) -> tuple[Plan, TokenizeRequest, bool]:
 
     Raises InferBusError INVALID_ARGUMENT with the parameter at fault.
     """
+    check_size(body)
     if _has_messages(body):
         return _of_chat(parse(TokenizeChat, body))
     asked = parse(TokenizePrompt, body)
     strings = bool(asked.return_token_strs)
     request = TokenizeRequest(
-        text=asked.prompt, parse_special=asked.add_special_tokens is not False, return_pieces=strings
+        text=asked.prompt,
+        parse_special=True,
+        add_special=asked.add_special_tokens is not False,
+        return_pieces=strings,
     )
     return _plan(asked.model, ()), request, strings
 

@@ -36,6 +36,7 @@ def add_usage(total: Usage, one: Usage) -> None:
     total.cached_input_tokens += one.cached_input_tokens
     total.output_tokens += one.output_tokens
     total.reasoning_tokens += one.reasoning_tokens
+    total.estimated |= one.estimated
 
 
 def completion_body(

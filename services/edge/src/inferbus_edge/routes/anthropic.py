@@ -50,6 +50,6 @@ class MessageRoutes:
         key = self._auth.require(call.http.headers, INFERENCE)
         plan = plan_count(parse(CountRequest, await read_body(call, self._body_timeout)))
         self._catalogue.require(key, plan)
-        with self._inference.counted(key) as fields:
+        with self._inference.admission.counted(key) as fields:
             tokens = await self._workers.count(plan.model, plan.requests[0].chat)
         return json_response(orjson.dumps({"input_tokens": tokens}), call.request_id, headers=fields)

@@ -55,7 +55,7 @@ class OrganizationRoutes:
             users = [one.member_id for one in directory.members.users(tenant_id) if one.email.lower() in wanted]
             # Nobody has the address: then nothing is wanted, which an empty set would not say.
             query = query.with_actors(users or [""])
-        owners = {key.key_id: key.owner_id for key in directory.keys.all(tenant_id)}
+        owners = directory.keys.owners(tenant_id)
         events, more = await directory.audit_log.page(tenant_id, query, lambda key_id: owners.get(key_id, ""))
         names = {one.project_id: one.name for one in directory.projects.all(tenant_id)}
         shown = []

@@ -40,7 +40,16 @@ class Door:
 
         Raises InferBusError UNAUTHENTICATED, PERMISSION_DENIED, or NOT_FOUND if there is no such tenant.
         """
-        key = self.directory.auth.require(call.http.headers, TENANT_ADMIN)
+        return self._acting(call, self.directory.auth.require(call.http.headers, TENANT_ADMIN))
+
+    def enter_to_change(self, call: Call) -> Acting:
+        """:meth:`enter` for a call that makes or changes something, of which a tenant has so many a minute.
+
+        Raises RateLimitError, too.
+        """
+        return self._acting(call, self.directory.auth.require_for_change(call.http.headers, TENANT_ADMIN))
+
+    def _acting(self, call: Call, key: KeyRecord) -> Acting:
         operator = ADMIN in key.scopes
         named = call.http.headers.get(_HEADER, "")
         if not named or named == key.tenant_id:

@@ -6,7 +6,7 @@ Making a key here and rotating one are ours: OpenAI makes keys in its dashboard 
 from datetime import timedelta
 
 from aiohttp import web
-from inferbus.bus.v1.registry_pb2 import Limits
+from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits
 from inferbus.edge.v1.edge_pb2 import Key
 from inferbus_runtime import clock
 
@@ -69,19 +69,20 @@ class ProjectKeyRoutes:
         project_id = self._project(call, acting)
         access = owner_check(self._directory.members, acting.tenant_id, project_id)
         listing = Listing(
-            [key for key in self._desk.all(acting.tenant_id, project_id) if not _administers(key)],
+            [key for key in self._desk.records(acting.tenant_id, project_id) if not _administers(key)],
             lambda key: key.key_id,
-            lambda key: self._shown(key),
+            lambda key: self._shown(self._desk.public(key)),
             lambda key: not key.HasField("revoke_time") and access(key.owner_id) in wanted,
         )
         return reply(call, page(listing, page_query(query)))
 
     async def create(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
-        project_id = self._project(call, acting)
-        self._directory.projects.active(acting.tenant_id, project_id)
+        acting = self._door.enter_to_change(call)
+        self._project(call, acting)
         body = await self._door.body(call, (*_SETTINGS, "user_id"))
         scopes(body, INFERENCE)
+        # Read now: while the body came, it may have been archived, and its users may have left.
+        project_id = self._directory.projects.active(acting.tenant_id, call.path["project_id"]).project_id
         owner_id = text(body, "user_id", "")
         if owner_id:
             self._directory.members.user(acting.tenant_id, owner_id, project_id)
@@ -102,7 +103,7 @@ class ProjectKeyRoutes:
         return reply(call, self._shown(self._key(call, self._door.enter(call))))
 
     async def modify(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         self._key(call, acting)
         whole_body = await self._door.whole_body(call)
         # Read now: while the body came, it may have been changed.
@@ -124,7 +125,7 @@ class ProjectKeyRoutes:
         return reply(call, self._shown(await self._desk.update(given, mask, acting.key)))
 
     async def rotate(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         key = self._key(call, acting)
         body = await self._door.body(call, ("overlap_seconds",))
         overlap = timedelta(seconds=whole(body, "overlap_seconds", 0, MAX_OVERLAP_SECONDS) or 0)
@@ -173,20 +174,20 @@ class AdminKeyRoutes:
     async def list(self, call: Call) -> web.StreamResponse:
         acting = self._door.enter(call)
         query = named(query_of(call), ("limit", "after", "order"))
-        keys = [key for key in self._desk.all(acting.tenant_id) if _shown_to(acting, key)]
+        keys = [key for key in self._desk.records(acting.tenant_id) if _shown_to(acting, key)]
         if choice(query, "order", ("asc", "desc")) == "desc":
             keys.reverse()
         tenant = self._directory.tenants.get(acting.tenant_id)
         listing = Listing(
             keys,
             lambda key: key.key_id,
-            lambda key: admin_key_object(key, tenant),
+            lambda key: admin_key_object(self._desk.public(key), tenant),
             lambda key: not key.HasField("revoke_time"),
         )
         return reply(call, page(listing, page_query(query)))
 
     async def create(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         body = await self._door.body(call, ("name", "expires_in_seconds"))
         key, secret = await self._desk.create(
             tenant_id=acting.tenant_id,
@@ -217,9 +218,9 @@ class AdminKeyRoutes:
         return key
 
 
-def _administers(key: Key) -> bool:
+def _administers(key: Key | KeyRecord) -> bool:
     return ADMIN in key.scopes or TENANT_ADMIN in key.scopes
 
 
-def _shown_to(acting: Acting, key: Key) -> bool:
+def _shown_to(acting: Acting, key: Key | KeyRecord) -> bool:
     return _administers(key) and (acting.operator or ADMIN not in key.scopes)

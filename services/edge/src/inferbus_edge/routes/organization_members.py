@@ -3,6 +3,8 @@
 Adding a user to the tenant is ours: OpenAI invites by mail, and InferBus sends none.
 """
 
+from collections.abc import Callable
+
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import MemberRecord
 from inferbus_runtime import clock
@@ -52,29 +54,29 @@ class UserRoutes:
         listing = Listing(
             self._desk.users(acting.tenant_id),
             lambda user: user.member_id,
-            lambda user: self._shown(acting, user),
+            self._view(acting),
             lambda user: not emails or user.email.lower() in emails,
         )
         return reply(call, page(listing, page_query(given)))
 
     async def add(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         body = await self._door.body(call, ("email", "name", "role"))
         user = await self._desk.add_user(
             acting.tenant_id, text(body, "email"), text(body, "name", ""), text(body, "role", "reader"), acting.key
         )
-        return reply(call, self._shown(acting, user))
+        return reply(call, self._view(acting)(user))
 
     async def retrieve(self, call: Call) -> web.StreamResponse:
         acting = self._door.enter(call)
-        return reply(call, self._shown(acting, self._desk.user(acting.tenant_id, call.path["user_id"])))
+        return reply(call, self._view(acting)(self._desk.user(acting.tenant_id, call.path["user_id"])))
 
     async def modify(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         user = self._desk.user(acting.tenant_id, call.path["user_id"])
         body = await self._door.body(call, ("role",))
         changed = await self._desk.set_role(acting.tenant_id, user.member_id, text(body, "role"), acting.key)
-        return reply(call, self._shown(acting, changed))
+        return reply(call, self._view(acting)(changed))
 
     async def delete(self, call: Call) -> web.StreamResponse:
         acting = self._door.enter(call)
@@ -82,11 +84,13 @@ class UserRoutes:
         await self._desk.delete_user(acting.tenant_id, user_id, acting.key)
         return reply(call, deleted_object("organization.user", user_id))
 
-    def _shown(self, acting: Acting, user: MemberRecord) -> Object:
+    def _view(self, acting: Acting) -> Callable[[MemberRecord], Object]:
+        """How users are shown; what it takes of the tenant's projects and keys is looked up once."""
         names = {one.project_id: one.name for one in self._directory.projects.all(acting.tenant_id)}
-        keys = self._directory.keys.all(acting.tenant_id)
-        last_use = max((key.last_use_time.seconds for key in keys if key.owner_id == user.member_id), default=0)
-        return user_object(user, lambda project_id: names.get(project_id, project_id), last_use or None)
+        last_uses = self._directory.keys.last_uses(acting.tenant_id)
+        return lambda user: user_object(
+            user, lambda project_id: names.get(project_id, project_id), last_uses.get(user.member_id)
+        )
 
 
 class ProjectUserRoutes:
@@ -114,7 +118,7 @@ class ProjectUserRoutes:
         return reply(call, page(listing, page_query(query)))
 
     async def add(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         project_id = self._project(call, acting, active=True)
         body = await self._door.body(call, ("user_id", "email", "role"))
         role = text(body, "role")
@@ -129,7 +133,7 @@ class ProjectUserRoutes:
         return reply(call, project_user_object(user, project_id))
 
     async def modify(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         project_id = self._project(call, acting, active=True)
         user = self._desk.user(acting.tenant_id, call.path["user_id"], project_id)
         body = await self._door.body(call, ("role",))
@@ -182,7 +186,7 @@ class ServiceAccountRoutes:
         return reply(call, page(listing, page_query(query)))
 
     async def create(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         project_id = self._project(call, acting, active=True)
         body = await self._door.body(call, ("name", "create_service_account_only", "expires_in_seconds"))
         alone, name = flag(body, "create_service_account_only"), text(body, "name")
@@ -211,7 +215,7 @@ class ServiceAccountRoutes:
         return reply(call, service_account_object(self._account(call, acting, project_id), project_id))
 
     async def modify(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         project_id = self._project(call, acting, active=True)
         self._account(call, acting, project_id)
         body = await self._door.body(call, ("name", "role"))
@@ -229,11 +233,13 @@ class ServiceAccountRoutes:
         return reply(call, deleted_object("organization.project.service_account", account.member_id))
 
     async def create_key(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         project_id = self._project(call, acting, active=True)
-        account = self._account(call, acting, project_id)
+        self._account(call, acting, project_id)
         body = await self._door.body(call, ("name", "scopes", "expires_in_seconds"))
         scopes(body, INFERENCE)
+        # Read again: while the body came, it may have been deleted, or its project archived.
+        account = self._account(call, acting, self._project(call, acting, active=True))
         key, secret = await self._directory.keys.create(
             tenant_id=acting.tenant_id,
             project_id=project_id,

@@ -56,7 +56,7 @@ class ProjectRoutes:
         return reply(call, page(listing, page_query(query)))
 
     async def create(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         body = await self._door.body(call, ("name",))
         given = ProjectRecord(tenant_id=acting.tenant_id, name=text(body, "name"))
         return reply(call, project_object(await self._desk.create(given, acting.key)))
@@ -66,7 +66,7 @@ class ProjectRoutes:
         return reply(call, project_object(self._desk.get(acting.tenant_id, call.path["project_id"])))
 
     async def modify(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         project_id = self._desk.get(acting.tenant_id, call.path["project_id"]).project_id
         body = await self._door.body(call, ("name",))
         given = ProjectRecord(tenant_id=acting.tenant_id, project_id=project_id, name=text(body, "name"))
@@ -87,7 +87,7 @@ class ProjectRoutes:
         return reply(call, list_object(alone, has_more=False))
 
     async def modify_rate_limit(self, call: Call) -> web.StreamResponse:
-        acting = self._door.enter(call)
+        acting = self._door.enter_to_change(call)
         self._desk.get(acting.tenant_id, call.path["project_id"])
         if call.path["rate_limit_id"] != RATE_LIMIT_ID:
             raise not_found("rate limit")

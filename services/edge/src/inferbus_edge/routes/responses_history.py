@@ -127,6 +127,8 @@ class History:
                 param="previous_response_id",
                 reason="previous_response_in_progress",
             )
+        if ended and not record.body and (response.get("error") or {}).get("code") == "server_error":
+            raise previous_not_found(response_id(record.request_id))  # it is not on the log any more
         output: list[Item] = response["output"]
         return output
 

@@ -47,7 +47,7 @@ class InputTokensRoutes:
         items, earlier, _ = await self._history.conversation(key, request)
         plan = plan_input_tokens(request, items, earlier)
         self._catalogue.require(key, plan)
-        with self._inference.counted(key) as fields:
+        with self._inference.admission.counted(key) as fields:
             tokens = await self._workers.count(plan.model, plan.requests[0].chat)
         counted = {"object": "response.input_tokens", "input_tokens": tokens}
         return json_response(orjson.dumps(counted), call.request_id, headers=fields)

@@ -57,7 +57,7 @@ class KeyRoutes:
         return answer(call, ListKeysResponse(keys=listed))
 
     async def create(self, call: Call) -> web.StreamResponse:
-        actor = self._admin(call)
+        actor = self._changing(call)
         asked = parse(await body_object(call, self._body_timeout), CreateKeyRequest())
         return answer(call, await created_key(self._desk, asked, actor), status=201)
 
@@ -66,7 +66,7 @@ class KeyRoutes:
         return answer(call, GetKeyResponse(key=self._desk.get(call.path["key_id"])))
 
     async def update(self, call: Call) -> web.StreamResponse:
-        actor = self._admin(call)
+        actor = self._changing(call)
         body = await body_object(call, self._body_timeout)
         only(body, keys.CHANGEABLE)
         given = parse(body, Key())
@@ -74,7 +74,7 @@ class KeyRoutes:
         return answer(call, UpdateKeyResponse(key=await self._desk.update(given, list(body), actor)))
 
     async def rotate(self, call: Call) -> web.StreamResponse:
-        actor = self._admin(call)
+        actor = self._changing(call)
         body = await body_object(call, self._body_timeout)
         only(body, ("overlap",))
         overlap = parse(body, RotateKeyRequest()).overlap.ToTimedelta()
@@ -87,6 +87,9 @@ class KeyRoutes:
 
     def _admin(self, call: Call) -> KeyRecord:
         return self._auth.require(call.http.headers, ADMIN)
+
+    def _changing(self, call: Call) -> KeyRecord:
+        return self._auth.require_for_change(call.http.headers, ADMIN)
 
 
 async def created_key(desk: KeyDesk, asked: CreateKeyRequest, actor: KeyRecord) -> CreateKeyResponse:
@@ -124,7 +127,7 @@ class TenantRoutes:
         return answer(call, ListTenantsResponse(tenants=self._desk.all()))
 
     async def create(self, call: Call) -> web.StreamResponse:
-        actor = self._admin(call)
+        actor = self._changing(call)
         body = await body_object(call, self._body_timeout)
         only(body, ("tenant_id", *tenants.CHANGEABLE))
         made = await self._desk.create(parse(body, TenantRecord()), actor)
@@ -135,7 +138,7 @@ class TenantRoutes:
         return answer(call, GetTenantResponse(tenant=self._desk.get(call.path["tenant_id"])))
 
     async def update(self, call: Call) -> web.StreamResponse:
-        actor = self._admin(call)
+        actor = self._changing(call)
         body = await body_object(call, self._body_timeout)
         only(body, tenants.CHANGEABLE)
         if not body:
@@ -149,8 +152,11 @@ class TenantRoutes:
         return answer(call, ArchiveTenantResponse(tenant=await self._desk.archive(call.path["tenant_id"], actor)))
 
     async def restore(self, call: Call) -> web.StreamResponse:
-        actor = self._admin(call)
+        actor = self._changing(call)
         return answer(call, RestoreTenantResponse(tenant=await self._desk.restore(call.path["tenant_id"], actor)))
 
     def _admin(self, call: Call) -> KeyRecord:
         return self._auth.require(call.http.headers, ADMIN)
+
+    def _changing(self, call: Call) -> KeyRecord:
+        return self._auth.require_for_change(call.http.headers, ADMIN)

@@ -31,7 +31,7 @@ class TokenizeRoutes:
         key = self._auth.require(call.http.headers, INFERENCE)
         plan, request, strings = parse_tokenize(await read_body(call, self._body_timeout))
         self._catalogue.require(key, plan)
-        with self._inference.counted(key) as fields:
+        with self._inference.admission.counted(key) as fields:
             answer = await self._workers.tokenize(plan.model, request)
         return json_response(tokens_body(answer, strings=strings), call.request_id, headers=fields)
 
@@ -39,6 +39,6 @@ class TokenizeRoutes:
         key = self._auth.require(call.http.headers, INFERENCE)
         plan, token_ids = parse_detokenize(await read_body(call, self._body_timeout))
         self._catalogue.require(key, plan)
-        with self._inference.counted(key) as fields:
+        with self._inference.admission.counted(key) as fields:
             text = await self._workers.detokenize(plan.model, token_ids)
         return json_response(prompt_body(text), call.request_id, headers=fields)

@@ -19,6 +19,7 @@ from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Generation,
 MAX_SOURCE = 128 * 1024
 MAX_DEPTH = 64
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_ANY_SPACING = {"whitespace_flexible": True}
 _HEADER = "%llguidance {}\n"
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 # Keywords with which a schema may say its type without the word.
@@ -40,6 +41,14 @@ class Grammar:
 
     text: str
     parts: tuple[Part, ...]
+
+
+def grammar_of_constraint(constraint: Constraint, *, any_space: bool = False) -> Grammar:
+    """Of a constraint alone. ``any_space``: JSON has whatever white space it likes, for an engine that has a grammar of
+    its own. Raises InferBusError ``invalid_schema`` as :func:`grammar_of`."""
+    form = _form(constraint, _ANY_SPACING if any_space else _SPACING)
+    part = Part(f"{_HEADER}start: {form}\n", "response_format", "The schema")
+    return Grammar(part.text, (part,))
 
 
 def grammar_of(generation: Generation) -> Grammar | None:
@@ -81,7 +90,7 @@ def _bodies(tools: Sequence[Tool], schemas: Sequence[str]) -> str:
     return "".join(rules)
 
 
-def _form(constraint: Constraint) -> str:
+def _form(constraint: Constraint, spacing: dict[str, Any] = _SPACING) -> str:
     match constraint.kind:
         case ConstraintKind.REGEX:
             _bounded(constraint.source, "response_format")
@@ -89,9 +98,9 @@ def _form(constraint: Constraint) -> str:
                 raise _excessive(excess, "response_format")
             return f"/{_escaped(constraint.source)}/"
         case ConstraintKind.JSON_OBJECT:
-            return _json_rule({"type": "object"})
+            return _json_rule({"type": "object"}, spacing)
         case ConstraintKind.JSON_SCHEMA:
-            return _json_rule(_schema(constraint.source, "response_format"))
+            return _json_rule(_schema(constraint.source, "response_format"), spacing)
 
 
 def _parameters(tool: Tool) -> str:
@@ -104,8 +113,8 @@ def _parameters(tool: Tool) -> str:
     return _json_rule(schema)
 
 
-def _json_rule(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps(schema | {"x-guidance": _SPACING})
+def _json_rule(schema: dict[str, Any], spacing: dict[str, Any] = _SPACING) -> str:
+    return "%json " + json.dumps(schema | {"x-guidance": spacing})
 
 
 def _schema(source: str, param: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Running:
 
     ``last_us``: time of the request's previous token, of its acceptance before the first. ``closing``: the engine
     was told to end it; ``verdict`` says why, if it is not the client's cancel. ``expire_us``: 0 for never. ``opened``:
-    a frame of this attempt carries its Open.
+    a frame of this attempt carries its Open. ``texts``: what ``ids`` stand for, if the engine goes on by text.
     """
 
     key: bytes
@@ -31,6 +31,7 @@ class Running:
     started_us: int = 0
     first_us: int = 0
     ids: list[int] = field(default_factory=list)
+    texts: list[bytes] | None = None
     opened: bool = False
     closing: bool = False
     verdict: InferBusError | None = None

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Collection, Iterator
 
+from inferbus_contracts.sampling_bounds import MAX_STOPS
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.engine import Chat, Embed, Generation, Prompt, Sampling, ToolMode
 
-MAX_STOPS = 16
 MAX_LOGPROBS = 20
 _MAX_BIAS = 100.0
 

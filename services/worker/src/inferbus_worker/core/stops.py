@@ -2,9 +2,16 @@
 
 Engines leave this to us for three reasons: a stop string never reaches the client even if it comes in pieces, text held
 back for one is not lost when the generation ends otherwise, and a resumed generation finds one that began before.
+
+They are looked for in what the client sees as text: not in calls and thoughts, nor in the marks around them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from inferbus_contracts.pieces import Pieces, Span, Spans
+
+from inferbus_worker.engine import Chat, Generation, ToolMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +25,13 @@ class Cut:
 class StopFilter:
     """Holds back what may become a stop string. What it lets through does not depend on how the text is chunked."""
 
-    __slots__ = ("_held", "_stops", "found")
+    __slots__ = ("_held", "_spans", "_stops", "found")
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        """An empty string stops nothing. ``found``: which of ``stops`` was found."""
+    def __init__(self, stops: tuple[str, ...], reader: Pieces | None = None) -> None:
+        """An empty string stops nothing. ``reader``: of an answer that may have calls or thoughts: they are no place
+        for a stop string, and none reaches across one. ``found``: which of ``stops`` was found."""
         self._stops = stops if any(stops) else ()
+        self._spans = None if reader is None else Spans(reader)
         self._held = ""
         self.found: int | None = None
 
@@ -30,6 +39,31 @@ class StopFilter:
         """Takes the next text. After a cut that says stopped, do not feed again."""
         if not self._stops:
             return Cut(text, False)
+        return self._said(text) if self._spans is None else self._divided(self._spans.feed(text))
+
+    def flush(self) -> str:
+        """What is still held back, for a text that ended without a stop string; or it had one (``found``) in what
+        might have become a mark."""
+        text = ""
+        if self._spans is not None and self.found is None:
+            text = self._divided(self._spans.end()).text
+        held, self._held = self._held, ""
+        return text + held
+
+    def _divided(self, spans: Iterable[Span]) -> Cut:
+        text = ""
+        for span in spans:
+            if not span.said:
+                held, self._held = self._held, ""
+                text += held + span.raw
+                continue
+            cut = self._said(span.raw)
+            text += cut.text
+            if cut.stopped:
+                return Cut(text, True)
+        return Cut(text, False)
+
+    def _said(self, text: str) -> Cut:
         seen = self._held + text
         if (first := _first_stop(seen, self._stops)) is not None:
             start, self.found = first
@@ -39,10 +73,17 @@ class StopFilter:
         self._held = seen[len(seen) - keep :]
         return Cut(seen[: len(seen) - keep], False)
 
-    def flush(self) -> str:
-        """What is still held back, for a text that ended without a stop string."""
-        held, self._held = self._held, ""
-        return held
+
+def reader_of(generation: Generation, *, reasons: bool) -> Pieces | None:
+    """What reads the answer for calls and thoughts, as the edge does; None if it has nothing but text. ``reasons``:
+    the model may begin with a thought."""
+    chat = generation.input
+    if not isinstance(chat, Chat):
+        return None
+    tools = bool(chat.tools) and chat.tool_mode is not ToolMode.NONE
+    if not tools and not reasons:
+        return None
+    return Pieces(tools=tools, reasoning=reasons, must_call=tools and chat.tool_mode is ToolMode.REQUIRED)
 
 
 def _first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from inferbus.bus.v1 import request_pb2 as wire
 from inferbus_runtime.errors import invalid
 
+from inferbus_worker.core.columns import MAX_REPLY_BYTES, reply_too_large
 from inferbus_worker.core.running import Running
 from inferbus_worker.engine import (
     Chat,
@@ -28,8 +29,11 @@ _TOOL_MODES: dict[wire.ToolMode.ValueType, ToolMode] = {
 
 
 def generation_of(running: Running) -> Generation:
-    """What the engine is asked to do now. Raises InferBusError for a request without input."""
+    """What the engine is asked to do now. Raises InferBusError for a request without input, and for one whose answer no
+    frame can hold."""
     request = running.request
+    if len(request.reply) > MAX_REPLY_BYTES:
+        raise reply_too_large()
     return Generation(
         key=running.key,
         input=_input_of(request),
@@ -37,6 +41,7 @@ def generation_of(running: Running) -> Generation:
         resume_ids=tuple(running.ids),
         constraint=_constraint_of(request),
         cache_salt=request.cache_salt,
+        resume_text=b"".join(running.texts or ()).decode(),
     )
 
 

@@ -26,7 +26,7 @@ from inferbus_worker.core.grammar import grammar_of
 from inferbus_worker.core.kv_budget import KvBudget
 from inferbus_worker.core.sampling import context_exceeded, fault_of
 from inferbus_worker.core.slots import Content, SlotTable
-from inferbus_worker.core.stops import StopFilter
+from inferbus_worker.core.stops import StopFilter, reader_of
 from inferbus_worker.engine import (
     Chat,
     Embed,
@@ -153,7 +153,8 @@ class LlamaCpp:
         known(ids, self._vocabulary, "messages")
         # A token has more than two bytes in all but exotic texts; the exact number follows with the prefill.
         guess = (len(prompt.encode()) // 2 if isinstance(prompt, str) else len(prompt)) + len(ids)
-        return Run(generation, prompt, grammar_of(generation), ids, StopFilter(generation.sampling.stop), guess)
+        stops = StopFilter(generation.sampling.stop, reader_of(generation, reasons=self._template.reasoning))
+        return Run(generation, prompt, grammar_of(generation), ids, stops, guess)
 
     def _content_of(self, source: Chat | Prompt | Embed, open_turn: bool = True) -> Content:
         match source:
@@ -187,13 +188,15 @@ class LlamaCpp:
             if server is not None and server.dead.is_set() and self._server is server:
                 raise EngineDiedError(server.last_words())
 
-    async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
+    async def tokenize(
+        self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
+    ) -> Tokens:
         if source == Chat(()):
             raise invalid("Send at least one message.", param="messages")
         content = self._content_of(source, open_turn)
         if isinstance(content, str):
             # The template has written the special tokens into a chat.
-            parse, add = (True, False) if isinstance(source, Chat) else (parse_special, parse_special)
+            parse, add = (True, False) if isinstance(source, Chat) else (parse_special, add_special)
             try:
                 content = tuple(await self._http.tokenize(content, parse, add))
             except (aiohttp.ClientError, TimeoutError) as error:
@@ -273,7 +276,12 @@ class LlamaCpp:
         self._leave_slot(run, _LEAVING_SECONDS if leaving else 0.0)
         if run.task is not None and run.task is not asyncio.current_task():
             run.task.cancel()  # drops the connection, which is llama.cpp's cancel
-        found = run.filter.found if reason is Finish.STOP else None
+        found = None
+        if reason in (Finish.STOP, Finish.LENGTH):
+            if held := run.filter.flush():
+                self._steps.add(run.key, [], held.encode())
+            found = run.filter.found
+            reason = reason if found is None else Finish.STOP
         self._steps.finish(Finished(run.key, reason, run.input_tokens, run.cached_tokens, error, found))
         self._moved()
         self._admit()
@@ -344,8 +352,6 @@ class LlamaCpp:
                     if run.repeats:
                         self._differs(run)
                         return
-                    if held := run.filter.flush():
-                        self._steps.add(run.key, [], held.encode())
                     self._end(run, reason, leaving=False)
                     return
 

@@ -20,7 +20,10 @@ _KEPT = 64  # up to 0.6 MB each
 # Grammars are about bytes: what one made of bytes accepts, the model's own tokens can spell.
 _BYTES = LLTokenizer("byte")
 _BYTE_COUNT = 256  # tokens after these are the library's own
-_LIMITS = LLParserLimits(verbose_errors=False)
+try:
+    _LIMITS = LLParserLimits(verbose_errors=False)
+except TypeError:  # 0.7, which TensorRT-LLM 1.2 pins: its errors are long, and what they add is cut off below
+    _LIMITS = LLParserLimits()
 # The library names the line and column of our text, then what is wrong, then shows our text or its own state.
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
 _EXCERPT = re.compile(r"\n +1 \| .*|\n?<(state|non-verbose).*", re.DOTALL)
@@ -49,6 +52,10 @@ class Follower:
     def takes(self, text: str) -> bool:
         """Whether the output may go on with ``text``. After a no, restart."""
         return self._matcher.consume_tokens(list(text.encode()))
+
+    def trouble_ahead(self) -> str:
+        """What is said against the next few bytes, if the grammar cannot be followed on from here; else empty."""
+        return _walk(self._matcher.deep_copy())
 
     def complete(self) -> bool:
         """Whether the output may end here."""

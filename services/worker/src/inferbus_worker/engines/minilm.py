@@ -144,11 +144,13 @@ class MiniLm:
             self._work.set()
             yield step
 
-    async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
+    async def tokenize(
+        self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
+    ) -> Tokens:
         if isinstance(source, Chat):
             raise _no_text()
         model = self._started()
-        [ids] = await self._in_reader(_tokenized, model, (source,), parse_special)
+        [ids] = await self._in_reader(_tokenized, model, (source,), parse_special, add_special)
         _check_ids(ids, model.vocabulary, "prompt")
         return Tokens(list(ids), [piece.encode() for piece in model.pieces(ids)])
 
@@ -271,15 +273,17 @@ class MiniLm:
 
 def _read_inputs(model: Model, key: bytes, sources: Sequence[Prompt], context: int) -> deque[Input]:
     """All that is to be done with a generation's inputs before the model; thousands of them take a while."""
-    inputs = _tokenized(model, sources, parse_special=True)
+    inputs = _tokenized(model, sources)
     _check_inputs(inputs, model.vocabulary, context)
     return queue_of(key, inputs)
 
 
-def _tokenized(model: Model, sources: Sequence[Prompt], parse_special: bool) -> list[Sequence[int]]:
+def _tokenized(
+    model: Model, sources: Sequence[Prompt], parse_special: bool = True, add_special: bool = True
+) -> list[Sequence[int]]:
     """Ids of each input, kept small: a generation may have half a million. Ids that were sent are taken as they are."""
     return [
-        array("I", model.tokenize(source.content, parse_special=parse_special))
+        array("I", model.tokenize(source.content, parse_special=parse_special, add_special=add_special))
         if isinstance(source.content, str)
         else source.content
         for source in sources

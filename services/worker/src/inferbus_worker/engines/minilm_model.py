@@ -40,13 +40,14 @@ class Model:
     _plain_tokenizer: Tokenizer
     _bert: Bert
 
-    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, parse_special: bool = True, add_special: bool = True) -> list[int]:
         """Ids of the whole text, however long, between those of begin and end: what :meth:`embed` wants.
 
-        ``parse_special``: "[SEP]" in the text is the special token, else these five characters.
+        ``parse_special``: "[SEP]" in the text is the special token, else these five characters. ``add_special`` false:
+        without those of begin and end.
         """
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
-        return list(tokenizer.encode(text).ids)
+        return list(tokenizer.encode(text, add_special_tokens=add_special).ids)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's entry of each id; one that goes on with a word begins with "##"."""

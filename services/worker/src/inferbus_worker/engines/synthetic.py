@@ -138,7 +138,9 @@ class Synthetic:
                 self._schedule(clock.now_us())
             yield step
 
-    async def tokenize(self, source: Prompt | Chat, *, parse_special: bool, open_turn: bool) -> Tokens:
+    async def tokenize(
+        self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
+    ) -> Tokens:
         """A word is a token; it has no special ones and no template."""
         if isinstance(source, Prompt) and not isinstance(source.content, str):
             return Tokens(list(source.content), [_piece(token) for token in source.content])
@@ -184,7 +186,10 @@ class Synthetic:
                 stops.feed(_TEXTS[token].decode())
         index = len(generation.resume_ids)
         if index >= limit:
-            self._put(Step(clock.now_us(), finished=[Finished(generation.key, reason, input_tokens)]))
+            step = Step(clock.now_us(), finished=[Finished(generation.key, reason, input_tokens)])
+            if stops is not None and (held := stops.flush()):
+                step.keys, step.counts, step.texts = [generation.key], [0], [held.encode()]
+            self._put(step)
             return None
         offset = (generation.resume_ids[0] if index else sampling.seed or 0) % _CYCLE
         return _Run(generation.key, index, limit, reason, offset, input_tokens, 0, stops)

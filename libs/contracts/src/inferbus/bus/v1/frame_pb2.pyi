@@ -26,6 +26,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Frame(_message.Message):
     """The token deltas of one engine step for one edge: a struct of arrays, so that no reader makes an object per
     token. Every frame is complete in itself: a reader may start anywhere in the stream and needs no earlier frame.
+    What would be a large frame (1 MiB) is several, one after the other; only a reply makes a larger one.
 
     Laws: a token is named by (request_id, index); index starts at 0 and has no gap. Attempt n+1 opens at the index it
     resumes at; from there on, in stream order, anything of an attempt <= n is void for every reader.
@@ -268,21 +269,25 @@ class Embedding(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     index: _builtins.int
     """Which input."""
     values: _builtins.bytes
     """float32, little-endian, one after the other; of length 1."""
+    attempt: _builtins.int
+    """0: 1."""
     def __init__(
         self,
         *,
         request_id: _builtins.bytes = ...,
         index: _builtins.int = ...,
         values: _builtins.bytes = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "request_id", b"request_id", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "index", b"index", "request_id", b"request_id", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

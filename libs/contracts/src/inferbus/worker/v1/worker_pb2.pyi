@@ -167,6 +167,7 @@ class TokenizeRequest(_message.Message):
     PARSE_SPECIAL_FIELD_NUMBER: _builtins.int
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
     RETURN_PIECES_FIELD_NUMBER: _builtins.int
+    ADD_SPECIAL_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     parse_special: _builtins.bool
     """The text's special tokens ("<|im_start|>") are read as such."""
@@ -174,6 +175,8 @@ class TokenizeRequest(_message.Message):
     """Of chat: end with the beginning of the assistant's turn."""
     return_pieces: _builtins.bool
     """Also say what each token stands for."""
+    add_special: _builtins.bool
+    """Tokens that the model expects around a text, such as one of its begin, are added. Absent: as parse_special."""
     @_builtins.property
     def chat(self) -> _request_pb2.ChatInput: ...
     def __init__(
@@ -184,13 +187,19 @@ class TokenizeRequest(_message.Message):
         parse_special: _builtins.bool = ...,
         add_generation_prompt: _builtins.bool = ...,
         return_pieces: _builtins.bool = ...,
+        add_special: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special", b"_add_special", "add_special", b"add_special", "chat", b"chat", "input", b"input", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_generation_prompt", b"add_generation_prompt", "chat", b"chat", "input", b"input", "parse_special", b"parse_special", "return_pieces", b"return_pieces", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special", b"_add_special", "add_generation_prompt", b"add_generation_prompt", "add_special", b"add_special", "chat", b"chat", "input", b"input", "parse_special", b"parse_special", "return_pieces", b"return_pieces", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__add_special: _TypeAlias = _typing.Literal["add_special"]  # noqa: Y015
+    _WhichOneofArgType__add_special: _TypeAlias = _typing.Literal["_add_special", b"_add_special"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_special) -> _WhichOneofReturnType__add_special | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___TokenizeRequest: _TypeAlias = TokenizeRequest  # noqa: Y015

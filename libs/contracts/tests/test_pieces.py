@@ -6,7 +6,19 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inferbus_edge.core.pieces import CallArguments, CallEnd, CallStart, Piece, Pieces, Reasoning, Said, Text, pieces_of
+from inferbus_contracts.pieces import (
+    CallArguments,
+    CallEnd,
+    CallStart,
+    Piece,
+    Pieces,
+    Reasoning,
+    Said,
+    SaidCall,
+    Spans,
+    Text,
+    pieces_of,
+)
 
 MARKS = st.sampled_from(
     ["<tool_call>", "</tool_call>", "<think>", "</think>", "<tool", "\n", " ", '{"name": "', "f", '", "arguments": ',
@@ -19,8 +31,8 @@ def call(name: str, arguments: object) -> str:
     return f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {json.dumps(arguments)}}}\n</tool_call>'
 
 
-def parse(deltas: list[str], *, tools: bool = True, reasoning: bool = False) -> list[Piece]:
-    parser = Pieces(tools=tools, reasoning=reasoning)
+def parse(deltas: list[str], **reading: bool) -> list[Piece]:
+    parser = Pieces(**{"tools": True, **reading})
     out = [piece for delta in deltas for piece in parser.feed(delta)]
     return out + parser.end()
 
@@ -46,11 +58,38 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[start:end] for start, end in pairwise(ends)]
 
 
-@given(SOUP, st.lists(st.integers(0, 10_000), max_size=30), st.booleans(), st.booleans())
-def test_how_the_text_is_cut_does_not_matter(text: str, places: list[int], tools: bool, reasoning: bool) -> None:
-    whole = joined(parse([text], tools=tools, reasoning=reasoning))
-    assert joined(parse(cut(text, places), tools=tools, reasoning=reasoning)) == whole
-    assert joined(parse(list(text), tools=tools, reasoning=reasoning)) == whole
+READING = st.fixed_dictionaries({"tools": st.booleans(), "reasoning": st.booleans()}) | st.fixed_dictionaries(
+    {"tools": st.just(True), "reasoning": st.booleans(), "must_call": st.just(True)}
+)
+
+
+@given(SOUP, st.lists(st.integers(0, 10_000), max_size=30), READING)
+def test_how_the_text_is_cut_does_not_matter(text: str, places: list[int], reading: dict[str, bool]) -> None:
+    whole = joined(parse([text], **reading))
+    assert joined(parse(cut(text, places), **reading)) == whole
+    assert joined(parse(list(text), **reading)) == whole
+
+
+@given(SOUP, st.lists(st.integers(0, 10_000), max_size=30), READING)
+def test_spans_are_all_of_the_text_and_say_which_of_it_is_text(
+    text: str, places: list[int], reading: dict[str, bool]
+) -> None:
+    spans = Spans(Pieces(**reading))
+    parts = []
+    certain = ""
+    for delta in cut(text, places):
+        parts += spans.feed(delta)
+        certain += delta
+        whole = Spans(Pieces(**reading)).feed(certain)
+        assert "".join(one.raw for one in parts) == "".join(one.raw for one in whole), "no more held back than must be"
+    parts += spans.end()
+    assert "".join(one.raw for one in parts) == text
+    pieces = parse([text], **reading)
+    assert "".join(one.raw for one in parts if one.said) == "".join(
+        piece.text for piece in pieces if isinstance(piece, Text)
+    )
+    # Where something stands between two texts, there is a span of it.
+    assert [one.said for one in parts].count(False) >= sum(isinstance(piece, CallEnd) for piece in pieces)
 
 
 @given(SOUP, st.booleans())
@@ -62,7 +101,9 @@ def test_nothing_that_was_said_is_lost(text: str, reasoning: bool) -> None:
         for piece in pieces
     )  # fmt: skip
     if not any(isinstance(piece, CallStart | Reasoning) for piece in pieces) and "<think>" not in text:
-        assert said == text
+        begun = text[len(said) :].lstrip()
+        assert text.startswith(said)
+        assert not begun or begun.startswith("<tool_call>")
     elif "\\" not in text:  # a name may be written with escapes
         rest = iter(text)
         assert all(character in rest for character in said)
@@ -117,8 +158,10 @@ def test_arguments_come_as_they_are_written() -> None:
     [
         ("  \n", Said("  \n")),
         ("let me see <tool", Said("let me see <tool")),
-        ("<tool_call>", Said("<tool_call>")),
-        ('\n<tool_call>{"nam', Said('\n<tool_call>{"nam')),
+        ("<tool_call>", Said("")),
+        ('\n<tool_call>{"nam', Said("")),
+        ('so <tool_call>{"nam', Said("so ")),
+        (call("f", {}) + "\n<tool_", Said("", "", [SaidCall("f", "{}")])),
         ("<tool_call>not json</tool_call>", Said("<tool_call>not json</tool_call>")),
         ('<tool_call>{"name": "\\ud800", "arguments": {}}', Said('<tool_call>{"name": "\\ud800", "arguments": {}}')),
         ('<tool_call>{"arguments": {}, "name": "f"}', Said('<tool_call>{"arguments": {}, "name": "f"}')),
@@ -130,6 +173,25 @@ def test_arguments_come_as_they_are_written() -> None:
 )
 def test_odd_ends(text: str, expected: Said) -> None:
     assert pieces_of(text, tools=True, reasoning=True) == expected
+
+
+@pytest.mark.parametrize("text", ["<", " <tool_ca", "<tool_call>\n{", '<tool_call>\n{"name": "f", "arguments'])
+def test_a_call_that_must_be_and_was_cut_off_in_its_head_is_nothing(text: str) -> None:
+    for reasoning in (False, True):
+        assert pieces_of(text, tools=True, reasoning=reasoning, must_call=True) == Said()
+    assert pieces_of("<think>so", tools=True, reasoning=True, must_call=True) == Said("", "so")
+    assert pieces_of("no " + text, tools=True, must_call=True).text.startswith("no "), "not every engine can enforce it"
+
+
+def test_whether_the_last_call_is_whole() -> None:
+    parser = Pieces(tools=True)
+    seen = []
+    for delta in ("Hi ", "<tool_call>", '{"name": "f", "arguments": {', '"a": 1', "}", "}</tool_call>", "Bye"):
+        parser.feed(delta)
+        seen.append((parser.called, parser.silent))
+    assert seen == [
+        (False, False), (False, False), (False, True), (False, True), (True, True), (True, True), (True, False)
+    ]  # fmt: skip
 
 
 def test_text_around_calls() -> None:

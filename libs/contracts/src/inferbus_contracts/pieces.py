@@ -1,17 +1,17 @@
-"""What a model writes, taken apart as it grows: text, reasoning, and calls of functions.
+"""What a model writes, taken apart as it grows: text, reasoning, and calls of functions. One reading for both ends of
+the bus: the edge shows the pieces to its clients, and a worker looks for stop strings in what they see as text.
 
 On the log a call has Hermes' form, whatever the model's own is, with the name first:
 ``<tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>``. Reasoning begins the text: ``<think>...</think>``.
-The pieces do not depend on how the text was cut into deltas: joined, they are the same. What has not that form, or was
-cut off before it could be told, is text. Nothing of the answer is lost but the marks and the blank space around them.
+The pieces do not depend on how the text was cut into deltas: joined, they are the same. What has not that form is text.
+Nothing of the answer is lost but the marks, the blank space around them, and a call that was cut off in its name.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-
-import orjson
 
 _CALL, _CALL_END = "<tool_call>", "</tool_call>"
 _THINK, _THINK_END = "<think>", "</think>"
@@ -100,13 +100,17 @@ class _In(Enum):
 
 
 class Pieces:
-    """One answer's text. ``tools``: calls are looked for; ``reasoning``: so is ``<think>`` at the beginning."""
+    """One answer's text. ``tools``: calls are looked for; ``must_call``: it is to be nothing else; ``reasoning``:
+    ``<think>`` is looked for at the beginning."""
 
-    __slots__ = ("_buffer", "_depth", "_in", "_in_string", "_lead", "_quiet", "_thought", "_tools", "calls")
+    __slots__ = (
+        "_buffer", "_depth", "_in", "_in_string", "_lead", "_must_call", "_quiet", "_thought", "_tools", "calls"
+    )  # fmt: skip
 
-    def __init__(self, *, tools: bool, reasoning: bool = False) -> None:
+    def __init__(self, *, tools: bool, reasoning: bool = False, must_call: bool = False) -> None:
         self.calls = 0  # begun so far
         self._tools = tools
+        self._must_call = must_call
         self._in = _In.OPENING if reasoning else _In.TEXT
         self._buffer = ""
         # Space that begins a text is held back while a call may follow it.
@@ -125,12 +129,11 @@ class Pieces:
         return out
 
     def end(self) -> list[Piece]:
-        """The text is over: what was held back."""
+        """The text is over: what was held back. Nobody could do anything with the beginning of a call."""
         held, self._buffer = self._buffer, ""
         match self._in:
-            case _In.HEAD:
-                return [Text(self._lead + _CALL + held)]
-            case _In.TAIL:
+            case _In.HEAD | _In.TAIL:
+                self._in = _In.TAIL
                 return []
             case _ if not held:
                 return []
@@ -139,8 +142,26 @@ class Pieces:
             case _In.ARGUMENTS:
                 return [CallArguments(self.calls - 1, held)]
             case _In.OPENING | _In.TEXT:
-                around = self._quiet and (self.calls > 0 or self._thought) and not held.strip(_SPACE)
-                return [] if around else [Text(held)]
+                # Blank space, or a beginning of ``<tool_call>`` where nothing but a call was to come.
+                called = self.calls > 0 or self._must_call
+                if self._quiet and (called or (self._thought and not held.strip(_SPACE))):
+                    self._in = _In.TAIL
+                    return []
+                return [Text(held)]
+
+    @property
+    def called(self) -> bool:
+        """There is a call, and the last one is whole."""
+        return self.calls > 0 and self._in is not _In.ARGUMENTS
+
+    @property
+    def silent(self) -> bool:
+        """What came last is no text, and none will be made of it: a thought, a call, or the blank space around one."""
+        if self._in is _In.TEXT and self.calls > 0:
+            return self._quiet and not self._buffer
+        if self._in is _In.TEXT:
+            return self._quiet and self._thought and not self._buffer.strip(_SPACE)
+        return self._in in (_In.THOUGHT, _In.ARGUMENTS, _In.TAIL)
 
     def _step(self, out: list[Piece]) -> bool:
         """One step through the buffer; False if it needs more text."""
@@ -260,9 +281,54 @@ class Pieces:
         return True
 
 
-def pieces_of(text: str, *, tools: bool, reasoning: bool = False) -> Said:
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of an answer as it was written. ``said``: it is a Text; else marks, a thought, a call, or blank space
+    around them."""
+
+    raw: str
+    said: bool
+
+
+class Spans:
+    """One answer's text as it was written, divided by what its :class:`Pieces` are. Nothing of it is lost."""
+
+    __slots__ = ("_head", "_reader")
+
+    def __init__(self, reader: Pieces) -> None:
+        """``reader``: a new one."""
+        self._reader = reader
+        self._head = ""  # the mark of what may come to be no call
+
+    def feed(self, text: str) -> list[Span]:
+        """What is certain now, in its order."""
+        out: list[Span] = []
+        reader, going = self._reader, True
+        reader._buffer += text
+        while reader._buffer and going:
+            pieces: list[Piece] = []
+            before = reader._buffer
+            going = reader._step(pieces)
+            raw = self._head + before[: len(before) - len(reader._buffer)]
+            said = "".join(piece.text for piece in pieces if isinstance(piece, Text))  # always the beginning of it
+            if said:
+                out.append(Span(said, True))
+            rest = raw[len(said) :]
+            self._head = rest if reader._in is _In.HEAD else ""
+            if rest and not self._head:
+                out.append(Span(rest, False))
+        return out
+
+    def end(self) -> list[Span]:
+        """The text is over: what was held back."""
+        rest, self._head = self._head + self._reader._buffer, ""
+        said = any(isinstance(piece, Text) for piece in self._reader.end())
+        return [Span(rest, said)] if rest else []
+
+
+def pieces_of(text: str, *, tools: bool, reasoning: bool = False, must_call: bool = False) -> Said:
     """A whole answer's text taken apart."""
-    parser, said = Pieces(tools=tools, reasoning=reasoning), Said()
+    parser, said = Pieces(tools=tools, reasoning=reasoning, must_call=must_call), Said()
     said.add(parser.feed(text))
     said.add(parser.end())
     return said
@@ -295,7 +361,8 @@ def _read_head(text: str) -> tuple[str, int] | None:
         if wanted is _NAME and rest.startswith('"'):
             string = _STRING.match(rest)
             if string is not None:
-                name = orjson.loads(string[0])
+                name = json.loads(string[0])
+                name.encode()  # half a surrogate pair is no text: UnicodeEncodeError is a ValueError
                 at += string.end()
             elif len(rest) > _MAX_NAME:
                 raise ValueError("the name is too long")
