@@ -185,7 +185,7 @@ async def run_edge(nats: NatsServer, folder: Path, **settings: str) -> AsyncIter
         )
     edge = Edge(process, "", "", log)
     try:
-        await until(lambda: ready.exists() or process.returncode is not None, 15)
+        await until(lambda: ready.exists() or process.returncode is not None, 60)
         assert process.returncode is None, log.read_text()
         addresses = json.loads(ready.read_text())
         edge.url, edge.grpc = f"http://{addresses['http']}", addresses["grpc"]

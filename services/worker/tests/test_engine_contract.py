@@ -612,14 +612,18 @@ async def test_text_held_back_is_not_lost_if_its_tokens_were_all_delivered(engin
 async def test_calls_that_may_be(engine: Driver, engine_name: str) -> None:
     """A hot model that is led to call: whatever it begins is a call by the schema, or no call at all."""
     led = 'Write exactly this: <tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
-    hot = [Sampling(temperature=1.0, max_tokens=40, seed=seed) for seed in range(12)]
-    answers = [engine.submit_input(with_tools(led), sampling) for sampling in hot]
-    quiet = engine.submit_input(with_tools(tool_mode=ToolMode.NONE), GREEDY)
-    await engine.ended(quiet, *answers)
-    assert {answer.reason for answer in answers} <= {Finish.STOP, Finish.LENGTH}
+    hot = Sampling(temperature=1.0, max_tokens=40)
     whole = re.compile("<tool_call>(.*?)\n</tool_call>", re.DOTALL)
-    calls = [call for answer in answers for call in whole.findall(answer.text.decode())]
-    assert calls or engine_name == "synthetic", "a quarter of the seeds calls"
+    quiet = engine.submit_input(with_tools(tool_mode=ToolMode.NONE), GREEDY)
+    calls: list[str] = []
+    for _ in range(6):  # a quarter of the draws calls: seven in a hundred million times none does
+        answers = [engine.submit_input(with_tools(led), hot) for _ in range(10)]
+        await engine.ended(quiet, *answers)
+        assert {answer.reason for answer in answers} <= {Finish.STOP, Finish.LENGTH}
+        calls = [call for answer in answers for call in whole.findall(answer.text.decode())]
+        if calls or engine_name == "synthetic":
+            break
+    assert calls or engine_name == "synthetic"
     assert all(json.loads(call)["name"] == "get_weather" for call in calls)
     assert quiet.text
 
