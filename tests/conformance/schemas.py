@@ -288,7 +288,7 @@ def _hostile() -> dict[str, tuple[Schema, str]]:
         ),
         "a reference to itself": ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, ""),
         "a tree without an end": ({"$defs": endless, "$ref": "#/$defs/a"}, r"\{.*"),
-        "five thousand choices": ({"enum": [f"choice number {at}" for at in range(5000)]}, r'"choice number \d+"'),
+        "five thousand choices": ({"enum": [f"choice number {at}" for at in range(5000)]}, r'"choice number \d+"?'),
         "a thousand properties": ({"type": "object", "properties": many, "additionalProperties": False}, r"\{.*"),
         "a multiple of a million": ({"type": "integer", "multipleOf": 1_000_003}, r"\d*"),
         "counts where only a reference looks": ({"hidden": {"minItems": 10**8}, "$ref": "#/hidden"}, ""),

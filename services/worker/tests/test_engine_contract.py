@@ -125,7 +125,7 @@ class Driver:
     def key_of(self, answer: Answer) -> bytes:
         return next(key for key, value in self.answers.items() if value is answer)
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
+    async def until(self, condition: Callable[[], bool], timeout: float = 150.0) -> None:
         async with asyncio.timeout(timeout), self._moved:
             while not condition():
                 await self._moved.wait()
