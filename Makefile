@@ -13,7 +13,7 @@ ROOMS := $(wildcard libs/*) $(wildcard services/*)
 EDITABLE := $(foreach room,$(ROOMS),-e $(room))
 SOURCES := $(wildcard libs/*/src services/*/src)
 
-.PHONY: help install install-dev run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
+.PHONY: help install install-dev triton run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,10 +33,18 @@ help: ## list the targets
 	@touch $@
 
 .venv/.dev: .venv/.run pyproject.toml tests/conformance/node/package.json
-	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt --group dev
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt $(EDITABLE) 'inferbus-worker[triton]' --group dev
+	@$(MAKE) --no-print-directory triton || echo "no tritonserver for this machine: the tests of engine triton will be skipped"
 	@command -v npm >/dev/null || echo "npm is missing: the tests with SDKs for Node will be skipped"
 	@! command -v npm >/dev/null || { mkdir -p .venv/node && cp tests/conformance/node/package.json .venv/node && \
 		npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix .venv/node; }
+	@touch $@
+
+.venv/.triton: .venv/.python triton.txt
+	@$(BIN)/python -m venv --without-pip .venv/triton
+	@$(UV) pip install --quiet --python .venv/triton/bin/python --no-deps -r triton.txt
+	@ldconfig -p | grep -q "$$($(BIN)/python -c 'import sys; print(f"libpython3.{sys.version_info.minor}.so.1.0")')" || \
+		echo "libpython is missing (Debian: apt-get install libpython3.11): tests on Triton will be skipped"
 	@touch $@
 
 $(BUF): .venv/.python
@@ -44,6 +52,8 @@ $(BUF): .venv/.python
 	@npm install --silent --no-save --prefix .venv/buf @bufbuild/buf@$(BUF_VERSION)
 
 install: .venv/.run ## what `make run` needs, into .venv
+
+triton: .venv/.triton ## a real tritonserver for the tests of its engine (Linux, glibc 2.35)
 
 install-dev: .venv/.dev ## what `make test` and `make check` need, too
 

@@ -186,6 +186,18 @@ async def test_usage_sums_what_ended_by_tenant_project_and_model(meter, own_bus,
         assert not (await api.GetUsage(later)).rows
 
 
+async def test_usage_that_is_an_estimate_is_never_in_one_sum_with_what_was_counted(meter, frame_log, make) -> None:
+    await frame_log.request(5)
+    guess = make.request_id()
+    frame = make.close(make.tokens(Frame(), guess, 0, [1, 2, 3]), guess, 3)
+    frame.closes[0].usage.estimated = True
+    await frame_log.publish(frame)
+    await audit(meter)
+    async with meter.api() as api:
+        rows = (await api.GetUsage(GetUsageRequest())).rows
+    assert [(row.estimated, row.requests, row.output_tokens) for row in rows] == [(False, 1, 5), (True, 1, 3)]
+
+
 async def test_live_counts_and_percentiles_of_the_window(meter, own_bus, frame_log) -> None:
     await frame_log.request(6)
     await audit(meter)

@@ -2,11 +2,17 @@
 
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
+from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus_meter import migrations as migration_files
 from inferbus_meter.clickhouse import Store, open_store
+from inferbus_meter.core import rows
+from inferbus_meter.core.frames import FrameGather
+from inferbus_meter.core.native import NativeBlock
 from inferbus_meter.migrate import Migration, MigrationError, migrate, migrations, schema, statements
+from inferbus_runtime import clock
 
 SCHEMA = Path(migration_files.__file__).parent.parent / "schema.sql"
 
@@ -53,6 +59,44 @@ async def test_a_file_changed_after_it_was_applied_is_refused(empty: tuple[Store
         await migrate(store, name, [changed, *files[1:]])
     commented = Migration(1, files[0].name, "-- a better comment\n" + files[0].sql)
     assert await migrate(store, name, [commented, *files[1:]]) == []
+
+
+class BlockOfBefore(NativeBlock):
+    """Without the columns of 0007, as the program before wrote them."""
+
+    def fixed(self, name: str, *arguments: Any) -> None:
+        if name != "estimated":
+            super().fixed(name, *arguments)
+
+    def nullable(self, name: str, *arguments: Any) -> None:
+        if name != "energy_j":
+            super().nullable(name, *arguments)
+
+
+async def test_rows_of_before_say_nothing_of_energy_and_are_known_again_after_it(
+    empty: tuple[Store, str], make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A meter that is upgraded inserts its last batch once more, now with the columns that came meanwhile."""
+    store, name = empty
+    files = migrations()
+    await migrate(store, name, files[:6])
+    gather, frame = FrameGather(), make.close(Frame(time_us=clock.now_us()), make.request_id(), 5)
+    frame.closes[0].energy_joules, frame.closes[0].usage.estimated = 12.5, True
+    assert gather.add(1, frame.time_us, frame.SerializeToString())
+    batch = gather.finish()
+    with monkeypatch.context() as patched:
+        patched.setattr(rows, "NativeBlock", BlockOfBefore)
+        before = rows.request_rows(batch, {}).data
+    await store.insert("requests", before, "token-1")
+    assert await migrate(store, name, files) == [files[6].name]
+    assert await store.rows("SELECT energy_j, estimated FROM bills") == [(None, False)]
+    await store.insert("requests", rows.request_rows(batch, {}).data, "token-1")
+    assert (await store.rows("SELECT count() FROM requests"))[0][0] == 1
+    assert (await store.rows("SELECT sum(requests) FROM latency_by_minute_and_tenant"))[0][0] == 1
+    await store.insert("requests", before, "token-2")  # an older meter on the newer schema
+    await store.insert("requests", rows.request_rows(batch, {}).data, "token-3")
+    shown = await store.rows("SELECT energy_j, estimated FROM requests ORDER BY energy_j NULLS FIRST")
+    assert shown == [(None, False), (None, False), (12.5, True)]
 
 
 def test_statements_are_split_at_line_ends_and_comments_dropped() -> None:

@@ -170,6 +170,21 @@ def test_a_close_becomes_a_row_with_its_times_and_its_cost(client, make) -> None
     assert (nothing["error_class"], nothing["error_reason"]) == ("resource_exhausted", "queue_full")
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [(0.0, 0.0), (12.25, 12.25), (None, None), (-1.0, None), (float("nan"), None), (float("inf"), None)],
+)
+def test_energy_that_was_not_measured_is_null_and_never_zero(client, make, said, kept) -> None:
+    tenant = f"watts-{next(_tenants)}"
+    frame = make.close(Frame(time_us=NOW_US), make.request_id(NOW_US), 5, of=make.context(tenant))
+    if said is not None:
+        frame.closes[0].energy_joules = said
+    frame.closes[0].usage.estimated = said is None
+    client.raw_insert("requests", insert_block=request_rows(gathered(frame), {}).data, fmt="Native")
+    shown = client.query("SELECT energy_j, estimated FROM bills WHERE tenant_id = {t:String}", parameters={"t": tenant})
+    assert shown.result_rows == [(kept, said is None)]
+
+
 def test_of_two_closes_the_higher_attempt_is_billed(client, make) -> None:
     request, of = make.request_id(NOW_US), make.context("twice")
     for attempt, tokens in ((1, 5), (0, 0)):  # the scheduler's late Close comes after the worker's

@@ -5,12 +5,13 @@ from bisect import bisect_right
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from inferbus.bus.v1.control_pb2 import Heartbeat
+from inferbus.bus.v1.control_pb2 import GpuStatus, Heartbeat
 from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 from inferbus_scheduler.core.placement import Placement, place
 from inferbus_scheduler.core.request import Priority, Request
 from inferbus_scheduler.core.view import by_load
 from inferbus_scheduler.fleet import Fleet
+from inferbus_scheduler.servicer import _fleet_worker
 
 NAMES = ("w1", "w2", "w3")
 MODEL = "m"
@@ -170,6 +171,16 @@ def test_a_heartbeat_of_another_boot_says_nothing() -> None:
     fleet = fleet_of("w1", capacity=1)
     fleet.heartbeat(Heartbeat(worker="w1", boot=7, active=1), 0.0)
     assert isinstance(decide(fleet), Placement)
+
+
+def test_gpus_are_as_they_were_told_last() -> None:
+    fleet = fleet_of("w1")
+    for gpus in ([GpuStatus(uuid="GPU-a", utilization=0.5)], [], [GpuStatus(uuid="GPU-a", fault="ecc")], []):
+        fleet.heartbeat(Heartbeat(worker="w1", boot=1, gpus=gpus), 0.0)
+    (worker,) = fleet.workers()
+    (gpu,) = worker.gpus
+    assert (gpu.fault, gpu.HasField("utilization")) == ("ecc", False)
+    assert _fleet_worker(worker, 0.0).gpus[0] == gpu
 
 
 def test_another_boot_begins_with_an_empty_account() -> None:

@@ -2,7 +2,7 @@
 
 ``labels()`` costs more than the count itself: on a hot path keep the child. Labels hold names from the registries and
 closed sets only, never a tenant, a key or a request, so that the number of series stays bounded. Seconds and tokens are
-the only units.
+the only units; of GPUs also bytes, watts, joules and °C.
 """
 
 from prometheus_client import Counter, Gauge, Histogram, Info, disable_created_metrics
@@ -67,6 +67,22 @@ GENERATIONS = Counter("inferbus_generations_total", "Generations ended", ("model
 INPUT_TOKENS = Counter("inferbus_input_tokens_total", "Input tokens of ended generations", ("model",))
 OUTPUT_TOKENS = Counter("inferbus_output_tokens_total", "Token events put on the log", ("model",))
 ENGINE_RESTARTS = Counter("inferbus_engine_restarts_total", "Engines started again after they died", ("engine",))
+
+# --- the GPUs that a worker computes on; what a GPU does not say has no series -------------------------------------
+GPU_UTILIZATION = Gauge("inferbus_gpu_utilization_ratio", "Part of the last moments with something computed", ("gpu",))
+GPU_MEMORY_USED = Gauge("inferbus_gpu_memory_used_bytes", "Memory of the GPU, or of the MIG instance, in use", ("gpu",))
+GPU_MEMORY_TOTAL = Gauge("inferbus_gpu_memory_total_bytes", "Memory that it has", ("gpu",))
+GPU_POWER = Gauge("inferbus_gpu_power_watts", "Power drawn now", ("gpu",))
+GPU_ENERGY = Counter("inferbus_gpu_energy_joules_total", "Energy drawn since the worker's start", ("gpu",))
+GPU_TEMPERATURE = Gauge("inferbus_gpu_temperature_celsius", "Temperature", ("gpu",))
+GPU_SLOWDOWN_TEMPERATURE = Gauge("inferbus_gpu_slowdown_celsius", "From here on it slows itself down", ("gpu",))
+GPU_ECC_UNCORRECTED = Gauge(
+    "inferbus_gpu_ecc_uncorrected", "Uncorrected memory errors; kind is volatile (since the driver) or aggregate",
+    ("gpu", "kind"),
+)  # fmt: skip
+GPU_THROTTLED = Gauge("inferbus_gpu_throttled", "1 while this holds the clocks down", ("gpu", "reason"))
+GPU_XIDS = Counter("inferbus_gpu_xids_total", "Xid faults that the driver reported", ("gpu", "xid"))
+GPU_SICK = Gauge("inferbus_gpu_sick", "1 from this fault on: ecc, xid, lost or hot", ("gpu", "fault"))
 
 # --- bus ----------------------------------------------------------------------------------------------------------
 BUS_CONNECTED = Gauge("inferbus_bus_connected", "1 while the broker is reachable")

@@ -12,12 +12,12 @@ from inferbus_meter.clickhouse import Store
 
 _USAGE = """
 SELECT tenant_id, project_id, model, count(), sum(input_tokens), sum(cached_input_tokens), sum(output_tokens),
-       sum(cost), currency
+       sum(cost), currency, estimated
 FROM bills
 WHERE end_time >= fromUnixTimestamp64Micro({start:Int64}) AND end_time < fromUnixTimestamp64Micro({end:Int64})
   AND ({tenant:String} = '' OR tenant_id = {tenant:String})
-GROUP BY tenant_id, project_id, model, currency
-ORDER BY tenant_id, project_id, model, currency
+GROUP BY tenant_id, project_id, model, currency, estimated
+ORDER BY tenant_id, project_id, model, currency, estimated
 """
 # What the window can hold at most lies in the parts of its months; the sorting key's five minutes prune within them.
 _LIVE_REQUESTS = """
@@ -32,7 +32,10 @@ FROM token_events WHERE time >= fromUnixTimestamp64Micro({start:Int64})
 
 
 async def usage(store: Store, start_us: int, end_us: int, tenant_id: str) -> GetUsageResponse:
-    """Sums of requests that ended in [start, end), Unix microseconds. An empty ``tenant_id`` means all."""
+    """Sums of requests that ended in [start, end), Unix microseconds. An empty ``tenant_id`` means all.
+
+    Tokens that were counted and tokens that were estimated are never in one sum.
+    """
     rows = await store.rows(_USAGE, {"start": start_us, "end": end_us, "tenant": tenant_id})
     return GetUsageResponse(rows=[_usage_row(row) for row in rows])
 
@@ -58,10 +61,11 @@ def _put_percentiles(into: Percentiles, micros: Sequence[float]) -> None:
 
 
 def _usage_row(row: Sequence[Any]) -> UsageRow:
-    tenant, project, model, requests, inputs, cached, outputs, cost, currency = row
+    tenant, project, model, requests, inputs, cached, outputs, cost, currency, estimated = row
     return UsageRow(
         tenant_id=tenant, project_id=project, model=model, requests=requests, input_tokens=inputs,
         cached_input_tokens=cached, output_tokens=outputs, cost=decimal_text(cost), currency=currency,
+        estimated=bool(estimated),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from inferbus.bus.v1.control_pb2 import Heartbeat
+from inferbus.bus.v1.control_pb2 import GpuStatus, Heartbeat
 from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 
 from inferbus_scheduler.core.view import ClusterView, WorkerView, add, drop
@@ -33,6 +33,8 @@ class Worker:
     active: int = 0
     work_sequence: int = 0
     output_tokens_total: int = 0
+    # As it was told last; to be shown, nothing is decided by it.
+    gpus: tuple[GpuStatus, ...] = ()
     # Requests whose publish to WORK has no answer yet.
     unanswered: set[bytes] = field(default_factory=set)
     # WORK sequences of placements above work_sequence, ascending.
@@ -109,6 +111,8 @@ class Fleet:
         worker.heard_at = now
         worker.active = beat.active
         worker.output_tokens_total = beat.output_tokens_total
+        if beat.gpus:
+            worker.gpus = tuple(beat.gpus)
         if beat.work_sequence > worker.work_sequence:
             worker.work_sequence = beat.work_sequence
             del worker.placed[: bisect_right(worker.placed, beat.work_sequence)]

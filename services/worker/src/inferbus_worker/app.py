@@ -1,7 +1,7 @@
 """The wiring of a worker, and nothing else."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -16,17 +16,20 @@ from inferbus_runtime import clock, metrics
 from inferbus_runtime.lifecycle import Process
 from inferbus_runtime.rpc import serve
 
-from inferbus_worker.config import Config
+from inferbus_worker.config import Config, visible_gpus
+from inferbus_worker.core.gpu_names import wanted
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.direct import Direct
 from inferbus_worker.drain import Drain
 from inferbus_worker.engine import Engine, EngineInfo
-from inferbus_worker.engines import engine_class
+from inferbus_worker.engines import GPU_ENGINES, engine_class
 from inferbus_worker.generations import Generations
 from inferbus_worker.heartbeat import Heartbeats
 from inferbus_worker.intake import Intake
 from inferbus_worker.registration import Registration
 from inferbus_worker.servicer import WorkerServicer
+from inferbus_worker.telemetry import Telemetry, watching
+from inferbus_worker.telemetry_nvml import open_nvml
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 # Deliveries held beyond what runs: they keep the engine busy while a finished one is on its way to be acknowledged.
@@ -48,9 +51,12 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     info = await process.enter(_started(engine))
     frames = await process.enter(_publishing(bus_config, config, boot))
 
+    telemetry = await process.enter(_watching_gpus(config))
+
     direct = Direct(engine)
     limit = RestartLimit(config.max_engine_restarts, config.engine_restart_window.total_seconds())
-    generations = Generations(engine, info, frames, direct, limit)
+    energy = telemetry.energy if telemetry is not None else None
+    generations = Generations(engine, info, frames, direct, limit, energy)
     intake = Intake(generations, frames, FrameLog(bus), config.name, info)
     registration = Registration(bus, config.name, boot, info, config.lease_ttl, generations.may_publish)
     queue = WorkQueue(
@@ -74,6 +80,7 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
             work_sequence=intake.work_sequence,
             unacked_frames=frames.unacked,
             output_tokens_total=generations.output_tokens,
+            gpus=telemetry.statuses() if telemetry is not None else (),
         )
 
     heartbeats = Heartbeats(bus, load, config.heartbeat_interval)
@@ -93,6 +100,8 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     process.spawn(registration.run(), "fleet lease")
     await process.enter(_taking_work(queue))
     process.spawn(heartbeats.run(), "heartbeats")
+    if telemetry is not None:
+        process.spawn(telemetry.run(drain.finish, config.gpu.drain_on), "GPUs")
     process.on_drain(lambda: drain.leave(config.drain_timeout.total_seconds() * (1 - _LAST_PART)))
     return {"grpc": rpc.address}
 
@@ -103,6 +112,12 @@ async def _started(engine: Engine) -> AsyncIterator[EngineInfo]:
         yield await engine.start()
     finally:
         await engine.stop()
+
+
+def _watching_gpus(config: Config) -> AbstractAsyncContextManager[Telemetry | None]:
+    devices = wanted(config.gpu.devices, visible_gpus(), config.engine in GPU_ENGINES)
+    hot_for = config.gpu.hot_for.total_seconds()
+    return watching(partial(open_nvml, devices), ignored_xids=config.gpu.ignored_xids, hot_for=hot_for)
 
 
 @asynccontextmanager

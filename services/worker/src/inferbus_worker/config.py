@@ -5,8 +5,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from inferbus_runtime.config import Section, ServiceConfig
-from pydantic import Field
+from inferbus_runtime.config import ADDRESS, Section, ServiceConfig
+from pydantic import Field, SecretStr
+
+OpenAiCapability = Literal[
+    "chat", "completions", "embeddings", "tools", "structured_output", "logprobs", "logit_bias", "reasoning"
+]
 
 
 class LlamaCppConfig(Section):
@@ -37,15 +41,176 @@ class SyntheticConfig(Section):
     """The engine dies this long after each start, with all that runs: to see what follows; unset: never."""
 
 
+class GpuConfig(Section):
+    """Variables INFERBUS_WORKER_GPU__…"""
+
+    devices: tuple[str, ...] = ("auto",)
+    """GPUs it computes on: indices, UUIDs, 0:1 for a MIG instance, or none; auto: those that CUDA shows its engine."""
+    drain_on: tuple[Literal["ecc", "xid", "lost", "hot", "none"], ...] = ("ecc", "xid", "lost", "hot")
+    """Faults of a GPU after which the worker drains itself and stays out, nothing cut; none: they are only told."""
+    ignored_xids: tuple[int, ...] = (13, 31, 43, 45, 68, 109)
+    """Xid faults that are a program's own, after which the GPU is sound: counted, and no fault of the GPU."""
+    hot_for: timedelta = Field(default=timedelta(seconds=10), ge=timedelta(0))
+    """A GPU at or above its slowdown temperature for this long is hot; a shorter peak is not."""
+
+
+class TensorRtLlmConfig(Section):
+    """Variables INFERBUS_WORKER_TENSORRT_LLM__…; what the installed version cannot do is refused at the start."""
+
+    model_path: Path | None = None
+    """Folder of the model: a checkpoint in Hugging Face's form, or a built engine. Must be set; none is downloaded."""
+    tokenizer_path: Path | None = None
+    """Folder of the model's tokenizer, if the model's own has none, as with engines of trtllm-build."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model is run; without it a model that needs some does not start."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that each layer is divided over; more than there are: it does not start."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Groups of GPUs that the layers are divided over."""
+    expert_parallel: int | None = Field(default=None, ge=1)
+    """GPUs that a mixture's experts are divided over; unset: the engine decides."""
+    batch_tokens: int = Field(default=8192, ge=32)
+    """Tokens of one engine step at most; without CHUNKED_PREFILL also of a prompt, and longer ones are refused."""
+    chunked_prefill: bool = True
+    """Whether a long prompt is read in parts, between the others' tokens."""
+    kv_memory_fraction: float = Field(default=0.9, gt=0.0, lt=1.0)
+    """Part of the memory free beside the weights that the KV cache takes; lower it when the start runs out of it."""
+    kv_tokens: int | None = Field(default=None, ge=64)
+    """Tokens that the KV cache holds at most; unset: as many as KV_MEMORY_FRACTION gives."""
+    kv_host_bytes: int = Field(default=0, ge=0)
+    """Main memory for blocks that leave the GPU and may come back; 0: they are gone."""
+    kv_block_tokens: int | None = Field(default=None, ge=8, le=256)
+    """Tokens of one KV block, the unit in which prefixes are found again; unset: the engine's own, 32."""
+    kv_dtype: Literal["auto", "fp8", "nvfp4"] = "auto"
+    """How the KV cache is stored; auto: as the checkpoint says."""
+    block_reuse: bool = True
+    """Whether prefixes are found again in the KV cache, each tenant's own; needs a version that takes a cache salt."""
+    kv_events: int = Field(default=0, ge=0)
+    """Events of the KV cache that wait to be read, the oldest are lost above it; 0: none are made."""
+    statistics: bool = True
+    """Whether the engine tells of every iteration, which costs it a little."""
+    guided: Literal["auto", "llguidance", "xgrammar", "none"] = "auto"
+    """Who holds outputs to a form; auto: llguidance, or xgrammar for a built engine, which cannot force a call."""
+    sampler: Literal["auto", "TorchSampler", "TRTLLMSampler"] = "auto"
+    """Its sampler; which parameters of a request work depends on it, and those that do not are refused."""
+    overlap: bool = True
+    """Whether the next step begins while the last one is still being read."""
+    speculation: Literal["none", "NGram", "Eagle3", "MTP", "DraftTarget"] = "none"
+    """How tokens are guessed ahead; with any, seeds, min_p and penalties are refused."""
+    speculation_tokens: int = Field(default=3, ge=1, le=32)
+    """Tokens that are guessed at once at most."""
+    speculation_model: Path | None = None
+    """Folder of the weights that guess, for Eagle3 and DraftTarget."""
+    lora: tuple[str, ...] = ()
+    """LoRA adapters, each name=folder; the one whose name MODEL is, is served."""
+    lora_rank: int = Field(default=64, ge=1)
+    """Largest rank of an adapter; a larger one is refused by the engine."""
+    priority: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Priority of every generation in the engine's own queue; unset: the engine's own, 0.5."""
+    arguments_file: Path | None = None
+    """JSON object with further arguments of LLM(); one that another setting sets, or an unknown one, is refused."""
+    start_timeout: timedelta = Field(default=timedelta(minutes=30), gt=timedelta(0))
+    """A start that takes longer has failed; large models take minutes."""
+    stop_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0))
+    """An engine that does not free its memory within this time is left behind, and its end is the process's."""
+
+
+class TritonConfig(Section):
+    """Variables INFERBUS_WORKER_TRITON__…"""
+
+    url: str = Field(default="127.0.0.1:8001", pattern=ADDRESS)
+    """host:port of the server's gRPC; while it is away nothing is generated."""
+    tls: bool = False
+    """Whether the server is spoken to over TLS."""
+    tls_ca: Path | None = None
+    """PEM certificate of the authority that signed the server's, with tls; unset: those that the machine trusts."""
+    server_model: str = Field(default="tensorrt_llm", min_length=1)
+    """Its name on the server. With a tokenizer, the core model of an ensemble or BLS is taken instead of it."""
+    tokenizer: Path | None = None
+    """Folder, or tokenizer.json, of the model's tokenizer with its chat template; unset: no chat, text only, no ids."""
+    vocabulary: int | None = Field(default=None, ge=1)
+    """Logits of the model, for logit_bias; unset: as many as the tokenizer has tokens. If wrong, the server refuses."""
+    control: Literal["leave", "reload", "own"] = "leave"
+    """The server's repository: leave: untouched; reload: a dead model is loaded anew; own: also loaded and unloaded."""
+    start_timeout: timedelta = Field(default=timedelta(minutes=5), gt=timedelta(0))
+    """How long the server and the loading of the model may take; then the start has failed."""
+    call_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+    """How long the server may take for an answer about itself."""
+    probe_interval: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+    """An idle model generates a token this often, since being ready is no proof that it can."""
+    probe_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0))
+    """A model whose token takes longer is dead, unless other requests moved meanwhile."""
+    metrics_url: str | None = Field(default=None, pattern=r"^https?://")
+    """The server's metrics page; unset: its KV blocks and queue are not known."""
+    metrics_interval: timedelta = Field(default=timedelta(seconds=5), gt=timedelta(0))
+    """How often the metrics page is read."""
+    kv_block_tokens: int = Field(default=0, ge=0)
+    """Tokens of a KV cache block: with it, input tokens read from the cache are reported; 0: they are not."""
+
+
+class OpenAiConfig(Section):
+    """Variables INFERBUS_WORKER_OPENAI__…"""
+
+    base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^\s?#]+$")
+    """Of the upstream's API, with its /v1."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token; unset: API_KEY_FILE's, or none."""
+    api_key_file: Path | None = None
+    """File that holds the key, read at each start of the engine: a renewed one counts from there on."""
+    tls_ca: Path | None = None
+    """PEM certificate of the authority that signed the upstream's; unset: the system's authorities."""
+    upstream_model: str | None = Field(default=None, min_length=1)
+    """The model's name there; unset: the only one that it serves. With several and none named it does not start."""
+    dialect: Literal["auto", "plain", "vllm", "sglang", "tensorrt_llm", "llama_cpp"] = "auto"
+    """What it understands beyond OpenAI's API; auto: by the owner that its models name, plain if that is unknown."""
+    capabilities: tuple[OpenAiCapability, ...] | None = None
+    """What it can do, believed as it is; unset: a few requests of some tokens find out at each start."""
+    continues: Literal["auto", "final_message", "prefill", "none"] = "auto"
+    """How a chat that broke off is gone on with; none: it is made again and compared; auto: by the dialect."""
+    unary: bool = False
+    """Whether answers are asked for whole, of an upstream that cannot stream: all tokens then come at the end."""
+    tokenizer: Path | None = None
+    """The model's tokenizer.json, to count tokens where the upstream does not; unset: one an event, and a guess."""
+    shared_prefixes: bool = False
+    """Whether tenants may share its prefix cache, and see that they do, where it keeps no salts apart."""
+    connect_timeout: timedelta = Field(default=timedelta(seconds=5), gt=timedelta(0))
+    """A connection that takes longer has failed."""
+    first_token_timeout: timedelta = Field(default=timedelta(seconds=60), gt=timedelta(0))
+    """An answer whose first token takes longer is given up and asked for again."""
+    stall_timeout: timedelta = Field(default=timedelta(seconds=20), gt=timedelta(0))
+    """An answer that says nothing for this long between two tokens is given up and gone on with."""
+    answer_timeout: timedelta = Field(default=timedelta(minutes=10), gt=timedelta(0))
+    """A whole answer that takes longer, of vectors or with UNARY, is given up and asked for again."""
+    start_timeout: timedelta = Field(default=timedelta(seconds=60), ge=timedelta(0))
+    """How long a start waits for an upstream that does not answer yet."""
+    busy_timeout: timedelta = Field(default=timedelta(seconds=20), ge=timedelta(0))
+    """How long a generation waits for an upstream without room; where Retry-After is longer, it is refused at once."""
+    max_retries: int = Field(default=3, ge=0, le=20)
+    """Times that one generation is asked for again, after what broke off or was refused for lack of room."""
+    retry_budget: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Retries of all generations, as a share of the requests of RETRY_WINDOW; above it none is asked for again."""
+    retry_floor: int = Field(default=10, ge=0)
+    """Retries in RETRY_WINDOW that are always allowed, however few requests there were."""
+    retry_window: timedelta = Field(default=timedelta(minutes=1), gt=timedelta(0))
+    """The time over which requests and retries are counted."""
+    breaker_failures: int = Field(default=5, ge=1)
+    """Failures in a row after which the upstream is left alone: new requests get 503 at once."""
+    breaker_rate: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Share of failures among its last twenty answers after which it is left alone, too."""
+    breaker_open: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
+    """How long it is left alone; then one request is let through, whose outcome decides."""
+
+
 class Config(ServiceConfig):
     """One worker: one engine, one model."""
 
-    engine: Literal["llama_cpp", "minilm", "synthetic"] = "llama_cpp"
+    engine: Literal["llama_cpp", "minilm", "openai", "synthetic", "tensorrt_llm", "triton"] = "llama_cpp"
     """The software that generates; its packages must be installed, else the worker does not start."""
     model: str | None = Field(default=None, min_length=1, max_length=128)
     """Public model name; unset: the engine's own."""
     capacity: int | None = Field(default=None, ge=1, le=65536)
-    """Generations that run at once, more wait; unset: 16 (llama_cpp), 64 (minilm), 1024 (synthetic)."""
+    """Generations that run at once, more wait; unset: 16 (llama_cpp), 64 (minilm, openai, triton), 128 (tensorrt_llm),
+    1024 (synthetic)."""
     threads: int | None = Field(default=None, ge=1, le=512)
     """Threads of the engine; unset: one for each core that this process may use."""
     context_length: int | None = Field(default=None, ge=128)
@@ -62,8 +227,19 @@ class Config(ServiceConfig):
     """Restarts of a dead engine within engine_restart_window; one more fails what runs and stops the worker."""
     engine_restart_window: timedelta = Field(default=timedelta(minutes=5), gt=timedelta(0))
     """The time over which restarts are counted."""
+    engine_stall: timedelta = Field(default=timedelta(seconds=120), gt=timedelta(0))
+    """An engine that owes tokens and gives none for this long counts as dead, and is started again."""
     llama_cpp: LlamaCppConfig = LlamaCppConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
+    openai: OpenAiConfig = OpenAiConfig()
+    triton: TritonConfig = TritonConfig()
+    tensorrt_llm: TensorRtLlmConfig = TensorRtLlmConfig()
+    gpu: GpuConfig = GpuConfig()
+
+
+def visible_gpus() -> str | None:
+    """What CUDA is told to show to programs; None: every GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")  # noqa: TID251 (CUDA's own variable, not one of ours)
 
 
 def usable_cores() -> int:

@@ -13,6 +13,7 @@ from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError, unavailable
 
 from inferbus_worker.core.columns import StepFrames
+from inferbus_worker.core.energy import EnergyLedger, input_weight
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.core.running import Running
 from inferbus_worker.core.wire import generation_of
@@ -37,7 +38,13 @@ class Generations:
     """
 
     def __init__(
-        self, engine: Engine, info: EngineInfo, frames: FramePublisher, direct: Direct, limit: RestartLimit
+        self,
+        engine: Engine,
+        info: EngineInfo,
+        frames: FramePublisher,
+        direct: Direct,
+        limit: RestartLimit,
+        energy: EnergyLedger | None = None,
     ) -> None:
         self.running: dict[bytes, Running] = {}
         self.restarts: list[float] = []
@@ -50,6 +57,7 @@ class Generations:
         self._frames = frames
         self._direct = direct
         self._limit = limit
+        self._energy = energy
         self._up = True
         self._failed: InferBusError | None = None
         self._on_end: list[OnEnd] = []
@@ -117,6 +125,8 @@ class Generations:
 
     def _submit(self, running: Running) -> None:
         running.started_us = running.started_us or clock.now_us()
+        if self._energy is not None:
+            self._energy.begin(running.key, input_weight(running.request, len(running.ids)))
         try:
             self._engine.submit(generation_of(running))
         except InferBusError as error:
@@ -128,11 +138,12 @@ class Generations:
     def _apply(self, step: Step) -> None:
         frames = StepFrames(step.time_us)
         total = frames.add_deltas(step, self.running)
+        joules = self._joules(step)
         ended: list[tuple[Running, FinishReason.ValueType]] = []
         for finished in step.finished:
             running = self.running.pop(finished.key, None)
             if running is not None:
-                close = frames.add_close(running, finished, self._info.engine)
+                close = frames.add_close(running, finished, self._info.engine, joules.get(finished.key))
                 ended.append((running, close.finish_reason))
                 self._count_end(close)
         sequence = self._publish(frames)
@@ -144,6 +155,14 @@ class Generations:
         if ended and not self.running:
             self._idle.set()
         self._direct.take(step)
+
+    def _joules(self, step: Step) -> dict[bytes, float]:
+        """Of those that end with the step, as far as known."""
+        if self._energy is None:
+            return {}
+        self._energy.got(step.keys, step.counts)
+        read = {one.key: one.input_tokens - one.cached_input_tokens for one in step.finished}
+        return self._energy.end(read, clock.monotonic()) if read else {}
 
     def _publish(self, frames: StepFrames) -> int:
         """The sequence of the last frame; it is stored after all before it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import click
 from google.protobuf.json_format import MessageToDict
+from inferbus.bus.v1.control_pb2 import GpuStatus
 from inferbus.bus.v1.registry_pb2 import WorkerState
 from inferbus.meter.v1.meter_pb2 import GetLiveResponse, Percentiles
 from inferbus.scheduler.v1.scheduler_pb2 import FleetWorker, WatchFleetResponse
@@ -75,7 +76,7 @@ def render(view: View, url: str) -> RenderableType:
     if view.live is not None:
         parts += [_rates(view.live), _latencies(view.live)]
     if view.fleet is not None:
-        parts += [_queues(view.fleet), _workers(view.fleet)]
+        parts += [_queues(view.fleet), _workers(view.fleet), *_gpus(view.fleet)]
     return Group(*parts, *(Text(problem, style="red") for problem in view.problems))
 
 
@@ -126,6 +127,35 @@ def _worker(worker: FleetWorker) -> tuple[str, ...]:
         *(record.worker, record.model, record.engine, state),
         *(count(worker.active), count(worker.on_the_way), count(record.capacity), count(worker.output_tokens_total)),
         f"{duration(worker.heartbeat_age)} ago",
+    )
+
+
+def _gpus(fleet: WatchFleetResponse) -> list[RenderableType]:
+    """Nothing where no worker tells of a GPU; ``-`` for what a GPU does not say."""
+    told = [(worker.record.worker, gpu) for worker in fleet.workers for gpu in worker.gpus]
+    if not told:
+        return []
+    table = Rows(
+        *(Column("worker"), Column("GPU", number=True), Column("device", spare=2), Column("busy", number=True)),
+        *(Column("memory", number=True), Column("power", number=True, spare=1), Column("at", number=True, spare=1)),
+        *(Column("held down by", spare=3), Column("fault")),
+    )
+    for worker, gpu in sorted(told, key=lambda one: (one[0], one[1].index, one[1].uuid)):
+        table.add(worker, *_gpu(gpu))
+    return [table]
+
+
+def _gpu(gpu: GpuStatus) -> tuple[str, ...]:
+    used, total = (f"{part / 2**30:.1f}" for part in (gpu.memory_used_bytes, gpu.memory_total_bytes))
+    return (
+        str(gpu.index) if gpu.HasField("index") else gpu.uuid,
+        gpu.name,
+        f"{gpu.utilization:.0%}" if gpu.HasField("utilization") else "-",
+        f"{used}/{total} GiB" if gpu.HasField("memory_total_bytes") else "-",
+        f"{gpu.power_watts:.0f} W" if gpu.HasField("power_watts") else "-",
+        f"{gpu.temperature_celsius:.0f} °C" if gpu.HasField("temperature_celsius") else "-",
+        ", ".join(gpu.throttle_reasons),
+        gpu.fault,
     )
 
 

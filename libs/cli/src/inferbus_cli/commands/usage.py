@@ -31,15 +31,19 @@ def usage(target: Target, since: datetime | None, until: datetime | None, tenant
 
 
 def _table(answer: GetUsageResponse) -> Rows:
+    """Sums of estimated tokens are rows of their own; the column that says so is there if there are any."""
+    mixed = any(row.estimated for row in answer.rows)
     table = Rows(
         *(Column("tenant"), Column("project"), Column("model"), Column("requests", number=True, spare=1)),
         *(Column("input", number=True), Column("cached input", number=True, spare=2), Column("output", number=True)),
         Column("cost", number=True),
+        *([Column("tokens are")] if mixed else []),
     )
     for row in answer.rows:
         table.add(
             *(row.tenant_id, row.project_id, row.model, count(row.requests)),
             *(count(row.input_tokens), count(row.cached_input_tokens), count(row.output_tokens)),
             f"{row.cost} {row.currency}",
+            *(["estimated" if row.estimated else "counted"] if mixed else []),
         )
     return table

@@ -31,7 +31,7 @@ class NativeBlock:
         self._header(name, type_name, len(values))
         self._parts.append(values.tobytes())
 
-    def nullable(self, name: str, type_name: str, values: Sequence[int | None], dtype: type[np.generic]) -> None:
+    def nullable(self, name: str, type_name: str, values: Sequence[float | None], dtype: type[np.generic]) -> None:
         """A column of fixed width in which None is NULL."""
         self._header(name, f"Nullable({type_name})", len(values))
         self._parts.append(np.array([value is None for value in values], np.uint8).tobytes())

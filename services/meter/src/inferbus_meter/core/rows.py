@@ -23,6 +23,8 @@ TIME = "DateTime64(6, 'UTC')"
 _CONTEXT_COLUMNS = ("tenant_id", "project_id", "key_id", "model", "revision")
 # What DateTime64(6) and the hours in the sorting key can hold: 1970 to 2106.
 _MAX_TIME_US = ((1 << 32) - 1) * 1_000_000
+# A day of a rack. Neither infinity nor what is not a number is below it.
+_MAX_JOULES = 1e10
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ def request_rows(batch: FrameBatch, rates: Mapping[str, Rate]) -> Rows:
         block.fixed(name, type_name, np.array([value(item) for item in closes], dtype))
     for name, duration in _DURATIONS.items():
         block.nullable(name, "UInt64", [duration(item.close) for item in closes], np.uint64)
+    estimated = np.array([item.close.usage.estimated for item in closes], np.uint8)
+    block.fixed("estimated", "Bool", estimated)
+    block.nullable("energy_j", "Float32", [energy_j(item.close) for item in closes], np.float32)
     _put_costs(block, closes, rates)
     return Rows("requests", len(closes), block.encode())
 
@@ -125,6 +130,12 @@ def tpot_us(close: Close) -> int | None:
 
 def queue_us(close: Close) -> int | None:
     return _between(close, "accepted_time", "started_time")
+
+
+def energy_j(close: Close) -> float | None:
+    """Joules; None if they were not measured, and for what no energy can be: one such row would spoil every sum."""
+    joules = close.energy_joules
+    return joules if close.HasField("energy_joules") and 0 <= joules < _MAX_JOULES else None
 
 
 def _between(close: Close, begin: str, end: str) -> int | None:

@@ -295,13 +295,13 @@ class StepFrames:
         """A delta without token: names the index at which a new attempt resumes, before its first token is there."""
         self.of(running.edge).add(running, (), b"", 0)
 
-    def add_close(self, running: Running, finished: Finished, engine: str) -> Close:
+    def add_close(self, running: Running, finished: Finished, engine: str, joules: float | None = None) -> Close:
         columns = self.of(running.edge)
         if not running.opened and not columns.open(running):
             columns.add_open(running, b"")
             if finished.reason in (Finish.STOP, Finish.LENGTH):
                 finished = replace(finished, reason=Finish.ERROR, error=reply_too_large())
-        close = close_of(running, finished, engine, self._time_us)
+        close = close_of(running, finished, engine, self._time_us, joules)
         close.context_index = columns.context_of(running)
         columns.add_close(close)
         return close
@@ -325,7 +325,7 @@ def reply_too_large() -> InferBusError:
     return invalid("What the answer repeats of the request is too long; send less.", reason="request_too_large")
 
 
-def close_of(running: Running, finished: Finished, engine: str, now_us: int) -> Close:
+def close_of(running: Running, finished: Finished, engine: str, now_us: int, joules: float | None = None) -> Close:
     """The end of a generation. What we closed for a reason of our own is an error, the client's cancel is not."""
     reason, error = finished.reason, finished.error
     if reason is Finish.CANCELLED and running.verdict is not None:
@@ -345,6 +345,7 @@ def close_of(running: Running, finished: Finished, engine: str, now_us: int) -> 
         accepted_time=timestamp(running.accepted_us),
         end_time=timestamp(now_us),
         engine=engine,
+        energy_joules=joules,
     )
     if finished.stop_index is not None:
         close.stop_index = finished.stop_index

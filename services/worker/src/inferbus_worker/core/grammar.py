@@ -20,6 +20,8 @@ MAX_SOURCE = 128 * 1024
 MAX_DEPTH = 64
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY_SPACING = {"whitespace_flexible": True}
+# Of an output that we only follow: whoever makes it has its own.
+_ANY_SPACING = {"whitespace_flexible": True}
 _HEADER = "%llguidance {}\n"
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 # Keywords with which a schema may say its type without the word.
@@ -51,19 +53,21 @@ def grammar_of_constraint(constraint: Constraint, *, any_space: bool = False) ->
     return Grammar(part.text, (part,))
 
 
-def grammar_of(generation: Generation) -> Grammar | None:
+def grammar_of(generation: Generation, *, flexible_space: bool = False) -> Grammar | None:
     """None: any text. Raises InferBusError ``invalid_schema`` for a source that is no JSON schema, or asks too much.
+    ``flexible_space``: JSON may have white space wherever JSON allows it.
 
     An answer that must be a call has no text, so that a constraint says nothing about it.
     """
     source = generation.input
     must_call = isinstance(source, Chat) and source.tool_mode is ToolMode.REQUIRED
-    form = _form(generation.constraint) if generation.constraint is not None and not must_call else None
+    spacing = _ANY_SPACING if flexible_space else _SPACING
+    form = _form(generation.constraint, spacing) if generation.constraint is not None and not must_call else None
     parts = [Part(f"{_HEADER}start: {form}\n", "response_format", "The schema")] if form is not None else []
     if not isinstance(source, Chat) or not source.tools or source.tool_mode is ToolMode.NONE:
         return Grammar(parts[0].text, tuple(parts)) if parts else None
     tools = [tool for tool in source.tools if source.tool_name in ("", tool.name)]
-    schemas = [_parameters(tool) for tool in tools]
+    schemas = [_parameters(tool, spacing) for tool in tools]
     parts += [
         Part(f"{_HEADER}start: {schema}\n", "tools", f"The parameters of '{tool.name[:64]}'")
         for tool, schema in zip(tools, schemas, strict=True)
@@ -103,14 +107,14 @@ def _form(constraint: Constraint, spacing: dict[str, Any] = _SPACING) -> str:
             return _json_rule(_schema(constraint.source, "response_format"), spacing)
 
 
-def _parameters(tool: Tool) -> str:
+def _parameters(tool: Tool, spacing: dict[str, Any]) -> str:
     """Arguments are an object, also where the schema does not say so."""
     if not tool.parameters:
-        return _json_rule({"type": "object", "properties": {}, "additionalProperties": False})
+        return _json_rule({"type": "object", "properties": {}, "additionalProperties": False}, spacing)
     schema = _schema(tool.parameters, "tools")
     if not any(keyword in schema for keyword in _TYPING):
         schema["type"] = "object"
-    return _json_rule(schema)
+    return _json_rule(schema, spacing)
 
 
 def _json_rule(schema: dict[str, Any], spacing: dict[str, Any] = _SPACING) -> str:

@@ -57,6 +57,7 @@ class Heartbeat(_message.Message):
     WORK_SEQUENCE_FIELD_NUMBER: _builtins.int
     UNACKED_FRAMES_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     active: _builtins.int
@@ -66,6 +67,10 @@ class Heartbeat(_message.Message):
     unacked_frames: _builtins.int
     """Frames published and not yet acknowledged."""
     output_tokens_total: _builtins.int
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuStatus]:
+        """Those that this worker computes on, in the first heartbeat after they were read (once a second); else empty."""
+
     def __init__(
         self,
         *,
@@ -75,14 +80,130 @@ class Heartbeat(_message.Message):
         work_sequence: _builtins.int = ...,
         unacked_frames: _builtins.int = ...,
         output_tokens_total: _builtins.int = ...,
+        gpus: _abc.Iterable[Global___GpuStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "output_tokens_total", b"output_tokens_total", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "gpus", b"gpus", "output_tokens_total", b"output_tokens_total", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class GpuStatus(_message.Message):
+    """One GPU, or one MIG instance, as it was last read. A field is absent where the GPU, its driver or NVML does not say it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UUID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    POWER_WATTS_FIELD_NUMBER: _builtins.int
+    ENERGY_JOULES_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
+    SLOWDOWN_CELSIUS_FIELD_NUMBER: _builtins.int
+    ECC_UNCORRECTED_VOLATILE_FIELD_NUMBER: _builtins.int
+    ECC_UNCORRECTED_AGGREGATE_FIELD_NUMBER: _builtins.int
+    THROTTLE_REASONS_FIELD_NUMBER: _builtins.int
+    XIDS_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    uuid: _builtins.str
+    """GPU-... or MIG-..."""
+    index: _builtins.int
+    """NVML's number of the GPU on its machine; of a MIG instance: of the GPU that it is a part of."""
+    name: _builtins.str
+    utilization: _builtins.float
+    """In [0, 1]: the part of the last moments in which something was computed."""
+    memory_used_bytes: _builtins.int
+    memory_total_bytes: _builtins.int
+    power_watts: _builtins.float
+    energy_joules: _builtins.float
+    """Since the driver was loaded."""
+    temperature_celsius: _builtins.float
+    slowdown_celsius: _builtins.float
+    """From here on the GPU slows itself down."""
+    ecc_uncorrected_volatile: _builtins.int
+    """Memory errors that ECC did not correct, since the driver was loaded, and in the life of the GPU."""
+    ecc_uncorrected_aggregate: _builtins.int
+    fault: _builtins.str
+    """Why it is sick: ecc, xid, lost, hot. Empty: it is not."""
+    @_builtins.property
+    def throttle_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why its clocks are held down: sw_power_cap, hw_thermal_slowdown, ...; idling is none."""
+
+    @_builtins.property
+    def xids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Xid faults since the worker's start, those that are a program's own included."""
+
+    def __init__(
+        self,
+        *,
+        uuid: _builtins.str = ...,
+        index: _builtins.int | None = ...,
+        name: _builtins.str = ...,
+        utilization: _builtins.float | None = ...,
+        memory_used_bytes: _builtins.int | None = ...,
+        memory_total_bytes: _builtins.int | None = ...,
+        power_watts: _builtins.float | None = ...,
+        energy_joules: _builtins.float | None = ...,
+        temperature_celsius: _builtins.float | None = ...,
+        slowdown_celsius: _builtins.float | None = ...,
+        ecc_uncorrected_volatile: _builtins.int | None = ...,
+        ecc_uncorrected_aggregate: _builtins.int | None = ...,
+        throttle_reasons: _abc.Iterable[_builtins.str] | None = ...,
+        xids: _abc.Iterable[_builtins.int] | None = ...,
+        fault: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_joules", b"_energy_joules", "_index", b"_index", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_power_watts", b"_power_watts", "_slowdown_celsius", b"_slowdown_celsius", "_temperature_celsius", b"_temperature_celsius", "_utilization", b"_utilization", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_joules", b"energy_joules", "index", b"index", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "power_watts", b"power_watts", "slowdown_celsius", b"slowdown_celsius", "temperature_celsius", b"temperature_celsius", "utilization", b"utilization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate", "_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile", "_energy_joules", b"_energy_joules", "_index", b"_index", "_memory_total_bytes", b"_memory_total_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_power_watts", b"_power_watts", "_slowdown_celsius", b"_slowdown_celsius", "_temperature_celsius", b"_temperature_celsius", "_utilization", b"_utilization", "ecc_uncorrected_aggregate", b"ecc_uncorrected_aggregate", "ecc_uncorrected_volatile", b"ecc_uncorrected_volatile", "energy_joules", b"energy_joules", "fault", b"fault", "index", b"index", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "name", b"name", "power_watts", b"power_watts", "slowdown_celsius", b"slowdown_celsius", "temperature_celsius", b"temperature_celsius", "throttle_reasons", b"throttle_reasons", "utilization", b"utilization", "uuid", b"uuid", "xids", b"xids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ecc_uncorrected_aggregate: _TypeAlias = _typing.Literal["ecc_uncorrected_aggregate"]  # noqa: Y015
+    _WhichOneofArgType__ecc_uncorrected_aggregate: _TypeAlias = _typing.Literal["_ecc_uncorrected_aggregate", b"_ecc_uncorrected_aggregate"]  # noqa: Y015
+    _WhichOneofReturnType__ecc_uncorrected_volatile: _TypeAlias = _typing.Literal["ecc_uncorrected_volatile"]  # noqa: Y015
+    _WhichOneofArgType__ecc_uncorrected_volatile: _TypeAlias = _typing.Literal["_ecc_uncorrected_volatile", b"_ecc_uncorrected_volatile"]  # noqa: Y015
+    _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
+    _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    _WhichOneofReturnType__memory_total_bytes: _TypeAlias = _typing.Literal["memory_total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_total_bytes: _TypeAlias = _typing.Literal["_memory_total_bytes", b"_memory_total_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_used_bytes: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__power_watts: _TypeAlias = _typing.Literal["power_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_watts: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts"]  # noqa: Y015
+    _WhichOneofReturnType__slowdown_celsius: _TypeAlias = _typing.Literal["slowdown_celsius"]  # noqa: Y015
+    _WhichOneofArgType__slowdown_celsius: _TypeAlias = _typing.Literal["_slowdown_celsius", b"_slowdown_celsius"]  # noqa: Y015
+    _WhichOneofReturnType__temperature_celsius: _TypeAlias = _typing.Literal["temperature_celsius"]  # noqa: Y015
+    _WhichOneofArgType__temperature_celsius: _TypeAlias = _typing.Literal["_temperature_celsius", b"_temperature_celsius"]  # noqa: Y015
+    _WhichOneofReturnType__utilization: _TypeAlias = _typing.Literal["utilization"]  # noqa: Y015
+    _WhichOneofArgType__utilization: _TypeAlias = _typing.Literal["_utilization", b"_utilization"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_uncorrected_aggregate) -> _WhichOneofReturnType__ecc_uncorrected_aggregate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_uncorrected_volatile) -> _WhichOneofReturnType__ecc_uncorrected_volatile | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__energy_joules) -> _WhichOneofReturnType__energy_joules | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_total_bytes) -> _WhichOneofReturnType__memory_total_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_used_bytes) -> _WhichOneofReturnType__memory_used_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_watts) -> _WhichOneofReturnType__power_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slowdown_celsius) -> _WhichOneofReturnType__slowdown_celsius | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_celsius) -> _WhichOneofReturnType__temperature_celsius | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization) -> _WhichOneofReturnType__utilization | None: ...
+
+Global___GpuStatus: _TypeAlias = GpuStatus  # noqa: Y015
 
 @_typing.final
 class Attached(_message.Message):

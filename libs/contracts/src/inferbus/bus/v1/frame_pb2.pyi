@@ -314,6 +314,7 @@ class Close(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     STOP_INDEX_FIELD_NUMBER: _builtins.int
+    ENERGY_JOULES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     context_index: _builtins.int
     attempt: _builtins.int
@@ -324,6 +325,10 @@ class Close(_message.Message):
     """The name of the worker's engine; "synthetic" says that no model made these tokens."""
     stop_index: _builtins.int
     """Which of Sampling.stop ended it; absent: none of them."""
+    energy_joules: _builtins.float
+    """What the worker's GPUs drew for this attempt: each interval's energy is shared by the tokens that were got in it.
+    Absent where it was not measured.
+    """
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage: ...
     @_builtins.property
@@ -366,13 +371,19 @@ class Close(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         engine: _builtins.str = ...,
         stop_index: _builtins.int | None = ...,
+        energy_joules: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "end_time", b"end_time", "error", b"error", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "end_time", b"end_time", "energy_joules", b"energy_joules", "error", b"error", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "engine", b"engine", "error", b"error", "finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "energy_joules", b"energy_joules", "engine", b"engine", "error", b"error", "finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
+    _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015
     _WhichOneofReturnType__stop_index: _TypeAlias = _typing.Literal["stop_index"]  # noqa: Y015
     _WhichOneofArgType__stop_index: _TypeAlias = _typing.Literal["_stop_index", b"_stop_index"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__energy_joules) -> _WhichOneofReturnType__energy_joules | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_index) -> _WhichOneofReturnType__stop_index | None: ...
 
 Global___Close: _TypeAlias = Close  # noqa: Y015

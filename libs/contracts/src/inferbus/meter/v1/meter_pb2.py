@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/meter/v1/meter.proto\x12\x11inferbus.meter.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x01\n\x0fGetUsageRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttenant_id\x18\x03 \x01(\t\"=\n\x10GetUsageResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.inferbus.meter.v1.UsageRow\"\xbc\x01\n\x08UsageRow\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x04\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x06 \x01(\x04\x12\x15\n\routput_tokens\x18\x07 \x01(\x04\x12\x0c\n\x04\x63ost\x18\x08 \x01(\t\x12\x10\n\x08\x63urrency\x18\t \x01(\t\";\n\x0eGetLiveRequest\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x91\x02\n\x0fGetLiveResponse\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08requests\x18\x02 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x03 \x01(\x04\x12\x15\n\routput_tokens\x18\x04 \x01(\x04\x12,\n\x04ttft\x18\x05 \x01(\x0b\x32\x1e.inferbus.meter.v1.Percentiles\x12+\n\x03itl\x18\x06 \x01(\x0b\x32\x1e.inferbus.meter.v1.Percentiles\x12+\n\x03\x65\x32\x65\x18\x07 \x01(\x0b\x32\x1e.inferbus.meter.v1.Percentiles\x12\x12\n\ningest_lag\x18\x08 \x01(\x04\"\x85\x01\n\x0bPercentiles\x12&\n\x03p50\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p95\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x98\x01\n\x0c\x41uditRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbc\x01\n\rAuditResponse\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .inferbus.meter.v1.AuditProgressH\x00\x12\x38\n\ndifference\x18\x02 \x01(\x0b\x32\".inferbus.meter.v1.AuditDifferenceH\x00\x12\x32\n\x07summary\x18\x03 \x01(\x0b\x32\x1f.inferbus.meter.v1.AuditSummaryH\x00\x42\x07\n\x05\x65vent\":\n\rAuditProgress\x12\x13\n\x0b\x66rames_read\x18\x01 \x01(\x04\x12\x14\n\x0c\x66rames_total\x18\x02 \x01(\x04\"\x8a\x01\n\x0f\x41uditDifference\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rstream_tokens\x18\x03 \x01(\x04\x12\x15\n\rstored_tokens\x18\x04 \x01(\x04\x12\x15\n\rbilled_tokens\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"\xc0\x01\n\x0c\x41uditSummary\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x15\n\ropen_requests\x18\x02 \x01(\x04\x12\x15\n\rstream_tokens\x18\x03 \x01(\x04\x12\x15\n\rstored_tokens\x18\x04 \x01(\x04\x12\x15\n\rbilled_tokens\x18\x05 \x01(\x04\x12\x13\n\x0b\x64ifferences\x18\x06 \x01(\x04\x12\x16\n\x0e\x66irst_sequence\x18\x07 \x01(\x04\x12\x15\n\rlast_sequence\x18\x08 \x01(\x04\x32\x83\x02\n\x0cMeterService\x12S\n\x08GetUsage\x12\".inferbus.meter.v1.GetUsageRequest\x1a#.inferbus.meter.v1.GetUsageResponse\x12P\n\x07GetLive\x12!.inferbus.meter.v1.GetLiveRequest\x1a\".inferbus.meter.v1.GetLiveResponse\x12L\n\x05\x41udit\x12\x1f.inferbus.meter.v1.AuditRequest\x1a .inferbus.meter.v1.AuditResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/meter/v1/meter.proto\x12\x11inferbus.meter.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x01\n\x0fGetUsageRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttenant_id\x18\x03 \x01(\t\"=\n\x10GetUsageResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.inferbus.meter.v1.UsageRow\"\xcf\x01\n\x08UsageRow\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x04\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x06 \x01(\x04\x12\x15\n\routput_tokens\x18\x07 \x01(\x04\x12\x0c\n\x04\x63ost\x18\x08 \x01(\t\x12\x10\n\x08\x63urrency\x18\t \x01(\t\x12\x11\n\testimated\x18\n \x01(\x08\";\n\x0eGetLiveRequest\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x91\x02\n\x0fGetLiveResponse\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08requests\x18\x02 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x03 \x01(\x04\x12\x15\n\routput_tokens\x18\x04 \x01(\x04\x12,\n\x04ttft\x18\x05 \x01(\x0b\x32\x1e.inferbus.meter.v1.Percentiles\x12+\n\x03itl\x18\x06 \x01(\x0b\x32\x1e.inferbus.meter.v1.Percentiles\x12+\n\x03\x65\x32\x65\x18\x07 \x01(\x0b\x32\x1e.inferbus.meter.v1.Percentiles\x12\x12\n\ningest_lag\x18\x08 \x01(\x04\"\x85\x01\n\x0bPercentiles\x12&\n\x03p50\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p95\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x98\x01\n\x0c\x41uditRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbc\x01\n\rAuditResponse\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .inferbus.meter.v1.AuditProgressH\x00\x12\x38\n\ndifference\x18\x02 \x01(\x0b\x32\".inferbus.meter.v1.AuditDifferenceH\x00\x12\x32\n\x07summary\x18\x03 \x01(\x0b\x32\x1f.inferbus.meter.v1.AuditSummaryH\x00\x42\x07\n\x05\x65vent\":\n\rAuditProgress\x12\x13\n\x0b\x66rames_read\x18\x01 \x01(\x04\x12\x14\n\x0c\x66rames_total\x18\x02 \x01(\x04\"\x8a\x01\n\x0f\x41uditDifference\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rstream_tokens\x18\x03 \x01(\x04\x12\x15\n\rstored_tokens\x18\x04 \x01(\x04\x12\x15\n\rbilled_tokens\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"\xc0\x01\n\x0c\x41uditSummary\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x15\n\ropen_requests\x18\x02 \x01(\x04\x12\x15\n\rstream_tokens\x18\x03 \x01(\x04\x12\x15\n\rstored_tokens\x18\x04 \x01(\x04\x12\x15\n\rbilled_tokens\x18\x05 \x01(\x04\x12\x13\n\x0b\x64ifferences\x18\x06 \x01(\x04\x12\x16\n\x0e\x66irst_sequence\x18\x07 \x01(\x04\x12\x15\n\rlast_sequence\x18\x08 \x01(\x04\x32\x83\x02\n\x0cMeterService\x12S\n\x08GetUsage\x12\".inferbus.meter.v1.GetUsageRequest\x1a#.inferbus.meter.v1.GetUsageResponse\x12P\n\x07GetLive\x12!.inferbus.meter.v1.GetLiveRequest\x1a\".inferbus.meter.v1.GetLiveResponse\x12L\n\x05\x41udit\x12\x1f.inferbus.meter.v1.AuditRequest\x1a .inferbus.meter.v1.AuditResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUSAGERESPONSE']._serialized_start=250
   _globals['_GETUSAGERESPONSE']._serialized_end=311
   _globals['_USAGEROW']._serialized_start=314
-  _globals['_USAGEROW']._serialized_end=502
-  _globals['_GETLIVEREQUEST']._serialized_start=504
-  _globals['_GETLIVEREQUEST']._serialized_end=563
-  _globals['_GETLIVERESPONSE']._serialized_start=566
-  _globals['_GETLIVERESPONSE']._serialized_end=839
-  _globals['_PERCENTILES']._serialized_start=842
-  _globals['_PERCENTILES']._serialized_end=975
-  _globals['_AUDITREQUEST']._serialized_start=978
-  _globals['_AUDITREQUEST']._serialized_end=1130
-  _globals['_AUDITRESPONSE']._serialized_start=1133
-  _globals['_AUDITRESPONSE']._serialized_end=1321
-  _globals['_AUDITPROGRESS']._serialized_start=1323
-  _globals['_AUDITPROGRESS']._serialized_end=1381
-  _globals['_AUDITDIFFERENCE']._serialized_start=1384
-  _globals['_AUDITDIFFERENCE']._serialized_end=1522
-  _globals['_AUDITSUMMARY']._serialized_start=1525
-  _globals['_AUDITSUMMARY']._serialized_end=1717
-  _globals['_METERSERVICE']._serialized_start=1720
-  _globals['_METERSERVICE']._serialized_end=1979
+  _globals['_USAGEROW']._serialized_end=521
+  _globals['_GETLIVEREQUEST']._serialized_start=523
+  _globals['_GETLIVEREQUEST']._serialized_end=582
+  _globals['_GETLIVERESPONSE']._serialized_start=585
+  _globals['_GETLIVERESPONSE']._serialized_end=858
+  _globals['_PERCENTILES']._serialized_start=861
+  _globals['_PERCENTILES']._serialized_end=994
+  _globals['_AUDITREQUEST']._serialized_start=997
+  _globals['_AUDITREQUEST']._serialized_end=1149
+  _globals['_AUDITRESPONSE']._serialized_start=1152
+  _globals['_AUDITRESPONSE']._serialized_end=1340
+  _globals['_AUDITPROGRESS']._serialized_start=1342
+  _globals['_AUDITPROGRESS']._serialized_end=1400
+  _globals['_AUDITDIFFERENCE']._serialized_start=1403
+  _globals['_AUDITDIFFERENCE']._serialized_end=1541
+  _globals['_AUDITSUMMARY']._serialized_start=1544
+  _globals['_AUDITSUMMARY']._serialized_end=1736
+  _globals['_METERSERVICE']._serialized_start=1739
+  _globals['_METERSERVICE']._serialized_end=1998
 # @@protoc_insertion_point(module_scope)

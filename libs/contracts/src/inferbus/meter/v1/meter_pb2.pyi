@@ -74,7 +74,7 @@ Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
 
 @_typing.final
 class UsageRow(_message.Message):
-    """One group of tenant, project and model."""
+    """One group of tenant, project, model, currency, and whether its tokens are an estimate."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -87,6 +87,7 @@ class UsageRow(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     project_id: _builtins.str
     model: _builtins.str
@@ -97,6 +98,8 @@ class UsageRow(_message.Message):
     cost: _builtins.str
     """Decimal string in currency."""
     currency: _builtins.str
+    estimated: _builtins.bool
+    """Tokens of these requests were not all counted by the model's own tokenizer: an upstream did not say them."""
     def __init__(
         self,
         *,
@@ -109,10 +112,11 @@ class UsageRow(_message.Message):
         output_tokens: _builtins.int = ...,
         cost: _builtins.str = ...,
         currency: _builtins.str = ...,
+        estimated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "cost", b"cost", "currency", b"currency", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "project_id", b"project_id", "requests", b"requests", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "cost", b"cost", "currency", b"currency", "estimated", b"estimated", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "project_id", b"project_id", "requests", b"requests", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

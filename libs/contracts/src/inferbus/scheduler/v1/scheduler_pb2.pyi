@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from inferbus.bus.v1 import control_pb2 as _control_pb2
 from inferbus.bus.v1 import registry_pb2 as _registry_pb2
 from inferbus.common.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
@@ -81,6 +82,7 @@ class FleetWorker(_message.Message):
     ON_THE_WAY_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     HEARTBEAT_AGE_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     active: _builtins.int
     on_the_way: _builtins.int
     """Placed and not yet taken over by the worker."""
@@ -89,6 +91,10 @@ class FleetWorker(_message.Message):
     def record(self) -> _registry_pb2.WorkerRecord: ...
     @_builtins.property
     def heartbeat_age(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[_control_pb2.GpuStatus]:
+        """As its heartbeats said last."""
+
     def __init__(
         self,
         *,
@@ -97,10 +103,11 @@ class FleetWorker(_message.Message):
         on_the_way: _builtins.int = ...,
         output_tokens_total: _builtins.int = ...,
         heartbeat_age: _duration_pb2.Duration | None = ...,
+        gpus: _abc.Iterable[_control_pb2.GpuStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_age", b"heartbeat_age", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "heartbeat_age", b"heartbeat_age", "on_the_way", b"on_the_way", "output_tokens_total", b"output_tokens_total", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "gpus", b"gpus", "heartbeat_age", b"heartbeat_age", "on_the_way", b"on_the_way", "output_tokens_total", b"output_tokens_total", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

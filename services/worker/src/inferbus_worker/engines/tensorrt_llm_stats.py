@@ -1,0 +1,143 @@
+"""What the engine tells of itself between generations: an iteration's statistics, and what its KV cache holds.
+
+Both come out of queues that are emptied by reading and live on the event loop of the requests, so each has one reader.
+They are empty until the first request; an iterator that has run dry is asked for again after a pause.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.01
+_FIRST_PAUSE = 0.005
+_LAST_PAUSE = 0.5
+_UNSIGNED = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of the last iteration. Blocks of the KV cache: ``kv_used`` of ``kv_max``; ``kv_reused`` and ``kv_missed`` since
+    the start. ``accepted`` of ``drafted`` tokens, where it speculates."""
+
+    iteration: int = 0
+    seconds: float = 0.0
+    active: int = 0
+    queued: int = 0
+    kv_used: int = 0
+    kv_max: int = 0
+    kv_reused: int = 0
+    kv_missed: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> "Statistics":
+        cache, drafts = told.get("kvCacheStats") or {}, told.get("specDecodingStats") or {}
+        return cls(
+            iteration=int(told.get("iter", 0)),
+            seconds=float(told.get("iterLatencyMS", 0.0)) / 1000,
+            active=int(told.get("numActiveRequests", 0)),
+            queued=int(told.get("numQueuedRequests", 0)),
+            kv_used=int(cache.get("usedNumBlocks", 0)),
+            kv_max=int(cache.get("maxNumBlocks", 0)),
+            kv_reused=int(cache.get("reusedBlocks", 0)),
+            kv_missed=int(cache.get("missedBlocks", 0)),
+            drafted=int(drafts.get("numDraftTokens", 0)),
+            accepted=int(drafts.get("numAcceptedTokens", 0)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Whole blocks, each the next one's parent; ``parent``: of the first, None at the beginning of a sequence."""
+
+    parent: int | None
+    blocks: tuple[tuple[int, tuple[int, ...]], ...]
+    """(hash, its token ids)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    hashes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Events were lost, or the cache is new: whoever keeps an index begins an empty one."""
+
+
+KvEvent = Stored | Removed | Forgotten
+
+
+class KvEvents:
+    """From the engine's events to those that an index of whole blocks wants.
+
+    Of a model with several attention windows only the longest is told. A block that is not full is left out, and so is
+    its removal: its hash changes when it fills.
+    """
+
+    def __init__(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+        self._last: int | None = None
+        self._window = 0
+        self._partial: set[int] = set()
+
+    def take(self, event: dict[str, Any]) -> list[KvEvent]:
+        told: list[KvEvent] = []
+        number = int(event["event_id"])
+        if self._last is not None and number != self._last + 1:
+            self._partial.clear()
+            told.append(Forgotten())
+        self._last = number
+        data, window = event["data"], int(event.get("window_size") or 0)
+        if data["type"] == "created":
+            self._window = max(self._window, window)
+            return told or [Forgotten()]
+        if window < self._window:
+            return told
+        if data["type"] == "stored":
+            told += self._stored(data)
+        elif data["type"] == "removed":
+            told += self._removed(data)
+        return told
+
+    def _stored(self, data: dict[str, Any]) -> list[KvEvent]:
+        whole: list[tuple[int, tuple[int, ...]]] = []
+        for block in data["blocks"]:
+            number = int(block["block_hash"]) % _UNSIGNED
+            ids = tuple(int(token["token_id"]) for token in block["tokens"])
+            if len(ids) < self._block_tokens:
+                self._partial.add(number)
+                break  # nothing follows a block that is not full
+            whole.append((number, ids))
+        parent = data.get("parent_hash")
+        return [Stored(None if parent is None else int(parent) % _UNSIGNED, tuple(whole))] if whole else []
+
+    def _removed(self, data: dict[str, Any]) -> list[KvEvent]:
+        hashes = [int(number) % _UNSIGNED for number in data["block_hashes"]]
+        gone = tuple(number for number in hashes if number not in self._partial)
+        self._partial.difference_update(hashes)
+        return [Removed(gone)] if gone else []
+
+
+async def read_all(ask: Callable[[float], AsyncIterator[Any]], take: Callable[[dict[str, Any]], None]) -> None:
+    """Everything that ``ask`` (of a wait in seconds) yields, until it is cancelled."""
+    pause, silent = _FIRST_PAUSE, False
+    while True:
+        some = False
+        try:
+            async for told in ask(_WAIT_SECONDS):
+                some = True
+                for one in told if isinstance(told, list) else [told]:
+                    take(json.loads(one) if isinstance(one, str | bytes) else one)
+        except Exception:  # a generation can do without what the engine tells of itself
+            if not silent:
+                log.exception("the engine's statistics cannot be read")
+            silent = True
+        pause = _FIRST_PAUSE if some else min(2 * pause, _LAST_PAUSE)
+        await asyncio.sleep(pause)
