@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,8 @@ CAN = frozenset({"ids", "resume", "seeds", "batch", "tokenize", "bias"})
 
 
 def missing() -> str:
+    if find_spec("tritonclient") is None:
+        return "the extra triton is not installed"
     return server.missing()
 
 

@@ -14,6 +14,9 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+
+pytest.importorskip("tritonclient", reason="the extra triton is not installed")
+
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError

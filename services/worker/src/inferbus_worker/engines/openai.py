@@ -283,6 +283,9 @@ class OpenAi:
     async def _watch_progress(self, health: Health) -> None:
         """An upstream that answers nobody for too long, and owes it, counts as gone."""
         owed_since = clock.monotonic()
+        times = _times(self._settings)
+        # Those for one answer are the engine's own, and may be longer.
+        stall = max(self._stall, times.first + times.stall, times.whole if self._settings.unary else 0.0)
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             now = clock.monotonic()
@@ -290,7 +293,7 @@ class OpenAi:
             if not self._running or not self._outbox.room.is_set():
                 owed_since = now
             owed_since = max(owed_since, latest)
-            if now - owed_since > self._stall:
+            if now - owed_since > stall:
                 health.die("the upstream stands still")
                 return
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from inferbus_worker.engine import Generation, Vector
+from inferbus_worker.engine import Chat, Generation, Vector
+from inferbus_worker.engines.openai_body import Events
 from inferbus_worker.engines.openai_errors import Kind, UpstreamError, failure_in_stream
 from inferbus_worker.engines.openai_events import BrokenAnswerError, Chunk, FailedEventError, chunk_of, chunks_of
 from inferbus_worker.engines.openai_http import UpstreamHttp
@@ -30,12 +31,15 @@ class Times:
 class Answer:
     """Raises UpstreamError, RefusedError and TooLongError."""
 
-    def __init__(self, http: UpstreamHttp, times: Times, generation: Generation, room: asyncio.Event) -> None:
+    def __init__(
+        self, http: UpstreamHttp, times: Times, generation: Generation, room: asyncio.Event, events: Events
+    ) -> None:
         """``room``: reading waits for it, and nobody counts that time."""
         self._http = http
         self._times = times
         self._generation = generation
         self._room = room
+        self._events = events
         self._complete = False
 
     async def stream(self, path: str, body: bytes, take: Callable[[Chunk], bool]) -> None:
@@ -75,10 +79,22 @@ class Answer:
         self, response: aiohttp.ClientResponse, take: Callable[[Chunk], bool], limit: asyncio.Timeout
     ) -> None:
         now = asyncio.get_running_loop().time
+        first: Chunk | None = None
+        unsure: Chunk | None = None
         async with aclosing(chunks_of(response)) as chunks:
             async for chunk in chunks:
+                if first is None:
+                    first = chunk
+                    if self._may_be_another(chunk):
+                        unsure = chunk
+                        continue
+                elif self._events.named and chunk.answer != first.answer:
+                    raise BrokenAnswerError("an event of another answer")
                 if chunk.finish is not None:
                     self._complete = True
+                if unsure is not None and not take(unsure):
+                    return
+                unsure = None
                 if not take(chunk):
                     return
                 if not self._room.is_set():
@@ -88,6 +104,12 @@ class Answer:
                     limit.reschedule(now() + _LAST_SECONDS)
                 elif chunk.says or limit.when() is None:
                     limit.reschedule(now() + self._times.stall)
+
+    def _may_be_another(self, chunk: Chunk) -> bool:
+        """A server was seen that wrote what was meant for a client that had left to the next one. So a chat that begins
+        otherwise than this server's do has its first event held until the next one is of the same answer."""
+        chat = isinstance(self._generation.input, Chat)
+        return self._events.opened and chat and chunk.says and chunk.finish is None
 
     async def whole(self, path: str, body: bytes) -> Chunk:
         answer = await self._http.ask(path, body, self._times.whole, self._generation)

@@ -19,6 +19,15 @@ _NO_THINKING = ("none", "minimal")
 
 
 @dataclass(frozen=True, slots=True)
+class Events:
+    """What was seen of its streams. ``named``: each event names the answer that it is of. ``opened``: the first one of
+    a chat says nothing yet, mostly."""
+
+    named: bool = False
+    opened: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Asking:
     """How one upstream is asked. ``limit``: its name for ``max_tokens``. ``usage``: it is asked for its usage in a
     stream. ``shares``: prefixes of different salts may be shared where it does not keep them apart. ``grammars``: forms
@@ -33,6 +42,7 @@ class Asking:
     streams: bool = True
     shares: bool = False
     grammars: bool = False
+    events: Events = Events()
 
 
 def path_and_body(asking: Asking, run: Run, input_tokens: int) -> tuple[str, bytes]:

@@ -34,7 +34,7 @@ class FailedEventError(Exception):
 class Chunk:
     """One event. ``finish`` and ``stop`` come with the last one that has a choice: how it ended, and the stop string
     that it met, if the upstream says so. ``input_tokens``, ``cached`` and ``output_tokens``: as counted so far.
-    ``ids``: of the tokens of this event. ``final``: its counts are the last ones."""
+    ``ids``: of the tokens of this event. ``final``: its counts are the last ones. ``answer``: which one it is of."""
 
     text: str = ""
     reasoning: str = ""
@@ -47,6 +47,7 @@ class Chunk:
     cached: int | None = None
     output_tokens: int | None = None
     final: bool = False
+    answer: str | None = None
 
     @property
     def says(self) -> bool:
@@ -107,7 +108,7 @@ def chunk_of(event: Any) -> Chunk:
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600 else 500
         raise FailedEventError(status, event)
-    chunk = Chunk()
+    chunk = Chunk(answer=event.get("id"))
     try:
         _add_counts(chunk, event)
         choices = event.get("choices")

@@ -105,7 +105,7 @@ class Generating:
         """One answer, from where the generation is to its end."""
         run.begin()
         path, body = path_and_body(self._asking, run, input_tokens)
-        answer = Answer(self._http, self._times, run.generation, self._outbox.room)
+        answer = Answer(self._http, self._times, run.generation, self._outbox.room, self._asking.events)
         if isinstance(run.generation.input, Embed):
             vectors, tokens = await answer.vectors(path, body)
             self._health.moved()

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
 # No connection this often in a row, this far apart: it is gone.
-_ASKED, _ASK_SECONDS, _ASK_PAUSE = 3, 2.0, 0.4
+_ASKED, _ASK_SECONDS, _ASK_PAUSE = 3, 5.0, 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ class Health:
         now = clock.monotonic()
         if failure.kind is not Kind.BUSY and self._breaker.failed(now):
             log.error("upstream fails; it is left alone for a while", extra={"error": str(failure)})
+            self.suspect()  # one that hangs breaks no connection
         elif failure.kind is Kind.BUSY and failure.after:
             self._paused_until = max(self._paused_until, now + min(failure.after, 10 * self._patience.busy))
         if failure.kind is Kind.GONE:
@@ -95,7 +96,7 @@ class Health:
         return True
 
     def suspect(self) -> None:
-        """It may be gone: asked at once, in the background."""
+        """It may be gone: asked in the background."""
         if self._asking is None and self.died is None:
             self._asking = asyncio.create_task(self._ask(), name="upstream-alive")
 

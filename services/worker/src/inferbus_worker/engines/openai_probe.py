@@ -14,10 +14,10 @@ import aiohttp
 import orjson
 from inferbus_runtime import clock
 
-from inferbus_worker.engines.openai_body import Asking
+from inferbus_worker.engines.openai_body import Asking, Events
 from inferbus_worker.engines.openai_dialect import DIALECTS, Continuing, dialect_of
 from inferbus_worker.engines.openai_errors import Kind, RefusedError, TooLongError, UpstreamError
-from inferbus_worker.engines.openai_events import BrokenAnswerError, Chunk, FailedEventError, chunk_of
+from inferbus_worker.engines.openai_events import BrokenAnswerError, Chunk, FailedEventError, chunk_of, chunks_of
 from inferbus_worker.engines.openai_http import NOBODY, UpstreamHttp, start_failed
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class _Probe:
                 "logit_bias": self._logit_bias,
             }
         if chat is not None and asking.streams:
-            asking = replace(asking, usage=await self._tells_usage(asking))
+            asking = await self._stream(asking)
         if chat is not None and asking.dialect.lark:
             asking = replace(asking, grammars=await self._grammars(asking))
         answers = await asyncio.gather(self._dimensions(asking), *(check(asking) for check in checks.values()))
@@ -156,21 +156,27 @@ class _Probe:
                 raise start_failed(f"the upstream's chat: {failure}") from failure
         return None, asking
 
-    async def _tells_usage(self, asking: Asking) -> bool:
-        """Of a stream; some do not know the field that asks for it."""
+    async def _stream(self, asking: Asking) -> Asking:
+        """Whether the field is known that asks for the usage of a stream, and whether its events name their answer."""
+        body: dict[str, Any] = {"model": asking.model, "messages": _SAY, asking.limit: 4, "stream": True}
         options = {"include_usage": True, **asking.dialect.stream_options}
-        body = {"model": asking.model, "messages": _SAY, asking.limit: 1, "stream": True, "stream_options": options}
-        try:
-            async with (
-                asyncio.timeout(self._seconds),
-                self._http.post("chat/completions", orjson.dumps(body)) as answer,
-            ):
-                await self._http.checked(answer, NOBODY)
-        except (RefusedError, TooLongError):
-            return False
-        except (UpstreamError, aiohttp.ClientError, TimeoutError) as failure:
-            raise start_failed(f"the upstream's first stream: {failure!r}") from failure
-        return True
+        for usage, more in ((True, {"stream_options": options}), (False, {})):
+            try:
+                async with (
+                    asyncio.timeout(self._seconds),
+                    self._http.post("chat/completions", orjson.dumps(body | more)) as answer,
+                ):
+                    await self._http.checked(answer, NOBODY)
+                    chunks = [chunk async for chunk in chunks_of(answer)]
+                names = {chunk.answer for chunk in chunks}
+                named = len(chunks) > 1 and len(names) == 1 and None not in names
+                events = Events(named, opened=named and not chunks[0].says)
+                return replace(asking, usage=usage, events=events)
+            except (RefusedError, TooLongError):
+                continue
+            except (UpstreamError, aiohttp.ClientError, TimeoutError, BrokenAnswerError, FailedEventError) as failure:
+                raise start_failed(f"the upstream's first stream: {failure!r}") from failure
+        raise start_failed("the upstream refuses to stream; set UNARY if it cannot")
 
     async def _completions(self, asking: Asking) -> bool:
         answer = await self._try("completions", {"model": asking.model, "prompt": "Hi", asking.limit: 1})
@@ -206,14 +212,14 @@ class _Probe:
             return False
 
     async def _logprobs(self, asking: Asking) -> bool:
-        answer = await self._ask(asking, {"logprobs": True, "top_logprobs": 1, asking.limit: 1})
+        answer = await self._ask(asking, {"logprobs": True, "top_logprobs": 1, asking.limit: 8})
         return answer is not None and bool(answer.logprobs)
 
     async def _logit_bias(self, asking: Asking) -> bool:
         """One that wins every time says one thing over and over, and another one another."""
         texts = []
         for token in ("30", "60"):
-            answer = await self._ask(asking, {"logit_bias": {token: 100}, "temperature": 0, asking.limit: 3})
+            answer = await self._ask(asking, {"logit_bias": {token: 100}, asking.limit: 3})
             texts.append("" if answer is None else answer.text)
         return all(text and text == text[: len(text) // 3] * 3 for text in texts) and texts[0] != texts[1]
 

@@ -124,14 +124,16 @@ class Run:
 
     def begin(self) -> Form:
         """Another answer is about to be asked for."""
-        so_far = self.text.whole
+        so_far = self.text.whole + self._repeats  # the last answer may have broken off before it was as far as before
+        continues = self._continues and not self._repeats and self.text.plain
+        guessed = self._guessed or self._base_guessed
         self.base, self._repeats, self._base_guessed = 0, "", False
         self.usage_seen = self._counted = False
         self._total = 0
         if not so_far:
             self.form = Form.FRESH
-        elif self._continues and self.text.plain:
-            self.form, self.base, self._base_guessed = Form.CONTINUE, self.tokens, self._guessed
+        elif continues:
+            self.form, self.base, self._base_guessed = Form.CONTINUE, self.tokens, guessed
         else:
             self.form, self._repeats = Form.AGAIN, so_far
             self.text.begin_again()

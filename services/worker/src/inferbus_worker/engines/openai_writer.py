@@ -95,18 +95,18 @@ class LogText:
 
 
 class Ledger:
-    """Tokens that came, and the characters that they wait for."""
+    """Tokens that came, and the characters that they wait for. Text goes out event by event, whole: a text that ended
+    inside a token would be gone on with differently."""
 
-    __slots__ = ("_early", "_early_logprobs", "_filter", "_known", "_waiting", "held")
+    __slots__ = ("_early", "_early_logprobs", "_filter", "_known", "_released", "_waiting")
 
     def __init__(self, stops: StopFilter) -> None:
         self._filter = stops
         self._known = 0  # characters that come out of the filter and were delivered by an earlier process
+        self._released = ""  # out of the filter, and not yet a whole event
         self._waiting: deque[tuple[int, Sequence[int], Sequence[TokenLogprob]]] = deque()
         self._early: list[int] = []  # without text: they go with the next one
         self._early_logprobs: list[TokenLogprob] = []
-        self.held = 0
-        """Characters that the filter holds back."""
 
     @property
     def found(self) -> int | None:
@@ -116,12 +116,10 @@ class Ledger:
     def delivered(self, text: str) -> bool:
         """What an earlier process delivered: a stop string may have begun in it. True if one was in it."""
         cut = self._filter.feed(text)
-        if cut.stopped:
-            return True
-        self._known = self.held = len(text) - len(cut.text)
-        if self.held:
-            self._waiting.append((self.held, (), ()))
-        return False
+        self._known = len(text) - len(cut.text)
+        if self._known:
+            self._waiting.append((self._known, (), ()))
+        return cut.stopped
 
     def feed(self, text: str, ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> Out:
         if not text:
@@ -132,48 +130,40 @@ class Ledger:
             ids, self._early = [*self._early, *ids], []
             logprobs, self._early_logprobs = [*self._early_logprobs, *logprobs], []
         cut = self._filter.feed(text)
-        self.held += len(text) - len(cut.text)
-        if cut.stopped:
-            self._waiting.append((0, ids, logprobs))
-            out = self.all_tokens()
-            out.text, out.stopped = self._new(cut.text), True
-            return out
-        if not self.held and not self._waiting:
-            return Out(list(ids), cut.text, list(logprobs))
+        if not self._waiting and not cut.stopped and len(cut.text) == len(text):
+            return Out(list(ids), text, list(logprobs))
         self._waiting.append((len(text), ids, logprobs))
-        return self._due(cut.text)
+        self._released += cut.text
+        return self._all(stopped=True) if cut.stopped else self._due()
 
     def flush(self) -> Out:
         """The end: all that is held back."""
-        text = self._new(self._filter.flush())
-        out = self.all_tokens()
-        out.text, self.held = text, 0
-        return out
+        self._released += self._filter.flush()
+        return self._all()
 
-    def all_tokens(self) -> Out:
-        """Every token that waits, with no text."""
-        out = Out()
+    def _all(self, stopped: bool = False) -> Out:
+        """All that is out of the filter, and every token."""
+        out = Out(text=self._new(self._released), stopped=stopped)
         for _, ids, logprobs in self._waiting:
             out.ids += ids
             out.logprobs += logprobs
         out.ids += self._early
         out.logprobs += self._early_logprobs
+        self._released = ""
         self._waiting.clear()
         self._early, self._early_logprobs = [], []
         return out
 
-    def _due(self, text: str) -> Out:
-        """``text`` with the tokens of which no character is held back any more."""
-        out = Out(text=self._new(text))
-        left = sum(size for size, _, _ in self._waiting) - self.held  # characters that are out, this text's included
-        while self._waiting and self._waiting[0][0] <= left:
+    def _due(self) -> Out:
+        """Events of which no character is held back any more."""
+        out, at = Out(), 0
+        while self._waiting and at + self._waiting[0][0] <= len(self._released):
             size, ids, logprobs = self._waiting.popleft()
-            left -= size
+            at += size
             out.ids += ids
             out.logprobs += logprobs
-        if left and self._waiting:  # its first characters are out: it waits for the others only
-            size, ids, logprobs = self._waiting.popleft()
-            self._waiting.appendleft((size - left, ids, logprobs))
+        out.text = self._new(self._released[:at])
+        self._released = self._released[at:]
         return out
 
     def _new(self, text: str) -> str:
