@@ -13,7 +13,7 @@ ROOMS := $(wildcard libs/*) $(wildcard services/*)
 EDITABLE := $(foreach room,$(ROOMS),-e $(room))
 SOURCES := $(wildcard libs/*/src services/*/src)
 
-.PHONY: help install install-dev triton run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
+.PHONY: help install install-dev triton upstream run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,6 +35,7 @@ help: ## list the targets
 .venv/.dev: .venv/.run pyproject.toml tests/conformance/node/package.json
 	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt $(EDITABLE) 'inferbus-worker[triton]' --group dev
 	@$(MAKE) --no-print-directory triton || echo "no tritonserver for this machine: the tests of engine triton will be skipped"
+	@$(MAKE) --no-print-directory upstream || echo "no dasLLAMA for this machine: the tests of engine openai with it will be skipped"
 	@command -v npm >/dev/null || echo "npm is missing: the tests with SDKs for Node will be skipped"
 	@! command -v npm >/dev/null || { mkdir -p .venv/node && cp tests/conformance/node/package.json .venv/node && \
 		npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix .venv/node; }
@@ -47,6 +48,11 @@ help: ## list the targets
 		echo "libpython is missing (Debian: apt-get install libpython3.11): tests on Triton will be skipped"
 	@touch $@
 
+.venv/.upstream: .venv/.python upstream.txt
+	@$(BIN)/python -m venv --without-pip .venv/upstream
+	@$(UV) pip install --quiet --python .venv/upstream/bin/python --no-deps -r upstream.txt
+	@touch $@
+
 $(BUF): .venv/.python
 	@command -v npm >/dev/null || { echo "npm is needed for buf (proto lint and breaking check)"; exit 1; }
 	@npm install --silent --no-save --prefix .venv/buf @bufbuild/buf@$(BUF_VERSION)
@@ -54,6 +60,8 @@ $(BUF): .venv/.python
 install: .venv/.run ## what `make run` needs, into .venv
 
 triton: .venv/.triton ## a real tritonserver for the tests of its engine (Linux, glibc 2.35)
+
+upstream: .venv/.upstream ## a second OpenAI server for the tests of the engine openai (Linux, glibc 2.35)
 
 install-dev: .venv/.dev ## what `make test` and `make check` need, too
 

@@ -40,8 +40,6 @@ from services.worker.tests.engine_openai import config_of
 from services.worker.tests.openai_upstreams import servers
 from services.worker.tests.openai_upstreams.faults import Fault, Faults, faults
 
-pytestmark = pytest.mark.soak  # being written
-
 GREEDY = Sampling(temperature=0.0, max_tokens=20)
 SEA = Chat((Message("user", "Tell me about the sea."),))
 EMOJI = Chat((Message("user", "Repeat this: 🎉🚀🎉🚀🎉🚀"),))
@@ -185,6 +183,11 @@ async def engine(llama: servers.Server) -> AsyncIterator[Asked]:
 async def sea(engine: Asked) -> str:
     """What the model says about it, undisturbed."""
     return (await engine.ask(SEA)).text
+
+
+@pytest.fixture(scope="module")
+async def emoji(engine: Asked) -> Answer:
+    return await engine.ask(EMOJI)
 
 
 @pytest.fixture
@@ -382,22 +385,19 @@ async def test_what_breaks_off_is_gone_on_with(proxy: Faults, sea: str, how: str
     assert (answer.end.input_tokens, answer.end.estimated) == (36, False)
 
 
-async def test_half_a_character_is_not_delivered(proxy: Faults, engine: Asked) -> None:
-    whole = await engine.ask(EMOJI, replace(GREEDY, max_tokens=24))
+async def test_half_a_character_is_not_delivered(proxy: Faults, emoji: Answer) -> None:
     proxy.next.append(Fault(events=3, then="half"))
     async with asking(proxy.url, **CHAT_ONLY) as broken:
-        answer = await broken.ask(EMOJI, replace(GREEDY, max_tokens=24))
-    assert answer.text == whole.text
-    assert len(answer.ids) == len(whole.ids)
+        answer = await broken.ask(EMOJI)
+    assert (answer.text, len(answer.ids)) == (emoji.text, len(emoji.ids))
 
 
 @pytest.mark.parametrize("habit", ["crlf", "comments", "pieces", "halves", "no_done"])
-async def test_forms_of_streams(proxy: Faults, engine: Asked, habit: str) -> None:
+async def test_forms_of_streams(proxy: Faults, emoji: Answer, habit: str) -> None:
     proxy.always = {habit}
     async with asking(proxy.url, **CHAT_ONLY) as other:
-        for source in (SEA, EMOJI):
-            here, there = await other.ask(source), await engine.ask(source)
-            assert (here.text, len(here.ids)) == (there.text, len(there.ids))
+        answer = await other.ask(EMOJI)
+    assert (answer.text, len(answer.ids)) == (emoji.text, len(emoji.ids))
 
 
 async def test_twice_in_one_answer_and_before_its_first_token(proxy: Faults, sea: str) -> None:
@@ -687,13 +687,13 @@ async def test_logprobs(engine: Asked) -> None:
 async def test_many_at_once_and_a_slow_reader(llama: servers.Server) -> None:
     """What is not read waits, and none of it is lost."""
     async with asking(llama.url, **CHAT_ONLY) as engine:
-        questions = [Chat((Message("user", f"Count to {number}."),)) for number in range(20)]
-        short = replace(GREEDY, max_tokens=6)
-        alone = [(await engine.ask(question, short)).text for question in questions[:4]]
+        questions = [Chat((Message("user", f"Count to {number}."),)) for number in range(18)]
+        short = replace(GREEDY, max_tokens=3)
+        alone = [(await engine.ask(question, short)).text for question in questions[:2]]
         together = [engine.submit(question, short) for question in questions]
         await engine.until(lambda: all(answer.end for answer in together))
-        assert [answer.text for answer in together[:4]] == alone
-        assert all(len(answer.ids) <= 6 for answer in together)
+        assert [answer.text for answer in together[:2]] == alone
+        assert all(len(answer.ids) <= 3 for answer in together)
         assert engine.info.capacity == 16
 
 
@@ -726,14 +726,15 @@ async def test_who_is_gone_is_dead_and_comes_back() -> None:
 
 async def test_one_that_hangs_is_dead_too(proxy: Faults) -> None:
     """It takes connections and says nothing, also about its models."""
-    settings = {"first_token_timeout": 0.3, "breaker_failures": 2, "max_retries": 5, **CHAT_ONLY}
+    settings = {"stall_timeout": 0.3, "connect_timeout": 0.5, "breaker_failures": 1, **CHAT_ONLY}
     async with asking(proxy.url, **settings) as engine:
-        proxy.hangs = True
+        proxy.next.append(Fault(events=5, then="stall"))
         answer = engine.submit(SEA)
+        await engine.until(lambda: len(answer.ids) >= 3)
+        proxy.hangs = True
         with pytest.raises(EngineDiedError):
-            await asyncio.wait_for(engine.reader, 30)
-        assert answer.end is None
-        proxy.hangs = False
+            await asyncio.wait_for(engine.reader, 10)
+        assert answer.end is None, "it goes on when the engine is started again"
 
 
 async def test_a_worker_that_dies_goes_on_from_its_text(

@@ -47,7 +47,7 @@ from services.worker.tests import engine_triton, smollm2_tokenizer
 from services.worker.tests.triton_repository import server
 from services.worker.tests.triton_repository.server import TritonServer
 
-pytestmark = [pytest.mark.soak, pytest.mark.skipif(bool(server.missing()), reason=server.missing() or "installed")]
+pytestmark = pytest.mark.skipif(bool(server.missing()), reason=server.missing() or "installed")
 
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
 STORY = Prompt("Once upon a time, in a land far away, there")

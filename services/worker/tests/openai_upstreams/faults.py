@@ -26,12 +26,13 @@ class Fault:
 
 
 class Faults:
-    """``next``: faults of the next answers, one each. ``always`` lists habits: no_usage (none is told, in no form),
-    no_done, crlf, comments, halves (characters above the first plane come as two halves of a surrogate pair, in two
-    events), pieces (a few bytes at a time), no_counts (llama.cpp's running counts are left out), plain_owner, thinks (the
-    first five events with text are a thought).
+    """``next``: faults of the next answers, one each. ``hangs``: nothing is answered any more. ``asked``: bodies that
+    came, with their paths. ``dropped``: answers whose client left before their end.
 
-    ``hangs``: nothing is answered any more. ``asked``: bodies that came, with their paths. ``dropped``: answers whose client left before their end."""
+    ``always`` lists habits: no_usage (none is told, in no form), no_done, crlf, comments, halves (characters above the
+    first plane come as two halves of a surrogate pair, in two events), pieces (a few bytes at a time), no_counts
+    (llama.cpp's running counts are left out), plain_owner, thinks (the first five events with text are a thought).
+    """
 
     def __init__(self, target: str) -> None:
         self.target = target

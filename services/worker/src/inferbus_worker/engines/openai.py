@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from importlib.util import find_spec
 
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 DEFAULT_CAPACITY = 64
 _PROBE_SECONDS = 60.0
 _WATCH_SECONDS = 1.0
+# The package that follows outputs, an extra of this one.
+_FORMS = find_spec("llguidance") is not None
 
 
 class OpenAi:
@@ -212,9 +215,13 @@ class OpenAi:
             run.task = asyncio.create_task(self._run(run), name="generation")
 
     async def _run(self, run: Run) -> None:
-        ended = await self._ended_before(run)
-        if ended is None and self._generating is not None:
-            ended = await self._generating.generate(run, guessed(run.generation.input, self._local))
+        try:
+            ended = await self._ended_before(run)
+            if ended is None and self._generating is not None:
+                ended = await self._generating.generate(run, guessed(run.generation.input, self._local))
+        except Exception as error:  # whatever it is, it is about this generation: left alone it would never end
+            log.exception("a generation failed")
+            ended = Ended(Finish.ERROR, engine_failed(repr(error)))
         if ended is not None and self._running.get(run.key) is run:
             self._end(run, ended)
 
@@ -277,6 +284,7 @@ class OpenAi:
             capabilities=settings.capabilities,
             streams=not settings.unary,
             shares=settings.shared_prefixes,
+            forms=_FORMS,
             seconds=_PROBE_SECONDS,
         )
 
@@ -302,7 +310,7 @@ async def _follower(generation: Generation, *, exact: bool) -> Follows | None:
     """Of what the output must look like; ``exact``: it is made by our grammar. Raises InferBusError ``invalid_schema``,
     also for tools' parameters."""
     grammar = grammar_of(generation, flexible_space=not exact)
-    if grammar is None:
+    if grammar is None or not _FORMS:
         return None
     from inferbus_worker.engines.llama_cpp_grammar import Follower  # needs a package that only forms need
 

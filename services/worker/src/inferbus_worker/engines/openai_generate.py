@@ -85,9 +85,6 @@ class Generating:
         except (DiffersError, CallError) as fault:
             log.warning("a generation cannot go on", extra={"error": str(fault)})
             return Ended(Finish.ERROR, engine_failed(str(fault)))
-        except Exception as error:  # an answer that we do not understand ends this generation only
-            log.exception("a generation failed")
-            return Ended(Finish.ERROR, engine_failed(repr(error)))
 
     def _smaller(self, run: Run, input_tokens: int) -> bool:
         """Whether there is a smaller limit to try."""

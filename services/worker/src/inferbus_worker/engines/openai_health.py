@@ -15,8 +15,8 @@ from inferbus_worker.engines.openai_limits import Breaker, BreakerLimits, RetryB
 log = logging.getLogger(__name__)
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
-# No connection this often in a row, this far apart: it is gone.
-_ASKED, _ASK_SECONDS, _ASK_PAUSE = 3, 5.0, 0.4
+# No answer this often in a row, this far apart: it is gone.
+_ASKED, _ASK_PAUSE = 3, 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,10 @@ class Health:
         for attempt in range(_ASKED):
             if attempt:
                 await asyncio.sleep(_ASK_PAUSE)
-            if await self._http.answers(_ASK_SECONDS):
+            if await self._http.answers():
                 self._asking = None
                 return
-        self.die("there is no connection to the upstream")
+        self.die("the upstream is gone: it does not even answer what it serves")
 
     def die(self, why: str) -> None:
         if self.died is None:

@@ -77,10 +77,10 @@ class UpstreamHttp:
         models = answer.get("data") if isinstance(answer, dict) else answer
         return [one for one in models or () if isinstance(one, dict) and isinstance(one.get("id"), str)]
 
-    async def answers(self, seconds: float) -> bool:
-        """Whether anybody is there, whatever he says."""
+    async def answers(self) -> bool:
+        """Whether anybody is there, whatever he says, within the time that a connection may take."""
         try:
-            await self.models(seconds)
+            await self.models(self._connect_seconds)
         except UpstreamError as failure:
             return failure.kind is not Kind.GONE
         except Exception:  # noqa: BLE001  (an answer that we do not understand is an answer)

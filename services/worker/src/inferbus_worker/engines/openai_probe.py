@@ -49,7 +49,8 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the operator has set; None and "auto": to be found out. ``seconds``: of one request."""
+    """What the operator has set; None and "auto": to be found out. ``forms``: outputs can be followed here, as those
+    with a form must be. ``seconds``: of one request."""
 
     model: str | None
     dialect: str
@@ -58,6 +59,7 @@ class Wanted:
     capabilities: tuple[str, ...] | None
     streams: bool
     shares: bool
+    forms: bool
     seconds: float
 
 
@@ -76,7 +78,7 @@ async def upstream_of(http: UpstreamHttp, wanted: Wanted, start_seconds: float) 
         shares=wanted.shares,
     )
     upstream = Upstream(asking, wanted.capabilities or (), int(meta.get("n_vocab") or 0))
-    return await _Probe(http, wanted.seconds).tried(upstream, wanted.capabilities)
+    return await _Probe(http, wanted).tried(upstream)
 
 
 async def _card(http: UpstreamHttp, wanted: Wanted, until: float) -> dict[str, Any]:
@@ -104,28 +106,32 @@ async def _card(http: UpstreamHttp, wanted: Wanted, until: float) -> dict[str, A
 
 
 class _Probe:
-    def __init__(self, http: UpstreamHttp, seconds: float) -> None:
+    def __init__(self, http: UpstreamHttp, wanted: Wanted) -> None:
         self._http = http
-        self._seconds = seconds
+        self._seconds = wanted.seconds
+        self._told = wanted.capabilities
+        self._forms = wanted.forms
 
-    async def tried(self, upstream: Upstream, told: tuple[str, ...] | None) -> Upstream:
+    async def tried(self, upstream: Upstream) -> Upstream:
         """With all that is not told found out."""
         asking = upstream.asking
-        if told is not None:
+        if (told := self._told) is not None:
             dimensions = await self._dimensions(asking) if "embeddings" in told else 0
-            return replace(upstream, capabilities=told, dimensions=dimensions)
+            can = tuple(name for name in told if self._forms or name != "structured_output")
+            return replace(upstream, capabilities=can, dimensions=dimensions)
         chat, asking = await self._chat(asking)
         checks: dict[str, Callable[[Asking], Awaitable[bool]]] = {"completions": self._completions}
         if chat is not None:
             checks |= {
                 "tools": self._tools,
-                "structured_output": self._structured,
                 "logprobs": self._logprobs,
                 "logit_bias": self._logit_bias,
             }
+            if self._forms:
+                checks["structured_output"] = self._structured
         if chat is not None and asking.streams:
             asking = await self._stream(asking)
-        if chat is not None and asking.dialect.lark:
+        if chat is not None and asking.dialect.lark and self._forms:
             asking = replace(asking, grammars=await self._grammars(asking))
         answers = await asyncio.gather(self._dimensions(asking), *(check(asking) for check in checks.values()))
         found = ["chat"] if chat is not None else []
