@@ -28,6 +28,7 @@ from inferbus_worker.engine import (
     Message,
     Prompt,
     Sampling,
+    Source,
     Step,
     TokenLogprob,
     Tool,
@@ -109,7 +110,7 @@ class Driver:
         return self.submit_input(said(content), sampling, tuple(resume))
 
     def submit_input(
-        self, source: Chat | Prompt | Embed, sampling: Sampling = GREEDY, resume: tuple[int, ...] = (), **more: Any
+        self, source: Source, sampling: Sampling = GREEDY, resume: tuple[int, ...] = (), **more: Any
     ) -> Answer:
         self._count += 1
         key = self._count.to_bytes(16, "big")
@@ -117,7 +118,7 @@ class Driver:
         self.engine.submit(Generation(key, source, sampling, resume, **more))
         return answer
 
-    async def ask_input(self, source: Chat | Prompt | Embed, sampling: Sampling = GREEDY, **more: Any) -> Answer:
+    async def ask_input(self, source: Source, sampling: Sampling = GREEDY, **more: Any) -> Answer:
         answer = self.submit_input(source, sampling, **more)
         await self.ended(answer)
         return answer

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_runtime.errors import InferBusError
 from inferbus_worker.config import Config
-from inferbus_worker.engine import Chat, Embed, EngineDiedError, Finish, Finished, Generation, Message, Prompt, Step
+from inferbus_worker.engine import (
+    Chat,
+    Embed,
+    EngineDiedError,
+    Finish,
+    Finished,
+    Generation,
+    Message,
+    Prompt,
+    Source,
+    Step,
+)
 from inferbus_worker.engines import minilm_model
 from inferbus_worker.engines.minilm import MiniLm
 from inferbus_worker.engines.minilm_batches import BATCH_TOKENS, Input, batch_bound, next_batch, queue_of
@@ -230,7 +241,7 @@ class Driver:
     def submit(self, *inputs: str | tuple[int, ...]) -> Answer:
         return self.submit_input(Embed(tuple(Prompt(one) for one in inputs)))
 
-    def submit_input(self, source: Chat | Prompt | Embed) -> Answer:
+    def submit_input(self, source: Source) -> Answer:
         answer = Answer((len(self.answers) + 1).to_bytes(16, "big"))
         self.answers[answer.key] = answer
         self.engine.submit(Generation(answer.key, source))
@@ -379,9 +390,7 @@ async def test_a_smaller_context_can_be_set() -> None:
         (Prompt("once upon a time"), "model", "embeddings"),
     ],
 )
-async def test_what_cannot_become_vectors_is_refused(
-    driver: Driver, source: Chat | Prompt | Embed, param: str, says: str
-) -> None:
+async def test_what_cannot_become_vectors_is_refused(driver: Driver, source: Source, param: str, says: str) -> None:
     answer = driver.submit_input(source)
     await driver.until_ended(answer)
     assert answer.end.reason is Finish.ERROR

@@ -28,6 +28,7 @@ from inferbus_worker.engine import (
     Message,
     Prompt,
     Sampling,
+    Source,
     TokenLogprob,
     Tool,
     ToolMode,
@@ -117,7 +118,7 @@ class Asked:
             async with self._changed:
                 self._changed.notify_all()
 
-    def submit(self, source: Chat | Prompt | Embed, sampling: Sampling = GREEDY, **more: Any) -> Answer:
+    def submit(self, source: Source, sampling: Sampling = GREEDY, **more: Any) -> Answer:
         answer = Answer()
         key = (len(self.answers) + 1).to_bytes(16, "big")
         self.answers[key] = answer
@@ -132,7 +133,7 @@ class Asked:
             while not condition():
                 await self._changed.wait()
 
-    async def ask(self, source: Chat | Prompt | Embed, sampling: Sampling = GREEDY, **more: Any) -> Answer:
+    async def ask(self, source: Source, sampling: Sampling = GREEDY, **more: Any) -> Answer:
         answer = self.submit(source, sampling, **more)
         await self.until(lambda: answer.end is not None)
         return answer

@@ -112,6 +112,18 @@ class Embed:
     inputs: tuple[Prompt, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Infer:
+    """A call of a model that writes no text. ``request``: an encoded inference ModelInferRequest; the model's name in
+    it is not read."""
+
+    request: bytes
+
+
+Source = Chat | Prompt | Embed | Infer
+"""What a generation is given; what an engine cannot read, it refuses."""
+
+
 class ConstraintKind(Enum):
     JSON_OBJECT = "json_object"
     JSON_SCHEMA = "json_schema"
@@ -137,7 +149,7 @@ class Generation:
     """
 
     key: bytes
-    input: Chat | Prompt | Embed
+    input: Source
     sampling: Sampling = Sampling()
     resume_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
@@ -149,8 +161,8 @@ class Generation:
 class EngineInfo:
     """What a started engine serves. ``capacity``: generations that it runs at once.
 
-    ``capabilities``: of chat, completions, embeddings, tools, structured_output, logprobs, logit_bias, reasoning and
-    vision.
+    ``capabilities``: of chat, completions, embeddings, tools, structured_output, logprobs, logit_bias, reasoning,
+    vision and inference.
     ``embedding_dimensions``: length of its vectors, 0 if it makes none. ``resumes_by_text``: it needs
     ``Generation.resume_text``, since its tokens have no ids, or none that it takes back.
     """
@@ -163,6 +175,8 @@ class EngineInfo:
     capabilities: tuple[str, ...] = ("chat",)
     embedding_dimensions: int = 0
     resumes_by_text: bool = False
+    inference_metadata: bytes = b""
+    """With capability inference: an encoded ModelMetadataResponse, without the model's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +225,16 @@ class Vector:
     values: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Part ``index``, counted from 0, of what inference ``key`` yields: an encoded ModelInferResponse, cut into parts
+    of at most half a megabyte."""
+
+    key: bytes
+    index: int
+    data: bytes
+
+
 @dataclass(slots=True)
 class Step:
     """Columns, one entry a delta, in generation order; a key appears at most once.
@@ -218,7 +242,7 @@ class Step:
     ``token_ids`` holds ``counts[i]`` ids for delta ``i``, one after the other. A delta's text is valid UTF-8 by itself
     (an engine holds back half characters and what may become a stop string); ``counts[i]`` may be 0 with text, or a
     text empty with tokens. ``logprobs``: by the number of the delta, one entry a token of it; only of generations that
-    asked. ``embeddings``: at most half a megabyte of them in a step.
+    asked. ``embeddings`` and ``outputs``: at most half a megabyte of them in a step.
     """
 
     time_us: int
@@ -229,6 +253,7 @@ class Step:
     finished: list[Finished] = field(default_factory=list)
     logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     embeddings: list[Vector] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from inferbus_contracts.sampling_bounds import MAX_STOPS
 from inferbus_runtime.errors import InferBusError, invalid
 
-from inferbus_worker.engine import Chat, Embed, Generation, Prompt, Sampling, ToolMode
+from inferbus_worker.engine import Chat, Embed, Generation, Infer, Prompt, Sampling, Source, ToolMode
 
 MAX_LOGPROBS = 20
 _MAX_BIAS = 100.0
@@ -28,6 +28,8 @@ def fault_of(generation: Generation, capabilities: Collection[str]) -> InferBusE
             if not inputs or not all(one.content for one in inputs):
                 return invalid("Send inputs that are not empty.", param="input")
             return None
+        case Infer():
+            return None
     return _sampling_fault(generation.sampling)
 
 
@@ -44,6 +46,8 @@ def _needs(generation: Generation) -> Iterator[tuple[str, str]]:
             yield "completions", "prompt"
         case Embed():
             yield "embeddings", "input"
+        case Infer():
+            yield "inference", "model"
     if generation.constraint is not None:
         yield "structured_output", "response_format"
     if generation.sampling.logprobs is not None:
@@ -85,7 +89,7 @@ def _sampling_fault(sampling: Sampling) -> InferBusError | None:
     return None
 
 
-def context_exceeded(source: Chat | Prompt | Embed, tokens: int) -> InferBusError:
+def context_exceeded(source: Source, tokens: int) -> InferBusError:
     """The refusal of an input that has so many tokens."""
     what, param = ("The messages have", "messages") if isinstance(source, Chat) else ("The prompt has", "prompt")
     text = f"{what} {tokens} tokens, which is more than the model's context."

@@ -11,9 +11,11 @@ from inferbus_worker.engine import (
     ConstraintKind,
     Embed,
     Generation,
+    Infer,
     Message,
     Prompt,
     Sampling,
+    Source,
     Tool,
     ToolCall,
     ToolMode,
@@ -45,7 +47,7 @@ def generation_of(running: Running) -> Generation:
     )
 
 
-def _input_of(request: wire.GenerateRequest) -> Chat | Prompt | Embed:
+def _input_of(request: wire.GenerateRequest) -> Source:
     match request.WhichOneof("input"):
         case "chat":
             return chat_of(request.chat)
@@ -53,6 +55,8 @@ def _input_of(request: wire.GenerateRequest) -> Chat | Prompt | Embed:
             return _prompt_of(request.prompt)
         case "embedding":
             return Embed(tuple(_prompt_of(one) for one in request.embedding.inputs))
+        case "inference":
+            return Infer(request.inference.request)
         case _:
             raise invalid("Send chat messages, a prompt or inputs to embed.", param="messages")
 

@@ -29,13 +29,13 @@ from inferbus_worker.core.slots import Content, SlotTable
 from inferbus_worker.core.stops import StopFilter, reader_of
 from inferbus_worker.engine import (
     Chat,
-    Embed,
     EngineDiedError,
     EngineInfo,
     Finish,
     Finished,
     Generation,
     Prompt,
+    Source,
     Step,
     Tokens,
 )
@@ -156,7 +156,7 @@ class LlamaCpp:
         stops = StopFilter(generation.sampling.stop, reader_of(generation, reasons=self._template.reasoning))
         return Run(generation, prompt, grammar_of(generation), ids, stops, guess)
 
-    def _content_of(self, source: Chat | Prompt | Embed, open_turn: bool = True) -> Content:
+    def _content_of(self, source: Source, open_turn: bool = True) -> Content:
         match source:
             case Chat():
                 return self._template.render(source, open_turn)

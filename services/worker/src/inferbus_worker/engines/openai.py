@@ -29,6 +29,7 @@ from inferbus_worker.engine import (
     Finished,
     Generation,
     Prompt,
+    Source,
     Step,
     Tokens,
     ToolMode,
@@ -334,7 +335,7 @@ def _public_name(model: str) -> str:
     return (model.rsplit("/", 1)[-1] if model.startswith("/") else model)[:128]
 
 
-def _continues(source: Chat | Prompt | Embed, continuing: str) -> bool:
+def _continues(source: Source, continuing: str) -> bool:
     """Whether the upstream can be given what there is of the answer."""
     if isinstance(source, Chat):
         return continuing != "none"

@@ -58,9 +58,11 @@ def path_and_body(asking: Asking, run: Run, input_tokens: int) -> tuple[str, byt
             body["messages"].append({"role": "assistant", "content": run.so_far})
             if asking.continuing == "final_message":
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
-    else:
+    elif isinstance(generation.input, Prompt):
         path = "completions"
         body["prompt"] = _prompt(generation.input, run)
+    else:
+        raise TypeError(f"{type(generation.input).__name__} should have been refused")
     body |= _sampling(asking, generation) | _limit(asking, run, input_tokens) | _form(asking, generation)
     body |= asking.dialect.always
     if generation.cache_salt and asking.dialect.salts:

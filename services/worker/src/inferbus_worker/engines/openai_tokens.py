@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from inferbus_runtime.errors import InferBusError, invalid
 
-from inferbus_worker.engine import Chat, Embed, Prompt, Tokens
+from inferbus_worker.engine import Chat, Embed, Infer, Prompt, Source, Tokens
 from inferbus_worker.engines.openai_body import chat_of
 from inferbus_worker.engines.openai_errors import Kind, RefusedError, TooLongError, UpstreamError, engine_failed
 from inferbus_worker.engines.openai_http import UpstreamHttp, start_failed
@@ -60,10 +60,12 @@ class LocalTokenizer:
         return said.encode()
 
 
-def guessed(source: Prompt | Chat | Embed, tokenizer: LocalTokenizer | None) -> int:
+def guessed(source: Source, tokenizer: LocalTokenizer | None) -> int:
     """Input tokens, without the template's own: for a limit, or where the upstream never says."""
     if isinstance(source, Embed):
         return sum(guessed(one, tokenizer) for one in source.inputs)
+    if isinstance(source, Infer):
+        return 0  # refused by its capabilities
     if isinstance(source, Prompt) and not isinstance(source.content, str):
         return len(source.content)
     texts = [one.content for one in source.messages] if isinstance(source, Chat) else [str(source.content)]

@@ -24,7 +24,9 @@ from inferbus_worker.engine import (
     Finish,
     Finished,
     Generation,
+    Infer,
     Prompt,
+    Source,
     Step,
     Tokens,
 )
@@ -267,9 +269,9 @@ def _texts(source: Prompt | Chat) -> list[str]:
     return [source.content] if isinstance(source.content, str) else []
 
 
-def _count(source: Chat | Prompt | Embed) -> int:
+def _count(source: Source) -> int:
     """Input tokens: words, or the ids given."""
-    if isinstance(source, Embed):
+    if isinstance(source, Embed | Infer):
         return 0  # refused by its capabilities
     if isinstance(source, Prompt) and not isinstance(source.content, str):
         return len(source.content)

@@ -8,7 +8,7 @@ from inferbus_runtime.errors import invalid
 
 from inferbus_worker.core.sampling import context_exceeded, fault_of
 from inferbus_worker.core.stops import StopFilter, reader_of
-from inferbus_worker.engine import Chat, Embed, Finish, Generation, Prompt
+from inferbus_worker.engine import Chat, Finish, Generation, Prompt, Source
 from inferbus_worker.engines.llama_cpp_grammar import Follower
 from inferbus_worker.engines.tensorrt_llm_errors import check_known, failed
 from inferbus_worker.engines.tensorrt_llm_guided import grammar_for, guide, still_free
@@ -36,7 +36,7 @@ def run_of(generation: Generation, served: Served) -> Run:
     return Run(generation, prompt, grammar, stops, Detokenizer(served.words), Cursor(served.end_ids))
 
 
-def content_of(source: Chat | Prompt | Embed, served: Served, open_turn: bool = True) -> str | tuple[int, ...]:
+def content_of(source: Source, served: Served, open_turn: bool = True) -> str | tuple[int, ...]:
     """What the model reads, before it is tokens. Raises InferBusError."""
     match source:
         case Chat():

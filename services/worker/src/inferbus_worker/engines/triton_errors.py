@@ -8,7 +8,7 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_runtime.errors import InferBusError, unavailable
 
 from inferbus_worker.core.sampling import context_exceeded
-from inferbus_worker.engine import Chat, Embed, Prompt
+from inferbus_worker.engine import Source
 
 
 class Trouble(Enum):
@@ -56,7 +56,7 @@ def trouble_of(text: str) -> Trouble:
     return next((trouble for trouble, pattern in _TEXTS if pattern.search(text)), Trouble.OTHER)
 
 
-def error_of(trouble: Trouble, text: str, source: Chat | Prompt | Embed, tokens: int) -> InferBusError:
+def error_of(trouble: Trouble, text: str, source: Source, tokens: int) -> InferBusError:
     """The end of one generation. ``tokens``: of its input, as far as we know."""
     match trouble:
         case Trouble.FULL:

@@ -8,7 +8,7 @@ from inferbus_runtime.errors import invalid
 from inferbus_worker.core.grammar import Grammar, grammar_of_constraint
 from inferbus_worker.core.sampling import context_exceeded
 from inferbus_worker.core.stops import reader_of
-from inferbus_worker.engine import Chat, Embed, Generation, Prompt, Tokens, ToolMode
+from inferbus_worker.engine import Chat, Generation, Prompt, Source, Tokens, ToolMode
 from inferbus_worker.engines.llama_cpp_http import known
 from inferbus_worker.engines.triton_request import Task
 from inferbus_worker.engines.triton_run import Content, Run
@@ -37,7 +37,7 @@ class Prompts:
             raise invalid(text, param="prompt", reason="unsupported_parameter")
         return tokenizer
 
-    def content_of(self, source: Chat | Prompt | Embed, open_turn: bool = True) -> Content:
+    def content_of(self, source: Source, open_turn: bool = True) -> Content:
         """Raises InferBusError."""
         service = self._service
         match source:

@@ -28,7 +28,7 @@ from inferbus.common.v1 import error_pb2 as inferbus_dot_common_dot_v1_dot_error
 from inferbus.common.v1 import usage_pb2 as inferbus_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1binferbus/bus/v1/frame.proto\x12\x0finferbus.bus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inferbus/common/v1/context.proto\x1a\x1einferbus/common/v1/error.proto\x1a\x1einferbus/common/v1/usage.proto\"\xe6\x03\n\x05\x46rame\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0c\n\x04\x62oot\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x0f\n\x07time_us\x18\x05 \x01(\x04\x12\x34\n\x08\x63ontexts\x18\x06 \x03(\x0b\x32\".inferbus.common.v1.RequestContext\x12\x13\n\x0brequest_ids\x18\x07 \x01(\x0c\x12\x15\n\rcontext_index\x18\x08 \x03(\r\x12\x0f\n\x07\x61ttempt\x18\t \x03(\r\x12\x13\n\x0b\x66irst_index\x18\n \x03(\r\x12\x13\n\x0btoken_count\x18\x0b \x03(\r\x12\x0e\n\x06gap_us\x18\x0c \x03(\r\x12\x11\n\ttext_size\x18\r \x03(\r\x12\x10\n\x08token_id\x18\x0e \x03(\r\x12\x0c\n\x04text\x18\x0f \x01(\x0c\x12&\n\x06\x63loses\x18\x10 \x03(\x0b\x32\x16.inferbus.bus.v1.Close\x12$\n\x05opens\x18\x11 \x03(\x0b\x32\x15.inferbus.bus.v1.Open\x12\x30\n\x08logprobs\x18\x12 \x03(\x0b\x32\x1e.inferbus.bus.v1.DeltaLogprobs\x12.\n\nembeddings\x18\x13 \x03(\x0b\x32\x1a.inferbus.bus.v1.Embedding\"@\n\x04Open\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x15\n\rcontext_index\x18\x02 \x01(\r\x12\r\n\x05reply\x18\x03 \x01(\x0c\"M\n\rDeltaLogprobs\x12\r\n\x05\x64\x65lta\x18\x01 \x01(\r\x12-\n\x06tokens\x18\x02 \x03(\x0b\x32\x1d.inferbus.bus.v1.TokenLogprob\"j\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12)\n\x03top\x18\x04 \x03(\x0b\x32\x1c.inferbus.bus.v1.Alternative\">\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"O\n\tEmbedding\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06values\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"\xa0\x05\n\x05\x43lose\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x15\n\rcontext_index\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .inferbus.common.v1.FinishReason\x12(\n\x05usage\x18\x05 \x01(\x0b\x32\x19.inferbus.common.v1.Usage\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x19.inferbus.common.v1.Error\x12\x39\n\x0epriority_class\x18\x07 \x01(\x0e\x32!.inferbus.common.v1.PriorityClass\x12\x31\n\raccepted_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bplaced_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cstarted_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x66irst_token_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_token_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65ngine\x18\x0e \x01(\t\x12\x17\n\nstop_index\x18\x0f \x01(\rH\x00\x88\x01\x01\x12\x1a\n\renergy_joules\x18\x10 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_stop_indexB\x10\n\x0e_energy_joulesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1binferbus/bus/v1/frame.proto\x12\x0finferbus.bus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a inferbus/common/v1/context.proto\x1a\x1einferbus/common/v1/error.proto\x1a\x1einferbus/common/v1/usage.proto\"\x90\x04\n\x05\x46rame\x12\x0c\n\x04\x65\x64ge\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0c\n\x04\x62oot\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x0f\n\x07time_us\x18\x05 \x01(\x04\x12\x34\n\x08\x63ontexts\x18\x06 \x03(\x0b\x32\".inferbus.common.v1.RequestContext\x12\x13\n\x0brequest_ids\x18\x07 \x01(\x0c\x12\x15\n\rcontext_index\x18\x08 \x03(\r\x12\x0f\n\x07\x61ttempt\x18\t \x03(\r\x12\x13\n\x0b\x66irst_index\x18\n \x03(\r\x12\x13\n\x0btoken_count\x18\x0b \x03(\r\x12\x0e\n\x06gap_us\x18\x0c \x03(\r\x12\x11\n\ttext_size\x18\r \x03(\r\x12\x10\n\x08token_id\x18\x0e \x03(\r\x12\x0c\n\x04text\x18\x0f \x01(\x0c\x12&\n\x06\x63loses\x18\x10 \x03(\x0b\x32\x16.inferbus.bus.v1.Close\x12$\n\x05opens\x18\x11 \x03(\x0b\x32\x15.inferbus.bus.v1.Open\x12\x30\n\x08logprobs\x18\x12 \x03(\x0b\x32\x1e.inferbus.bus.v1.DeltaLogprobs\x12.\n\nembeddings\x18\x13 \x03(\x0b\x32\x1a.inferbus.bus.v1.Embedding\x12(\n\x07outputs\x18\x14 \x03(\x0b\x32\x17.inferbus.bus.v1.Output\"@\n\x04Open\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x15\n\rcontext_index\x18\x02 \x01(\r\x12\r\n\x05reply\x18\x03 \x01(\x0c\"M\n\rDeltaLogprobs\x12\r\n\x05\x64\x65lta\x18\x01 \x01(\r\x12-\n\x06tokens\x18\x02 \x03(\x0b\x32\x1d.inferbus.bus.v1.TokenLogprob\"j\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12)\n\x03top\x18\x04 \x03(\x0b\x32\x1c.inferbus.bus.v1.Alternative\">\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"O\n\tEmbedding\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06values\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"J\n\x06Output\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"\xa0\x05\n\x05\x43lose\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x15\n\rcontext_index\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .inferbus.common.v1.FinishReason\x12(\n\x05usage\x18\x05 \x01(\x0b\x32\x19.inferbus.common.v1.Usage\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x19.inferbus.common.v1.Error\x12\x39\n\x0epriority_class\x18\x07 \x01(\x0e\x32!.inferbus.common.v1.PriorityClass\x12\x31\n\raccepted_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bplaced_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cstarted_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x66irst_token_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_token_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65ngine\x18\x0e \x01(\t\x12\x17\n\nstop_index\x18\x0f \x01(\rH\x00\x88\x01\x01\x12\x1a\n\renergy_joules\x18\x10 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_stop_indexB\x10\n\x0e_energy_joulesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.bus.v1.frame_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FRAME']._serialized_start=180
-  _globals['_FRAME']._serialized_end=666
-  _globals['_OPEN']._serialized_start=668
-  _globals['_OPEN']._serialized_end=732
-  _globals['_DELTALOGPROBS']._serialized_start=734
-  _globals['_DELTALOGPROBS']._serialized_end=811
-  _globals['_TOKENLOGPROB']._serialized_start=813
-  _globals['_TOKENLOGPROB']._serialized_end=919
-  _globals['_ALTERNATIVE']._serialized_start=921
-  _globals['_ALTERNATIVE']._serialized_end=983
-  _globals['_EMBEDDING']._serialized_start=985
-  _globals['_EMBEDDING']._serialized_end=1064
-  _globals['_CLOSE']._serialized_start=1067
-  _globals['_CLOSE']._serialized_end=1739
+  _globals['_FRAME']._serialized_end=708
+  _globals['_OPEN']._serialized_start=710
+  _globals['_OPEN']._serialized_end=774
+  _globals['_DELTALOGPROBS']._serialized_start=776
+  _globals['_DELTALOGPROBS']._serialized_end=853
+  _globals['_TOKENLOGPROB']._serialized_start=855
+  _globals['_TOKENLOGPROB']._serialized_end=961
+  _globals['_ALTERNATIVE']._serialized_start=963
+  _globals['_ALTERNATIVE']._serialized_end=1025
+  _globals['_EMBEDDING']._serialized_start=1027
+  _globals['_EMBEDDING']._serialized_end=1106
+  _globals['_OUTPUT']._serialized_start=1108
+  _globals['_OUTPUT']._serialized_end=1182
+  _globals['_CLOSE']._serialized_start=1185
+  _globals['_CLOSE']._serialized_end=1857
 # @@protoc_insertion_point(module_scope)

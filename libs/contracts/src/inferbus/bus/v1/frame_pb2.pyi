@@ -53,6 +53,7 @@ class Frame(_message.Message):
     OPENS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     edge: _builtins.str
     """The edge that waits for these deltas."""
     worker: _builtins.str
@@ -117,6 +118,8 @@ class Frame(_message.Message):
 
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]: ...
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Output]: ...
     def __init__(
         self,
         *,
@@ -139,10 +142,11 @@ class Frame(_message.Message):
         opens: _abc.Iterable[Global___Open] | None = ...,
         logprobs: _abc.Iterable[Global___DeltaLogprobs] | None = ...,
         embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+        outputs: _abc.Iterable[Global___Output] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "closes", b"closes", "context_index", b"context_index", "contexts", b"contexts", "edge", b"edge", "embeddings", b"embeddings", "first_index", b"first_index", "gap_us", b"gap_us", "logprobs", b"logprobs", "opens", b"opens", "request_ids", b"request_ids", "sequence", b"sequence", "text", b"text", "text_size", b"text_size", "time_us", b"time_us", "token_count", b"token_count", "token_id", b"token_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "closes", b"closes", "context_index", b"context_index", "contexts", b"contexts", "edge", b"edge", "embeddings", b"embeddings", "first_index", b"first_index", "gap_us", b"gap_us", "logprobs", b"logprobs", "opens", b"opens", "outputs", b"outputs", "request_ids", b"request_ids", "sequence", b"sequence", "text", b"text", "text_size", b"text_size", "time_us", b"time_us", "token_count", b"token_count", "token_id", b"token_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,6 +296,39 @@ class Embedding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+
+@_typing.final
+class Output(_message.Message):
+    """A part of what an inference call yields: an encoded inferbus.inference.v1.ModelInferResponse, cut into parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
+    index: _builtins.int
+    """Counts the parts from 0."""
+    data: _builtins.bytes
+    """At most half a megabyte."""
+    attempt: _builtins.int
+    """0: 1."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.bytes = ...,
+        index: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "data", b"data", "index", b"index", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Output: _TypeAlias = Output  # noqa: Y015
 
 @_typing.final
 class Close(_message.Message):

@@ -458,6 +458,7 @@ class ModelRecord(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     EMBEDDING_DIMENSIONS_FIELD_NUMBER: _builtins.int
+    INFERENCE_METADATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     revision: _builtins.str
     engine: _builtins.str
@@ -465,12 +466,14 @@ class ModelRecord(_message.Message):
     owned_by: _builtins.str
     embedding_dimensions: _builtins.int
     """Length of its vectors, if it makes any."""
+    inference_metadata: _builtins.bytes
+    """With capability inference: an encoded inferbus.inference.v1.ModelMetadataResponse without the model's name."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the model's engine can do: chat, completions, embeddings, tools, structured_output, logprobs, logit_bias,
-        reasoning, vision. Empty: chat (a record older than this field).
+        reasoning, vision, inference. Empty: chat (a record older than this field).
         """
 
     def __init__(
@@ -484,10 +487,11 @@ class ModelRecord(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         embedding_dimensions: _builtins.int = ...,
+        inference_metadata: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "context_length", b"context_length", "create_time", b"create_time", "embedding_dimensions", b"embedding_dimensions", "engine", b"engine", "name", b"name", "owned_by", b"owned_by", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "context_length", b"context_length", "create_time", b"create_time", "embedding_dimensions", b"embedding_dimensions", "engine", b"engine", "inference_metadata", b"inference_metadata", "name", b"name", "owned_by", b"owned_by", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

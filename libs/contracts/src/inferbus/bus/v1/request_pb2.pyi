@@ -248,6 +248,28 @@ class EmbeddingInput(_message.Message):
 Global___EmbeddingInput: _TypeAlias = EmbeddingInput  # noqa: Y015
 
 @_typing.final
+class InferenceInput(_message.Message):
+    """A call of a model that writes no text (vision, tables, speech); the answer is in Frame.outputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    request: _builtins.bytes
+    """An encoded inferbus.inference.v1.ModelInferRequest; the model's name in it is not read."""
+    def __init__(
+        self,
+        *,
+        request: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferenceInput: _TypeAlias = InferenceInput  # noqa: Y015
+
+@_typing.final
 class Constraint(_message.Message):
     """What the output must look like: enforced in the engine, by grammar, at every token."""
 
@@ -415,6 +437,7 @@ class GenerateRequest(_message.Message):
     CHAT_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    INFERENCE_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     CONSTRAINT_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
@@ -452,6 +475,8 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def embedding(self) -> Global___EmbeddingInput: ...
     @_builtins.property
+    def inference(self) -> Global___InferenceInput: ...
+    @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
     def constraint(self) -> Global___Constraint: ...
@@ -467,17 +492,18 @@ class GenerateRequest(_message.Message):
         chat: Global___ChatInput | None = ...,
         prompt: Global___PromptInput | None = ...,
         embedding: Global___EmbeddingInput | None = ...,
+        inference: Global___InferenceInput | None = ...,
         sampling: Global___Sampling | None = ...,
         constraint: Global___Constraint | None = ...,
         cache_salt: _builtins.bytes = ...,
         reply: _builtins.bytes = ...,
         input_counted_elsewhere: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "chat", b"chat", "constraint", b"constraint", "context", b"context", "embedding", b"embedding", "expire_time", b"expire_time", "input", b"input", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "chat", b"chat", "constraint", b"constraint", "context", b"context", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "cache_salt", b"cache_salt", "chat", b"chat", "constraint", b"constraint", "context", b"context", "edge", b"edge", "embedding", b"embedding", "expire_time", b"expire_time", "input", b"input", "input_counted_elsewhere", b"input_counted_elsewhere", "priority_class", b"priority_class", "prompt", b"prompt", "reply", b"reply", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "cache_salt", b"cache_salt", "chat", b"chat", "constraint", b"constraint", "context", b"context", "edge", b"edge", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "input_counted_elsewhere", b"input_counted_elsewhere", "priority_class", b"priority_class", "prompt", b"prompt", "reply", b"reply", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["chat", "prompt", "embedding"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["chat", "prompt", "embedding", "inference"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
