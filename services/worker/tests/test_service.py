@@ -59,7 +59,8 @@ async def test_a_request_becomes_frames(bus: Bus, edge: Any, worker: Any) -> Non
     assert moments == sorted(moments)
     assert before <= moments[0]
     assert received.gaps[0] == moments[3] - moments[0], "TTFT"
-    assert all(2_000 < gap < 500_000 for gap in received.gaps[1:])
+    assert all(gap > 0 for gap in received.gaps[1:])
+    assert sum(received.gaps[1:]) == moments[4] - moments[3], "from the first token to the last"
     await all_acked(bus, worker)
 
 
@@ -276,10 +277,13 @@ async def test_fleet_models_and_heartbeats(bus: Bus, edge: Any, new_worker: Call
     received = await edge.place(worker.name, edge.request("say something", max_tokens=100))
     await edge.closed(received)
     assert any(beat.active == 1 for beat in beats)
+    assert any(beat.engine.running == 1 for beat in beats)
     async with asyncio.timeout(5):
         while beats[-1].active or beats[-1].output_tokens_total < 100:
             await asyncio.sleep(0.02)
     assert beats[-1].work_sequence > 0
+    assert beats[-1].HasField("engine")
+    assert beats[-1].engine.running == 0
     await worker.kill()
     async with asyncio.timeout(10):
         while fleet.get(worker.name) is not None:  # its lease runs out
@@ -304,7 +308,7 @@ async def test_what_of_special_tokens_is_asked(asked: dict[str, bool], parse: bo
 
     none: Any = None
     tokenizer: Any = Tokenizer()
-    servicer = WorkerServicer(none, none, none, none, none, tokenizer, EngineInfo("e", "m", "r", 1, 10))
+    servicer = WorkerServicer(none, none, none, none, none, tokenizer, EngineInfo("e", "m", "r", 1, 10), none)
     await servicer.Tokenize(TokenizeRequest(text="x", **asked), none)
     assert (seen["parse_special"], seen["add_special"]) == (parse, add)
 
@@ -330,6 +334,8 @@ async def test_grpc(edge: Any, worker: Any) -> None:
         status = await stub.GetStatus(GetStatusRequest())
         assert status.record.worker == worker.name
         assert status.output_tokens_total == 0, "past the bill"
+        assert (status.engine.running, status.engine.step_seconds > 0) == (0, True)
+        assert not status.engine.HasField("kv_blocks_total"), "it has no KV cache"
         received = await edge.place(worker.name, edge.request("say something", max_tokens=100))
         await edge.until(lambda: received.ids)
         await asyncio.gather(stub.Drain(DrainRequest()), stub.Drain(DrainRequest()))
