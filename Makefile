@@ -13,7 +13,7 @@ ROOMS := $(wildcard libs/*) $(wildcard services/*)
 EDITABLE := $(foreach room,$(ROOMS),-e $(room))
 SOURCES := $(wildcard libs/*/src services/*/src)
 
-.PHONY: help install install-dev triton upstream run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
+.PHONY: help install install-dev triton upstream transformers run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -53,6 +53,14 @@ help: ## list the targets
 	@$(UV) pip install --quiet --python .venv/upstream/bin/python --no-deps -r upstream.txt
 	@touch $@
 
+.venv/.transformers: .venv/.run transformers.txt
+	@echo "installing PyTorch and transformers into .venv/transformers: 6 GB, for the engine of that name only ..."
+	@$(BIN)/python -m venv --without-pip .venv/transformers
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		>"$$(.venv/transformers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/inferbus.pth"
+	@$(UV) pip install --quiet --python .venv/transformers/bin/python -c constraints.txt -r transformers.txt
+	@touch $@
+
 $(BUF): .venv/.python
 	@command -v npm >/dev/null || { echo "npm is needed for buf (proto lint and breaking check)"; exit 1; }
 	@npm install --silent --no-save --prefix .venv/buf @bufbuild/buf@$(BUF_VERSION)
@@ -63,22 +71,18 @@ triton: .venv/.triton ## a real tritonserver for the tests of its engine (Linux,
 
 upstream: .venv/.upstream ## a second OpenAI server for the tests of the engine openai (Linux, glibc 2.35)
 
+transformers: .venv/.transformers ## PyTorch for the engine transformers, 6 GB; no part of install-dev
+
 install-dev: .venv/.dev ## what `make test` and `make check` need, too
 
 run: .venv/.run ## the whole platform on this machine, in the foreground: make run PORT=8080
 	@exec $(BIN)/inferbus up --home $(HOME_DIR) --port $(PORT)
 
-# Two at a time: half of what the tests do is wait for real processes. The second half's output follows the first's.
-FIRST := services/worker tests/conformance
-SECOND := libs services/edge services/meter services/scheduler tests/contract tests/integration tests/e2e tests/faults
-
 test: .venv/.dev ## all tests, against real parts (or some: make test ARGS=libs/bus)
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@$(BIN)/python -m pytest $(SECOND) >.venv/second.log 2>&1 & second=$$!; \
-		$(BIN)/python -m pytest $(FIRST); first=$$?; \
-		wait $$second; second=$$?; cat .venv/second.log; exit $$((first | second))
+	@$(BIN)/python tools/run_tests.py
 endif
 
 check: lint types imports proto-check compose-check ## lint, types, import rules, protos, compose settings

@@ -2,39 +2,49 @@
 
 import argparse
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvloop
 
-from bench import cost, edge, ingest, overhead, throughput
+from bench import cost, edge, engines, ingest, overhead, throughput
 from bench.measure import keep, machine
 
 BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, Any]]] = {
     "overhead": (overhead.run, {"seconds": 2.0}),
     "cost": (cost.run, {"seconds": 2.0}),
     "throughput": (throughput.run, {"seconds": 2.0}),
+    "engines": (engines.run, {"seconds": 1.0, "rounds": 2, "levels": (2,)}),
     "ingest": (ingest.run, {"tokens": 200_000}),
     "edge": (edge.run, {"seconds": 2.0, "levels": (16,), "streams": 50}),
 }
 
 
-async def main(names: list[str], quick: bool) -> None:
+async def main(names: list[str], quick: bool, given: dict[str, Any]) -> None:
     print(machine())
     for name in names:
         run, short = BENCHES[name]
-        text = await run(**(short if quick else {}))
+        text = await run(**(short if quick else {}) | given)
         print(text, flush=True)
         if not quick:
-            print("kept in", keep(name, text), flush=True)
+            print("kept in", keep("_".join([name, *given.get("only", ())]), text), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="bench", help=", ".join(BENCHES))
     parser.add_argument("--quick", action="store_true", help="short windows, nothing kept: does it still run?")
+    parser.add_argument("--engine", action="append", choices=engines.PAIRS, dest="only", help="engines: only this one")
+    parser.add_argument("--seconds", type=float, help="of each window")
+    parser.add_argument("--rounds", type=int, help="engines: windows of each side and level")
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHES):
         parser.error(f"no such bench: {', '.join(sorted(unknown))}")
+    names = options.names or list(BENCHES)
+    given = {name: value for name in ("only", "seconds", "rounds") if (value := getattr(options, name)) is not None}
+    for name in names:
+        if strange := given.keys() - inspect.signature(BENCHES[name][0]).parameters:
+            parser.error(f"{name} takes no {', '.join(sorted(strange))}")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(options.names or list(BENCHES), options.quick))
+        runner.run(main(names, options.quick, given))

@@ -28,6 +28,8 @@ class Answer:
     total: float
     request_id: str
     gaps: list[float] = field(default_factory=list)
+    body: bytes = b""
+    """Of a stream, if its connection keeps it: still in chunks."""
 
 
 def request_bytes(url: str, key: str, body: dict) -> bytes:
@@ -40,9 +42,10 @@ def request_bytes(url: str, key: str, body: dict) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection; :meth:`ask` sends a request and waits for its whole answer."""
+    """One keep-alive connection; :meth:`ask` sends a request and waits for its whole answer. ``keep``: and its body."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
         self.meter = Meter()
         self.transport: asyncio.Transport | None = None
         self.done: asyncio.Future[Answer] | None = None
@@ -91,7 +94,7 @@ class Connection(asyncio.Protocol):
                 self.tokens += count
                 self.meter.tokens += count
             finished = self.buffer.endswith(b"0\r\n\r\n")
-            if not finished and len(self.buffer) > 4096:
+            if not finished and not self.keep and len(self.buffer) > 4096:
                 del self.buffer[:-16]
         else:
             finished = 0 <= self.length <= len(self.buffer) or (self.length < 0 and self.buffer.endswith(b"0\r\n\r\n"))
@@ -108,12 +111,14 @@ class Connection(asyncio.Protocol):
             tokens = json.loads(self.buffer)["usage"]["completion_tokens"]
         at = self.head.lower().find(b"x-request-id:")
         request_id = self.head[at + 13 :].split(b"\r\n", 1)[0].strip().decode() if at >= 0 else ""
-        return Answer(status, tokens, self.first - self.started, now - self.started, request_id, self.gaps)
+        body = bytes(self.buffer) if self.keep else b""
+        return Answer(status, tokens, self.first - self.started, now - self.started, request_id, self.gaps, body)
 
 
-async def connect(url: str) -> Connection:
+async def connect(url: str, keep: bool = False) -> Connection:
     parts = urlsplit(url)
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, parts.hostname, parts.port)
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(lambda: Connection(keep), parts.hostname, parts.port)
     return connection
 
 

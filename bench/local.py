@@ -10,8 +10,9 @@ from tests.harness.local import Stack
 
 
 @asynccontextmanager
-async def running(engine: str, **variables: str) -> AsyncIterator[Stack]:
-    """``inferbus up`` with its data in a folder that goes with it; ``variables`` are passed on to the services."""
+async def running(engine: str, *options: str, **variables: str) -> AsyncIterator[Stack]:
+    """``inferbus up`` with its data in a folder that goes with it. ``options``: more of the command;
+    ``variables`` are passed on to the services."""
     with TemporaryDirectory() as folder:
-        async with local.running(Path(folder) / "home", engine, variables=variables) as stack:
+        async with local.running(Path(folder) / "home", engine, *options, variables=variables) as stack:
             yield stack

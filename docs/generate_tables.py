@@ -1,4 +1,4 @@
-"""Writes the tables of docs/*.md that the code knows best: variables, metrics, streams, registries, the API.
+"""Writes the tables of docs/*.md that the code knows best: variables, metrics, streams, registries, the API, engines.
 
     .venv/bin/python docs/generate_tables.py            write them
     .venv/bin/python docs/generate_tables.py --check    exit code 1 if one is out of date (tests do this)
@@ -199,12 +199,30 @@ _BODIES = {
     "chat": "ChatCompletionRequest",
     "completions": "CompletionRequest",
     "embeddings": "EmbeddingRequest",
+    "inference": "InferenceRequest",
     "responses": "ResponseRequest",
     "messages": "MessageRequest",
     "tokenize-prompt": "TokenizePrompt",
     "tokenize-chat": "TokenizeChat",
     "detokenize": "DetokenizeRequest",
 }
+
+
+def engines() -> str:
+    """What each engine does, by what the tests of the contract show of it."""
+    head, rows, notes = _matrix().matrix()
+    said = "".join(f"{number}. {note}\n" for number, note in enumerate(notes, 1))
+    return f"{_table(head, rows)}\n{said}"
+
+
+def engine_proofs() -> str:
+    return _table(*_matrix().proofs())
+
+
+def _matrix() -> Any:
+    sys.path.insert(0, str(DOCS.parent))
+    return importlib.import_module("services.worker.tests.contract.matrix")
+
 
 TABLES: dict[str, Callable[[], str]] = {
     "shared-variables": shared_variables,
@@ -213,6 +231,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "streams": streams,
     "buckets": buckets,
     "endpoints": endpoints,
+    "engines": engines,
+    "engine-proofs": engine_proofs,
     **{f"{name}-parameters": partial(parameters, component) for name, component in _BODIES.items()},
 }
 

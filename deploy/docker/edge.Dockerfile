@@ -17,5 +17,5 @@ COPY --from=build /opt/inferbus /opt/inferbus
 COPY deploy/docker/healthcheck.py /opt/inferbus/healthcheck.py
 ENV PATH=/opt/inferbus/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
-EXPOSE 8080 9000
+EXPOSE 8080 8081 9000
 ENTRYPOINT ["python", "-m", "inferbus_edge"]

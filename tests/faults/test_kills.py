@@ -1,7 +1,6 @@
 """Who dies, and what the customer sees: real kills, then the audit."""
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from tests.harness.asking import audited
 from tests.harness.local import Stack, running
 
 BODY = {"model": "synthetic", "messages": [{"role": "user", "content": "go"}]}
@@ -67,12 +67,6 @@ async def mixed_load(
 
     await asyncio.gather(*(one(number) for number in range(requests)))
     return outcome
-
-
-async def audited(stack: Stack) -> dict:
-    code, out = await stack.cli("audit", "--json")
-    assert code == 0, out
-    return json.loads(out.splitlines()[-1])["summary"]
 
 
 def open_client(stack: Stack) -> openai.AsyncOpenAI:

@@ -33,6 +33,21 @@ async def test_frames_arrive_in_order_from_the_start_of_the_reader_on(bus: Bus, 
     await publisher.stop()
 
 
+async def test_of_large_frames_fewer_wait_to_be_stored(nats_server: NatsServer) -> None:
+    """A new connection sends all of them again at once, and has room for 64 MiB."""
+    publisher = FramePublisher(BusConfig(nats_server.url, "w-much"), worker="w-much", boot=1)
+    await publisher.start()
+    most = 0
+    for _ in range(48):
+        last = publisher.publish(Frame(edge="w-much", text=bytes(1 << 20)))
+        most = max(most, publisher.unacked)
+        await publisher.room()
+    assert most <= 17
+    async with asyncio.timeout(30):
+        await publisher.wait_acked(last)
+    await publisher.stop()
+
+
 async def test_no_frame_is_lost_repeated_or_swapped_when_the_broker_is_killed_under_load(tmp_path) -> None:
     async with NatsServer(tmp_path) as server, connect(BusConfig(server.url, "edge")) as bus:
         await ensure_streams(bus)

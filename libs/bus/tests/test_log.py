@@ -31,6 +31,24 @@ async def test_no_more_than_the_window_is_on_the_way(bus: Bus, nats_server: Nats
     await publisher.stop()
 
 
+async def test_of_large_frames_fewer_are_on_the_way(bus: Bus, nats_server: NatsServer) -> None:
+    """The broker cuts off a reader that leaves 64 MiB unread: those of a thousand frames with outputs would be 500."""
+    publisher = FramePublisher(BusConfig(nats_server.url, "w-large"), worker="w-large", boot=1)
+    await publisher.start()
+    for number in range(80):
+        last = publisher.publish(Frame(edge="w-large", text=b"%3d" % number + bytes(1 << 19)))
+        await publisher.wait_acked(last)
+    log, sizes, texts = FrameLog(bus), [], []
+    _, end = await log.bounds()
+    async for batch in log.read(1, end, subject="tok.w-large.*"):
+        sizes.append(sum(len(data) for _, _, data in batch))
+        texts += [Frame.FromString(data).text[:3] for _, _, data in batch]
+        await asyncio.sleep(0.2)  # all that was asked for comes meanwhile
+    assert texts == [b"%3d" % number for number in range(80)]
+    assert max(sizes) <= 16 << 20
+    await publisher.stop()
+
+
 async def test_the_time_to_begin_at_is_when_the_broker_stored_it(bus: Bus, nats_server: NatsServer) -> None:
     """Whatever the worker's clock says."""
     publisher = FramePublisher(BusConfig(nats_server.url, "w-clock"), worker="w-clock", boot=1)

@@ -60,6 +60,16 @@ def test_a_forced_colour_makes_no_terminal(
     assert stack.content["admin_key"] not in said
 
 
+def test_an_engine_whose_model_its_variables_name_says_how_to_ask_for_the_name(
+    stack: RunningStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    _ready(console, console.status(""), stack.content, Home(stack.home), None, 1.0)
+    said = capsys.readouterr().out
+    assert f"{stack.content['base_url']}/models" in said
+    assert "None" not in said
+
+
 def test_on_a_terminal_it_shows_the_keys(tmp_path: Path) -> None:
     terminal, theirs = pty.openpty()
     command = [sys.executable, "-m", "inferbus_cli", "up", "--home", str(tmp_path / "stack"), "--port", "0"]

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from inferbus.bus.v1.control_pb2 import Cancel
-from inferbus.bus.v1.frame_pb2 import Close, DeltaLogprobs, Embedding, Frame, Open
+from inferbus.bus.v1.frame_pb2 import Close, DeltaLogprobs, Embedding, Frame, Open, Output
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.context_pb2 import RequestContext
@@ -84,6 +84,7 @@ class Worker:
         revision: str = "rev-1",
         logprobs: list[DeltaLogprobs] | None = None,
         embeddings: list[Embedding] | None = None,
+        outputs: list[Output] | None = None,
         ended: GenerateRequest | None = None,
     ) -> None:
         """One frame of (request, first index, text). ``ended``: the request of the closes, if there are no deltas."""
@@ -116,6 +117,7 @@ class Worker:
                 opens=opens,
                 logprobs=logprobs or [],
                 embeddings=embeddings or [],
+                outputs=outputs or [],
             )
         )
 
@@ -154,6 +156,7 @@ class Edge:
     url: str
     grpc: str
     log: Path
+    inference_grpc: str = ""
 
     async def stop(self) -> int:
         """SIGTERM; its exit code."""
@@ -189,6 +192,7 @@ async def run_edge(nats: NatsServer, folder: Path, **settings: str) -> AsyncIter
         assert process.returncode is None, log.read_text()
         addresses = json.loads(ready.read_text())
         edge.url, edge.grpc = f"http://{addresses['http']}", addresses["grpc"]
+        edge.inference_grpc = addresses.get("inference_grpc", "")
         yield edge
     finally:
         await edge.stop()
@@ -255,6 +259,7 @@ async def edge(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory
     """The edge that most tests share: short keep-alive interval, small bounds."""
     settings = {
         "KEEPALIVE_INTERVAL": "400ms", "MAX_BODY_BYTES": "100000", "MAX_UNSENT_BYTES": "200000", "ORPHAN_HOLD": "300ms",
+        "INFERENCE_GRPC_ADDRESS": "127.0.0.1:0",
     }  # fmt: skip
     async with run_edge(nats_server, tmp_path_factory.mktemp("edge"), **settings) as running:
         yield running

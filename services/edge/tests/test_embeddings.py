@@ -102,7 +102,7 @@ def test_both_formats_say_the_same(vectors: list[list[float]]) -> None:
     for encoding in ("float", "base64"):
         form = form_for(input=["x"] * len(vectors), encoding_format=encoding)
         for index in reversed(range(len(vectors))):
-            form.vector(index, floats(vectors[index]))
+            form.binary(index, floats(vectors[index]))
         usage = Usage(input_tokens=9)
         form.close(0, "rev", Close(finish_reason=FinishReason.FINISH_REASON_STOP, usage=usage))
         form.finish()
@@ -117,7 +117,7 @@ def test_both_formats_say_the_same(vectors: list[list[float]]) -> None:
 
 def test_numbers_have_as_many_digits_as_a_float32() -> None:
     form = form_for()
-    form.vector(0, floats([0.1, -1 / 3, 1e-9, 0.0]))
+    form.binary(0, floats([0.1, -1 / 3, 1e-9, 0.0]))
     assert b"[0.1,-0.33333334,1e-9,0.0]" in form.body()
 
 
@@ -131,7 +131,7 @@ def test_the_largest_answer_stops_nobody_for_long(encoding: str, dimensions: int
     for start in range(0, 2048, 341):
         began = time.perf_counter()
         for index in range(start, min(start + 341, 2048)):
-            form.vector(index, values)
+            form.binary(index, values)
         spans.append(time.perf_counter() - began)
     ends = []
     for _ in range(5):
@@ -145,7 +145,7 @@ def test_the_largest_answer_stops_nobody_for_long(encoding: str, dimensions: int
 
 def test_an_answer_with_a_gap_is_none() -> None:
     form = form_for(input=["a", "b"])
-    form.vector(0, floats([1]))
+    form.binary(0, floats([1]))
     with pytest.raises(InferBusError) as caught:
         form.body()
     assert caught.value.reason == "internal_error"

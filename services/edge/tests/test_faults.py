@@ -190,11 +190,11 @@ async def test_a_silent_stream_gets_comments(edge: Any, worker: Any, model: str,
     client = await Raw.connect(edge.url)
     client.post(rig.API_KEY, rig.chat(model, stream=True))
     request = await worker.take(model)
-    head = await client.until(b": keep-alive\n\n\r\n")
+    head = await client.until(b": keep-alive\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     worker.say(request, ["a"])
     await client.until(b'"content":"a"')
-    await client.until(b": keep-alive\n\n\r\n")
+    await client.until(b": keep-alive\n\r\n")
     worker.close(request, 1)
     assert b"data: [DONE]" in await client.until(b"0\r\n\r\n")
 

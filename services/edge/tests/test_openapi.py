@@ -18,6 +18,7 @@ from inferbus_edge.core.completions import parse_completion_request
 from inferbus_edge.core.embeddings import parse_embedding_request
 from inferbus_edge.core.errors import internal
 from inferbus_edge.core.forms import form_of
+from inferbus_edge.core.inference_v2_request import parse_json
 from inferbus_edge.core.messages_schema import CountRequest, MessageRequest
 from inferbus_edge.core.openai import parse_chat_request
 from inferbus_edge.core.openapi_operations import Operation
@@ -40,6 +41,7 @@ _PARSERS: dict[str, Callable[[bytes], Any]] = {
     "ChatCompletionRequest": parse_chat_request,
     "CompletionRequest": parse_completion_request,
     "EmbeddingRequest": parse_embedding_request,
+    "InferenceRequest": parse_json,
     "ResponseRequest": parse_responses_request,
     "ResponseInputTokensRequest": lambda body: parse(InputTokensRequest, body),
     "MessageRequest": lambda body: parse(MessageRequest, body),

@@ -208,5 +208,6 @@ def test_an_end_without_a_reason_is_our_fault(reason: Any) -> None:
 
 
 def test_models_are_listed_by_name() -> None:
-    listed = model_list([ModelRecord(name="b"), ModelRecord(name="a", owned_by="acme")])
+    listed = model_list([ModelRecord(name="b"), ModelRecord(name="a", owned_by="acme", capabilities=["inference"])])
     assert [(one["id"], one["owned_by"]) for one in listed["data"]] == [("a", "acme"), ("b", "inferbus")]
+    assert [one["capabilities"] for one in listed["data"]] == [["inference"], ["chat"]]

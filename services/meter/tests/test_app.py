@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.registry_pb2 import PriceRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus.common.v1.usage_pb2 import Operation
 from inferbus.meter.v1.meter_pb2 import AuditRequest, AuditResponse, AuditSummary, GetLiveRequest, GetUsageRequest
 from inferbus.meter.v1.meter_pb2_grpc import MeterServiceStub
 from inferbus_bus.registry import Registry
@@ -184,6 +185,33 @@ async def test_usage_sums_what_ended_by_tenant_project_and_model(meter, own_bus,
         later.start_time.FromMicroseconds(clock.now_us() + 10_000_000)
         later.end_time.FromMicroseconds(clock.now_us() + 20_000_000)
         assert not (await api.GetUsage(later)).rows
+
+
+async def test_calls_without_tokens_are_in_the_usage_and_the_audit_is_clean(
+    meter, admin_store, own_bus, frame_log, make
+) -> None:
+    """Also of one that was made again: what is on the log of the first attempt is no token."""
+    await set_price(own_bus, "default", "2026-11", "2")
+    for attempts in (1, 2):
+        request = make.request_id()
+        for attempt in range(1, attempts + 1):
+            for index in range(3):
+                frame = Frame()
+                frame.outputs.add(request_id=request, index=index, data=b"x" * 1000, attempt=attempt)
+                await frame_log.publish(frame)
+        end = make.close(Frame(), request, 0, attempt=attempts, input_tokens=0)
+        end.closes[0].usage.Clear()
+        end.closes[0].operation = Operation.OPERATION_INFERENCE
+        await frame_log.publish(end)
+    await frame_log.request(5)
+    summary, differences = await audit(meter)
+    assert differences == []
+    assert (summary.requests, summary.open_requests, summary.billed_tokens) == (3, 0, 5)
+    async with meter.api() as api:
+        [row] = (await api.GetUsage(GetUsageRequest())).rows
+    assert (row.requests, row.output_tokens) == (3, 5)
+    shown = await admin_store.rows("SELECT operation, count(), sum(cost) > 0 FROM bills GROUP BY operation ORDER BY 1")
+    assert [tuple(one) for one in shown] == [("", 1, 1), ("inference", 2, 0)]
 
 
 async def test_usage_that_is_an_estimate_is_never_in_one_sum_with_what_was_counted(meter, frame_log, make) -> None:

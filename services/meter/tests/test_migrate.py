@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.common.v1.usage_pb2 import Operation
 from inferbus_meter import migrations as migration_files
 from inferbus_meter.clickhouse import Store, open_store
 from inferbus_meter.core import rows
@@ -62,7 +63,7 @@ async def test_a_file_changed_after_it_was_applied_is_refused(empty: tuple[Store
 
 
 class BlockOfBefore(NativeBlock):
-    """Without the columns of 0007, as the program before wrote them."""
+    """Without the columns of 0007 and 0008, as the program before wrote them."""
 
     def fixed(self, name: str, *arguments: Any) -> None:
         if name != "estimated":
@@ -72,8 +73,12 @@ class BlockOfBefore(NativeBlock):
         if name != "energy_j":
             super().nullable(name, *arguments)
 
+    def strings(self, name: str, *arguments: Any) -> None:
+        if name != "operation":
+            super().strings(name, *arguments)
 
-async def test_rows_of_before_say_nothing_of_energy_and_are_known_again_after_it(
+
+async def test_rows_of_before_say_nothing_of_energy_and_operation_and_are_known_again_after_it(
     empty: tuple[Store, str], make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A meter that is upgraded inserts its last batch once more, now with the columns that came meanwhile."""
@@ -82,21 +87,22 @@ async def test_rows_of_before_say_nothing_of_energy_and_are_known_again_after_it
     await migrate(store, name, files[:6])
     gather, frame = FrameGather(), make.close(Frame(time_us=clock.now_us()), make.request_id(), 5)
     frame.closes[0].energy_joules, frame.closes[0].usage.estimated = 12.5, True
+    frame.closes[0].operation = Operation.OPERATION_INFERENCE
     assert gather.add(1, frame.time_us, frame.SerializeToString())
     batch = gather.finish()
     with monkeypatch.context() as patched:
         patched.setattr(rows, "NativeBlock", BlockOfBefore)
         before = rows.request_rows(batch, {}).data
     await store.insert("requests", before, "token-1")
-    assert await migrate(store, name, files) == [files[6].name]
-    assert await store.rows("SELECT energy_j, estimated FROM bills") == [(None, False)]
+    assert await migrate(store, name, files) == [file.name for file in files[6:]]
+    assert await store.rows("SELECT energy_j, estimated, operation FROM bills") == [(None, False, "")]
     await store.insert("requests", rows.request_rows(batch, {}).data, "token-1")
     assert (await store.rows("SELECT count() FROM requests"))[0][0] == 1
     assert (await store.rows("SELECT sum(requests) FROM latency_by_minute_and_tenant"))[0][0] == 1
     await store.insert("requests", before, "token-2")  # an older meter on the newer schema
     await store.insert("requests", rows.request_rows(batch, {}).data, "token-3")
-    shown = await store.rows("SELECT energy_j, estimated FROM requests ORDER BY energy_j NULLS FIRST")
-    assert shown == [(None, False), (None, False), (12.5, True)]
+    shown = await store.rows("SELECT energy_j, estimated, operation FROM requests ORDER BY energy_j NULLS FIRST")
+    assert shown == [(None, False, ""), (None, False, ""), (12.5, True, "inference")]
 
 
 def test_statements_are_split_at_line_ends_and_comments_dropped() -> None:

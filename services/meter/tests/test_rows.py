@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus.common.v1.usage_pb2 import Operation
 from inferbus_meter.core.frames import CLOCK_TOLERANCE_US, FrameBatch, FrameGather
 from inferbus_meter.core.rating import Rate
 from inferbus_meter.core.rows import request_rows, token_rows
@@ -183,6 +184,23 @@ def test_energy_that_was_not_measured_is_null_and_never_zero(client, make, said,
     client.raw_insert("requests", insert_block=request_rows(gathered(frame), {}).data, fmt="Native")
     shown = client.query("SELECT energy_j, estimated FROM bills WHERE tenant_id = {t:String}", parameters={"t": tenant})
     assert shown.result_rows == [(kept, said is None)]
+
+
+def test_calls_without_tokens_are_counted_by_the_call(client, make) -> None:
+    asked = [Operation.OPERATION_INFERENCE, Operation.OPERATION_INFERENCE, Operation.OPERATION_CHAT, 99]
+    for operation in asked:
+        tokens = 5 if operation == Operation.OPERATION_CHAT else 0
+        frame = make.close(
+            Frame(time_us=NOW_US), make.request_id(NOW_US), tokens, of=make.context("caller"), input_tokens=tokens
+        )
+        frame.closes[0].operation = operation
+        client.raw_insert("requests", insert_block=request_rows(gathered(frame), {}).data, fmt="Native")
+    shown = client.query(
+        "SELECT operation, count(), sum(output_tokens) FROM bills WHERE tenant_id = 'caller' GROUP BY 1"
+    )
+    assert set(shown.result_rows) == {("inference", 2, 0), ("chat", 1, 5), ("", 1, 0)}
+    for view in ("usage_by_hour", "usage_by_day"):
+        assert client.query(f"SELECT requests, calls FROM {view} WHERE tenant_id = 'caller'").result_rows == [(4, 2)]
 
 
 def test_of_two_closes_the_higher_attempt_is_billed(client, make) -> None:

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from inferbus.bus.v1.control_pb2 import GpuStatus, Heartbeat
+from inferbus.bus.v1.control_pb2 import EngineStatistics, GpuStatus, Heartbeat
 from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 from inferbus_scheduler.core.placement import Placement, place
 from inferbus_scheduler.core.request import Priority, Request
@@ -181,6 +181,18 @@ def test_gpus_are_as_they_were_told_last() -> None:
     (gpu,) = worker.gpus
     assert (gpu.fault, gpu.HasField("utilization")) == ("ecc", False)
     assert _fleet_worker(worker, 0.0).gpus[0] == gpu
+
+
+def test_an_engine_is_as_the_last_heartbeat_said() -> None:
+    fleet = fleet_of("w1")
+    (worker,) = fleet.workers()
+    told = EngineStatistics(running=2, kv_blocks_used=0)
+    fleet.heartbeat(Heartbeat(worker="w1", boot=1, engine=told), 0.0)
+    shown = _fleet_worker(worker, 0.0)
+    assert shown.engine == told
+    assert (shown.engine.HasField("kv_blocks_used"), shown.engine.HasField("kv_blocks_total")) == (True, False)
+    fleet.heartbeat(Heartbeat(worker="w1", boot=1), 0.0)
+    assert not _fleet_worker(worker, 0.0).HasField("engine"), "not known any more"
 
 
 def test_another_boot_begins_with_an_empty_account() -> None:

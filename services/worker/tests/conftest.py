@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inferbus.bus.v1.frame_pb2 import Close, Frame, TokenLogprob
+from inferbus.bus.v1.frame_pb2 import Close, Frame, Output, TokenLogprob
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.connection import Bus
 from inferbus_bus.frames import FrameReader
@@ -74,11 +74,17 @@ class Received:
     replies: list[bytes] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     vectors: dict[int, bytes] = field(default_factory=dict)
+    parts: dict[int, bytes] = field(default_factory=dict)
     close: Close | None = None
 
     @property
     def text(self) -> bytes:
         return b"".join(self.texts)
+
+    @property
+    def output(self) -> bytes:
+        assert sorted(self.parts) == list(range(len(self.parts)))
+        return b"".join(self.parts[index] for index in range(len(self.parts)))
 
 
 class Edge:
@@ -177,14 +183,19 @@ def take_frame(frame: Frame, received: dict[bytes, Received]) -> None:
         key = frame.request_ids[16 * said.delta : 16 * said.delta + 16]
         assert len(said.tokens) == (frame.token_count[said.delta] if frame.token_count else 1)
         received[key].logprobs += said.tokens
-    for embedding in frame.embeddings:
-        one = received[embedding.request_id]
+    for part in (*frame.embeddings, *frame.outputs):
+        one = received[part.request_id]
         assert one.close is None, "nothing follows the close"
-        if not one.attempts or embedding.attempt > one.attempts[-1]:
-            one.attempts.append(embedding.attempt)
-            assert embedding.request_id in opened, "its first frame opens an attempt"
-        assert embedding.attempt == one.attempts[-1]
-        one.vectors[embedding.index] = embedding.values
+        if not one.attempts or part.attempt > one.attempts[-1]:
+            one.attempts.append(part.attempt)
+            one.parts.clear()
+            assert part.request_id in opened, "its first frame opens an attempt"
+        assert part.attempt == one.attempts[-1]
+        if isinstance(part, Output):
+            assert part.index == len(one.parts), "in order"
+            one.parts[part.index] = part.data
+        else:
+            one.vectors[part.index] = part.values
     for close in frame.closes:
         one = received[close.request_id]
         assert one.close is None

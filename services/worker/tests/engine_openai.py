@@ -7,18 +7,25 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from inferbus_worker.config import Config, OpenAiConfig
 from inferbus_worker.engine import Engine
 from inferbus_worker.engines import engine_class
 
 from services.worker.tests.openai_upstreams import servers
+from services.worker.tests.openai_upstreams.faults import Fault, faults
 
 NAME = "openai"
+TITLE = "`openai` on llama.cpp"
+CAPABILITIES = frozenset({"chat", "completions", "tools", "structured_output", "logprobs", "logit_bias"})
+# Not "ids": OpenAI's API does not say them, and llama.cpp only beside probabilities. It resumes by text.
+CAN = frozenset(
+    {"expressions", "seeds", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "model"}
+    | {"batch", "tokenize", "salts", "overload"}
+)
+WHY = {"prefixes": "a server that keeps no salts apart is told to look for none, unless `SHARED_PREFIXES` allows it"}
 PREFILL_WORDS = 3000
-# Not "ids": OpenAI's API does not say them, and llama.cpp only beside probabilities. Not "salts": it keeps nobody
-# apart, so the engine tells it to look for no cached prefix. It resumes by text.
-CAN = frozenset({"resume", "seeds", "penalties", "batch", "tokenize", "bias"})
-_DOWN_SECONDS = 3.0
+_DOWN_SECONDS = 1.5
 _reviving: set[asyncio.Task[None]] = set()
 
 
@@ -31,11 +38,29 @@ async def made(cache: Path, **changes: Any) -> AsyncIterator[Engine]:
     async with servers.llama(cache) as server:
         engine = engine_class("openai").from_config(config_of(server.url, **changes))
         engine.tests_server = server
-        try:
+        async with stopping(engine):
             yield engine
-        finally:
-            await engine.stop()
-            await asyncio.gather(*_reviving, return_exceptions=True)
+
+
+@asynccontextmanager
+async def crowded(cache: Path) -> AsyncIterator[Engine]:
+    """Two answers come; whoever asks then is to come back in a minute, as a managed API says it."""
+    async with servers.llama(cache) as server, faults(server.url) as proxy:
+        settings = {"openai": {"capabilities": ("chat", "completions")}}
+        engine = engine_class("openai").from_config(config_of(proxy.url, **settings))
+        full = Fault(status=429, headers={"Retry-After": "60"}, body={"error": {"message": "rate limit of org-1"}})
+        proxy.next += [Fault(), Fault(), *[full] * 100]
+        async with stopping(engine):
+            yield engine
+
+
+@asynccontextmanager
+async def stopping(engine: Engine) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await engine.stop()
+        await asyncio.gather(*_reviving, return_exceptions=True)
 
 
 def config_of(url: str, **changes: Any) -> Config:
@@ -55,3 +80,12 @@ async def kill(engine: Any) -> None:
     task = asyncio.create_task(revive())
     _reviving.add(task)
     task.add_done_callback(_reviving.discard)
+
+
+async def held(engine: Any) -> int:
+    """Open connections to the upstream: the model there is its own."""
+    connections = psutil.Process().net_connections("tcp")
+    return sum(
+        one.status == psutil.CONN_ESTABLISHED and one.raddr and one.raddr.port == engine.tests_server.port
+        for one in connections
+    )

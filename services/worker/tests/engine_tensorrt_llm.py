@@ -17,11 +17,13 @@ from inferbus_worker.engine import Engine
 from inferbus_worker.engines import engine_class
 
 NAME = "tensorrt_llm"
+NEVER_RUN = "no machine of this project's has had TensorRT-LLM and a GPU that it runs on"
+CAPABILITIES = frozenset({"chat", "completions", "tools", "structured_output", "logprobs", "logit_bias"})
 # Read 64 tokens a step, each of which takes a GPU a millisecond or more, whatever the model's size.
 PREFILL_WORDS = 20_000
 # Of what is promised beyond capabilities: a draw's seed and the penalties work with some versions and samplers only,
 # and are refused by name with the others; a greedy text depends on its batch in the last bits of a logit.
-CAN = frozenset({"ids", "resume", "tokenize", "bias", "salts"})
+CAN = frozenset({"expressions", "ids", "tokenize", "top_k", "model", "prefixes", "salts", "blocks"})
 
 
 def missing() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 CONTEXT = 32_768
-CHAIN = 1500
+CHAIN = 1400
 HIDDEN = 256
 NAMED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 START, END = 1, 2
@@ -31,20 +31,17 @@ _HEAD = 0.5
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
-    """``tokenizer.json`` and ``tokenizer_config.json``: byte-level BPE of ASCII, so that each token is whole characters
-    and any token may follow any other."""
+    """``tokenizer.json`` and ``tokenizer_config.json``: byte-level BPE that has learned ASCII, so that most tokens are
+    whole characters and may follow any other (:func:`plain`); of other text, each byte is a token."""
     from importlib.util import find_spec
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # The space and the line feed by their names in such vocabularies.
-    alphabet = [*(c for c in string.printable if c not in string.whitespace), "Ġ", "Ċ"]
     trainer = trainers.BpeTrainer(
         vocab_size=_VOCABULARY,
         special_tokens=[AddedToken(name, special=True, normalized=False) for name in NAMED],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     specs = [find_spec(name) for name in _TRAINED_ON]
@@ -65,12 +62,18 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def chain(size: int, torch: Any) -> Any:
-    """``next[i]``: the token after ``i``. From the end of a prompt :data:`CHAIN` plain tokens, then END."""
-    order = torch.randperm(size - len(NAMED), generator=torch.Generator().manual_seed(1)) + len(NAMED)
-    following = torch.empty(size, dtype=torch.long)
+def plain(tokenizer: Tokenizer) -> list[int]:
+    """Ids of the tokens that are whole printable characters of ASCII."""
+    shown = {*string.printable} - {*string.whitespace} | {" ", "\n"}
+    texts = {number: tokenizer.decode([number]) for number in range(len(NAMED), tokenizer.get_vocab_size())}
+    return [number for number, text in texts.items() if text and shown.issuperset(text)]
+
+
+def chain(size: int, ids: list[int], torch: Any) -> Any:
+    """``next[i]``: the token after ``i``, one of ``ids``; after those that are not in the chain, its first."""
+    order = torch.tensor(ids)[torch.randperm(len(ids), generator=torch.Generator().manual_seed(1))]
+    following = order[0].repeat(size)
     following[order] = order.roll(-1)
-    following[torch.arange(len(NAMED))] = order[0]
     return following
 
 
@@ -88,7 +91,8 @@ def write_model(folder: Path) -> Path:
         eos_token_id=END, pad_token_id=END, tie_word_embeddings=False, torch_dtype="bfloat16",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    following = chain(size, torch)
+    ids = plain(tokenizer)
+    following = chain(size, ids, torch)
     # A prompt ends with this token: from it on the chain is CHAIN long.
     (last,) = tokenizer.encode("\n").ids
     at = last
@@ -99,8 +103,7 @@ def write_model(folder: Path) -> Path:
         embeddings = torch.nn.functional.normalize(torch.randn(size, HIDDEN), dim=1)
         model.model.embed_tokens.weight.copy_(embeddings * HIDDEN**0.5)
         head = torch.nn.functional.normalize(torch.randn(size, HIDDEN), dim=1)
-        plain = torch.arange(len(NAMED), size)
-        head[following[plain]] = embeddings[plain]
+        head[following[ids]] = embeddings[ids]
         model.lm_head.weight.copy_(head * _HEAD)
     model = model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(bos_token_id=START, eos_token_id=END, pad_token_id=END)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from inferbus.bus.v1 import request_pb2 as wire
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus.common.v1.usage_pb2 import Operation
 from inferbus_contracts.pieces import CallStart, Pieces, Reasoning, Spans, Text, pieces_of
 from inferbus_runtime.clock import timestamp
 from inferbus_worker.core.coalesce import StepBuilder
@@ -30,7 +31,9 @@ from inferbus_worker.engine import (
     Finish,
     Finished,
     Generation,
+    Infer,
     Message,
+    Output,
     Prompt,
     Step,
     TokenLogprob,
@@ -403,6 +406,37 @@ def test_vectors_on_the_log_are_of_an_attempt() -> None:
     fold(stored(frame), found)
     assert (found[one.key].attempt, found[one.key].ids) == (3, [])
     assert (found[other.key].attempt, found[other.key].ids) == (2, [5])
+
+
+def test_parts_of_an_answer_on_the_log_are_of_an_attempt(take_frame: Any, received_type: Any) -> None:
+    first, second = new_running(0, 0, 0), new_running(0, 0, 0, attempt=2)
+    found, received = {first.key: Recovered()}, {first.key: received_type()}
+    for one, data in ((first, b"void"), (second, b"kept")):
+        frames = StepFrames(START)
+        assert frames.add_deltas(Step(START, outputs=[Output(one.key, 0, data)]), {one.key: one}) == 0
+        (frame,) = frames.frames()
+        assert not frame.request_ids
+        take_frame(stored(frame), received)
+        fold(stored(frame), found)
+        assert (found[one.key].attempt, found[one.key].ids, found[one.key].closed) == (one.attempt, [], False)
+    assert (received[first.key].output, received[first.key].attempts) == (b"kept", [1, 2])
+
+
+def test_an_end_says_what_was_asked() -> None:
+    asked = {
+        Operation.OPERATION_CHAT: lambda request: request.chat.messages.add(),
+        Operation.OPERATION_TEXT_COMPLETION: lambda request: setattr(request.prompt, "text", "x"),
+        Operation.OPERATION_EMBEDDINGS: lambda request: request.embedding.inputs.add(),
+        Operation.OPERATION_INFERENCE: lambda request: setattr(request.inference, "request", b"x"),
+        Operation.OPERATION_UNSPECIFIED: lambda request: request.ClearField("chat"),
+    }
+    for operation, ask in asked.items():
+        request = GenerateRequest(request_id=b"r" * 16)
+        ask(request)
+        one = running_of(Work(request=request), "rev", 1)
+        assert StepFrames(START).add_close(one, Finished(one.key, Finish.STOP, 0), "test").operation == operation
+        if operation == Operation.OPERATION_INFERENCE:
+            assert generation_of(one).input == Infer(b"x")
 
 
 def test_input_is_billed_with_one_choice_only() -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.bus.v1.request_pb2 import GenerateRequest
-from inferbus_worker.core.energy import EnergyLedger, Meter, drawn, input_weight, power
+from inferbus_worker.core.energy import EnergyLedger, Meter, drawn, input_weight, power, read_weight
+from inferbus_worker.engine import Finish, Finished
 
 KEYS = [bytes([number]) * 16 for number in range(4)]
 JOULES = st.floats(0, 500)
@@ -16,6 +17,23 @@ GOT = st.tuples(st.just("got"), st.dictionaries(st.sampled_from([*KEYS, b"direct
 END = st.tuples(st.just("end"), st.sampled_from(KEYS), st.integers(0, 3000), st.floats(0, 0.2))
 READING = st.tuples(st.just("reading"), JOULES, st.floats(0.1, 2.0))
 MOVES = st.lists(st.one_of(BEGIN, GOT, END, READING), max_size=40)
+
+
+def test_calls_without_tokens_have_equal_shares() -> None:
+    """And one that was cut off has none: nobody knows how far it had come."""
+    ledger = EnergyLedger()
+    ledger.reading(100.0, None, 50.0)
+    request = GenerateRequest(inference={"request": b"x" * 600_000})
+    for key in KEYS[:3]:
+        ledger.begin(key, input_weight(request))
+    ended = {key: read_weight(Finished(key, Finish.STOP, 0)) for key in KEYS[:2]}
+    ended[KEYS[2]] = read_weight(Finished(KEYS[2], Finish.CANCELLED, 0))
+    given = ledger.end(ended, 101.0)
+    assert given[KEYS[2]] == 0
+    assert given[KEYS[0]] > 0
+    ledger.reading(101.0, 50.0, 50.0)
+    assert given[KEYS[0]] + given[KEYS[1]] + ledger.idle + ledger.held == pytest.approx(50.0)
+    assert read_weight(Finished(KEYS[0], Finish.STOP, 9, 4)) == 5
 
 
 def end(ledger: EnergyLedger, key: bytes, now: float, input_tokens: int) -> float | None:

@@ -34,7 +34,7 @@ from inferbus_worker.engine import (
     ToolCall,
     ToolMode,
 )
-from inferbus_worker.engines.llama_cpp_grammar import Follower
+from inferbus_worker.engines.follower import Follower
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
 
 WEATHER = Tool(

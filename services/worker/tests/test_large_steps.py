@@ -17,7 +17,7 @@ from inferbus_worker.core import columns
 from inferbus_worker.core.coalesce import StepBuilder
 from inferbus_worker.core.columns import StepFrames
 from inferbus_worker.core.running import Running, running_of
-from inferbus_worker.engine import Alternative, Finish, Finished, Step, TokenLogprob, Vector
+from inferbus_worker.engine import Alternative, Finish, Finished, Output, Step, TokenLogprob, Vector
 
 START = 1_700_000_000_000_000
 BROKER_BYTES = 8 << 20
@@ -36,16 +36,20 @@ def logprob(token: int) -> TokenLogprob:
 
 
 def step_of(moves: list[Move]) -> Step:
-    builder, vectors = StepBuilder(), []
+    """What request 5 has are no vectors but parts of an answer."""
+    builder, vectors, outputs = StepBuilder(), [], []
     for number, ids, text, said, values, ends in moves:
         key = bytes([number]) * 16
         if ids or text:
             builder.add(key, ids, text.encode(), [logprob(token) for token in ids] if said else None)
-        vectors += [Vector(key, index, value) for index, value in enumerate(values)]
+        if number == 5:
+            outputs += [Output(key, index, value) for index, value in enumerate(values)]
+        else:
+            vectors += [Vector(key, index, value) for index, value in enumerate(values)]
         if ends:
             builder.finish(Finished(key, Finish.STOP, 3))
     step = builder.take(START + 9)
-    step.embeddings = vectors
+    step.embeddings, step.outputs = vectors, outputs
     return step
 
 
@@ -64,15 +68,16 @@ def keys_of(frame: Frame) -> list[bytes]:
 
 @st.composite
 def histories(draw: Any) -> list[list[Move]]:
-    """Steps of up to six requests, of which 4 and 5 want vectors."""
-    left, steps = set(range(6)), []
+    """Steps of up to six requests, of which 4 wants vectors, and 5 an answer that comes within one step."""
+    left, steps, answered = set(range(6)), [], False
     for _ in range(draw(st.integers(1, 4))):
         moves: list[Move] = []
         for number in draw(st.permutations(sorted(left))):
             writes = number < 4
             ids = draw(st.lists(st.integers(0, 50_000), max_size=9)) if writes else []
             text = draw(st.text(alphabet="a€𝄞", max_size=60)) if writes else ""
-            vectors = [] if writes else draw(st.lists(st.binary(max_size=40), max_size=3))
+            vectors = [] if writes or (number == 5 and answered) else draw(st.lists(st.binary(max_size=40), max_size=3))
+            answered = answered or (number == 5 and bool(vectors))
             ends = draw(st.booleans())
             left -= {number} if ends else set()
             moves.append((number, ids, text, draw(st.booleans()), vectors, ends))
@@ -115,13 +120,14 @@ def test_a_divided_step_says_the_same_by_the_laws_of_a_frame(
         other = expected[key]
         assert (one.ids, one.text, sum(one.gaps)) == (other.ids, other.text, sum(other.gaps))
         assert (one.logprobs, one.vectors, one.replies) == (other.logprobs, other.vectors, other.replies)
+        assert one.output == other.output
         assert one.attempts == other.attempts
         assert (one.close is None) == (other.close is None)
     for frames in divided:
         last = {key: number for number, frame in enumerate(frames) for key in keys_of(frame)}
         for number, frame in enumerate(frames):
             # What is larger than it should be holds one thing, with what must go with it.
-            parts = len(frame.first_index) or len(frame.embeddings) + len(frame.closes)
+            parts = len(frame.first_index) or len(frame.embeddings) + len(frame.outputs) + len(frame.closes)
             assert parts == 1 or (parts > 1 and frame.ByteSize() <= frame_bytes + 128)
             assert len(frames) == 1 or all(size <= delta_bytes + 3 for size in frame.text_size)
             assert len({one.tenant_id for one in frame.contexts}) == len(frame.contexts)

@@ -138,6 +138,26 @@ async def test_idle_prompts_leave_the_kv_cache(engine: LlamaCpp, caplog: pytest.
     assert "not emptied" not in caplog.text
 
 
+async def test_statistics_are_those_of_its_kv_cache(engine: LlamaCpp) -> None:
+    before = engine.statistics()
+    assert (before.running, before.waiting, before.kv_blocks_used) == (0, 0, 0), "what is kept for later is free"
+    assert (before.kv_blocks_total, before.kv_block_tokens) == (512, 1)
+    engine.submit(one := generation(1, "Count to a hundred.", max_tokens=24))
+    ends: list[Any] = []
+    async for step in engine.steps():
+        now = engine.statistics()
+        ends += step.finished
+        if ends:
+            break
+        assert (now.running, now.waiting) == (1, 0)
+        assert 24 < (now.kv_blocks_used or 0) < 100
+    assert engine.statistics().kv_blocks_used == 0
+    [(_, _, again)] = (await ask(engine, replace(one, key=b"again" + bytes(11)))).values()
+    assert again.cached_input_tokens > 0
+    reused = engine.statistics().kv_blocks_reused_total or 0
+    assert reused - (before.kv_blocks_reused_total or 0) >= again.cached_input_tokens
+
+
 async def test_generation_that_reaches_the_end_of_the_context(engine: LlamaCpp) -> None:
     """Input and output together are as long as the context."""
     ids, _, end = (await ask(engine, generation(1, "word " * 430)))[(1).to_bytes(16, "big")]

@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inferbus_worker.engines.tensorrt_llm_stats import Forgotten, KvEvents, Removed, Statistics, Stored
+from inferbus_worker.engine import EngineStatistics
+from inferbus_worker.engines.tensorrt_llm_stats import Forgotten, Iteration, KvEvents, Removed, Stored
 from inferbus_worker.engines.tensorrt_llm_text import (
     Detokenizer,
     Encoder,
@@ -162,8 +163,22 @@ def test_statistics_of_an_iteration() -> None:
         "kvCacheStats": {"usedNumBlocks": 5, "maxNumBlocks": 9, "reusedBlocks": 2, "missedBlocks": 4},
         "specDecodingStats": {"numDraftTokens": 6, "numAcceptedTokens": 4},
     }  # fmt: skip
-    assert Statistics.of(told) == Statistics(7, 0.0125, 3, 1, 5, 9, 2, 4, 6, 4)
-    assert Statistics.of({"iter": 1, "kvCacheStats": None}) == Statistics(1)
+    first = Iteration().next(told)
+    assert first == Iteration(7, 0.0125, 3, 1, 5, 9, 2, 6, 4)
+    assert first.next(told | {"iter": 8}) == Iteration(8, 0.0125, 3, 1, 5, 9, 2, 12, 8)
+    assert first.statistics(4, 2, 32) == EngineStatistics(4, 2, 3, 1, 9, 5, 32, 2, 0.0125, 6, 4)
+
+
+def test_an_idle_engine_holds_nothing_though_it_no_longer_says_so() -> None:
+    told = {"numActiveRequests": 1, "numQueuedRequests": 0, "kvCacheStats": {"usedNumBlocks": 5, "maxNumBlocks": 9}}
+    idle = Iteration().next(told).statistics(0, 0, 32)
+    assert (idle.engine_running, idle.kv_blocks_used, idle.kv_blocks_total) == (0, 0, 9)
+
+
+def test_what_an_iteration_does_not_say_is_not_known() -> None:
+    iteration = Iteration().next({"iter": 1, "kvCacheStats": None})
+    assert iteration == Iteration(1)
+    assert iteration.statistics(0, 0, None) == EngineStatistics(0, 0)
 
 
 def stored(number: int, hashes: list[int], tokens: int = 4, **more: object) -> dict[str, object]:

@@ -12,8 +12,8 @@ pytest.importorskip("tritonclient", reason="the extra triton is not installed")
 
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_worker.core.grammar import grammar_of_constraint
-from inferbus_worker.engine import UNKNOWN_TOKEN, Constraint, ConstraintKind, Finish, Prompt, Sampling
-from inferbus_worker.engines.llama_cpp_grammar import Follower
+from inferbus_worker.engine import UNKNOWN_TOKEN, Constraint, ConstraintKind, EngineStatistics, Finish, Prompt, Sampling
+from inferbus_worker.engines.follower import Follower
 from inferbus_worker.engines.triton_errors import Trouble, error_of, trouble_of
 from inferbus_worker.engines.triton_health import Health, HealthLimits, ProbeError
 from inferbus_worker.engines.triton_metrics import ServerLoad, load_of
@@ -216,7 +216,8 @@ def test_errors_are_told_by_their_words(text: str, trouble: Trouble) -> None:
 # --- health -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_is_dead_of_silence_only_while_tokens_are_owed_and_asked_for() -> None:
+async def test_single_streams_are_looked_at_only_while_others_move() -> None:
+    """That all stand still is the worker's to find."""
     probes, stalled, owed = [], [], True
 
     async def probe() -> None:
@@ -227,14 +228,14 @@ async def test_a_model_is_dead_of_silence_only_while_tokens_are_owed_and_asked_f
     for _ in range(12):
         await asyncio.sleep(0.1)
         health.moved()
-    assert stalled, "single streams are looked at, too"
-    owed = False
-    await asyncio.sleep(1.2)
+    assert stalled
+    await asyncio.sleep(0.4)
+    stalled.clear()
+    await asyncio.sleep(0.8)
+    assert not stalled
     assert not health.death
-    owed = True
-    await asyncio.wait_for(watch, 3)
-    assert "no token for 0.6 s" in health.death
     assert not probes
+    watch.cancel()
 
 
 async def test_a_slow_probe_is_no_death_while_others_are_served() -> None:
@@ -312,8 +313,17 @@ nv_trt_llm_request_metrics{model="other",request_type="active",version="1"} 9
 nv_trt_llm_request_metrics{model="m",request_type="waiting",version="1"} 1
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="m",version="1"} 4096
 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="m",version="1"} 1.2e+02
+nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per",model="m",version="1"} 64
+nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="reused",model="m",version="1"} 33
 nv_inference_pending_request_count{model="m",version="1"} 2
 nv_cpu_utilization 0.3
 """
-    assert load_of(page, frozenset({"m"})) == ServerLoad(3, 1, 2, 4096, 120, None)
+    load = load_of(page, frozenset({"m"}))
+    assert load == ServerLoad(3, 1, 2, 4096, 120, 64, 33)
+    assert load.statistics(1, 0) == EngineStatistics(1, 0, 2, 3, 4096, 120, 64, 33)
     assert load_of("", frozenset({"m"})) == ServerLoad()
+
+
+def test_what_the_page_does_not_say_is_not_known() -> None:
+    assert ServerLoad().statistics(1, 5) == EngineStatistics(1, 5)
+    assert ServerLoad(pending=2).statistics(1, 5) == EngineStatistics(1, 5, None, 2)

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.1
 _LARGEST_RETRY_SECONDS = 2.0
 _ACK_SECONDS = 5.0
+# Of frames that are not stored: what a new connection must be able to send again at once.
+_MAX_UNACKED_BYTES = 16 << 20
 # The broker's bound on a message, until it has said its own.
 _MAX_PAYLOAD = 8 << 20
 # What the header takes besides the message id; it counts as payload.
@@ -50,6 +52,7 @@ class FramePublisher:
         self._acked = 0
         # sequence -> (subject, data, message id, monotonic time of the last sending)
         self._outbox: OrderedDict[int, tuple[str, bytes, str]] = OrderedDict()
+        self._outbox_bytes = 0
         self._oldest_sent = 0.0
         self._inbox = f"{inbox_prefix(config.name)}.frames-{boot}"
         self._nc: Client | None = None
@@ -85,13 +88,14 @@ class FramePublisher:
         if not self._outbox:
             self._oldest_sent = clock.monotonic()
         self._outbox[self._sequence] = entry
+        self._outbox_bytes += len(data)
         self._published.inc()
         self._send(self._sequence, entry)
         return self._sequence
 
     async def room(self) -> None:
-        """Back-pressure: waits while more than ``max_unacked`` frames are not stored."""
-        while len(self._outbox) > self._max_unacked:
+        """Back-pressure: waits while more than ``max_unacked`` frames, or 16 MiB of them, are not stored."""
+        while len(self._outbox) > self._max_unacked or self._outbox_bytes > _MAX_UNACKED_BYTES:
             self._progress.clear()
             await self._progress.wait()
 
@@ -157,7 +161,8 @@ class FramePublisher:
         *_, epoch, sequence = msg.subject.split(".")
         outcome = parse_ack(msg.data, msg.headers.get("Status") if msg.headers else None)
         if isinstance(outcome, PubAck):
-            self._outbox.pop(int(sequence), None)
+            if (stored := self._outbox.pop(int(sequence), None)) is not None:
+                self._outbox_bytes -= len(stored[1])
             # Acks come in order on one connection; a frame counts as stored when all before it are.
             self._acked = next(iter(self._outbox)) - 1 if self._outbox else self._sequence
             self._oldest_sent = clock.monotonic()

@@ -18,6 +18,10 @@ from inferbus_bus.errors import StreamApiError
 
 log = logging.getLogger(__name__)
 _WINDOW = 1000
+# Of one pull: more than the largest message, and less than what the broker lets a reader leave unread (64 MiB).
+_MAX_BYTES = 16 << 20
+# What the broker says with a 409 at the end of a pull that is bounded by bytes; any other 409 is of the consumer's end.
+_ENDED = ("Message Size Exceeds MaxBytes", "Batch Completed")
 _EXPIRES = timedelta(seconds=5)
 _INACTIVE = timedelta(seconds=60)
 _RETRY_SECONDS = 0.2
@@ -57,8 +61,8 @@ class FrameLog:
         by the broker's clock).
 
         With ``last`` it ends once everything up to and including it was given; without, it goes on for ever. A batch is
-        what is there, at least one message. ``window``: that many messages are on the way or wait here, at most; what
-        else this connection brings comes behind them. Survives broker restarts.
+        what is there, at least one message. ``window``: that many messages are on the way or wait here, at most, or of
+        large ones 16 MiB; what else this connection brings comes behind them. Survives broker restarts.
         """
         cursor = _Cursor(self._bus, self._stream, subject, window)
         try:
@@ -161,13 +165,15 @@ class _Cursor:
         if want <= 0 or not self._bus.connected:
             return
         self._asked += want
-        request = json.dumps({"batch": want, "expires": nanoseconds(_EXPIRES)}).encode()
+        bounds = {"batch": want, "max_bytes": _MAX_BYTES, "expires": nanoseconds(_EXPIRES)}
+        request = json.dumps(bounds).encode()
         send_now(self._bus.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", request, self._inbox))
 
     async def _received(self, msg: Msg) -> None:
         if msg.headers and "Status" in msg.headers and not msg.data:
             status = msg.headers["Status"]
-            if status in ("404", "408"):  # this pull has ended; how much of it was left, it says
+            ended = status in ("404", "408") or msg.headers.get("Description") in _ENDED
+            if ended:  # this pull has; how much of it was left, it says
                 self._asked = max(0, self._asked - int(msg.headers.get("Nats-Pending-Messages", self._asked)))
             elif status != "100":
                 self._lost = True

@@ -65,8 +65,29 @@ WORKER_WAITING = Gauge("inferbus_worker_waiting", "Generations submitted and wai
 WORKER_CAPACITY = Gauge("inferbus_worker_capacity", "Generations that the engine runs at once")
 GENERATIONS = Counter("inferbus_generations_total", "Generations ended", ("model", "finish_reason"))
 INPUT_TOKENS = Counter("inferbus_input_tokens_total", "Input tokens of ended generations", ("model",))
+CACHED_INPUT_TOKENS = Counter(
+    "inferbus_cached_input_tokens_total", "Those of them that were read from the engine's cache", ("model",)
+)
 OUTPUT_TOKENS = Counter("inferbus_output_tokens_total", "Token events put on the log", ("model",))
-ENGINE_RESTARTS = Counter("inferbus_engine_restarts_total", "Engines started again after they died", ("engine",))
+ENGINE_RESTARTS = Counter(
+    "inferbus_engine_restarts_total", "Engines started again: dead, standing still, or leaking", ("engine",)
+)
+
+# --- the engine, as it says itself; what one does not say has no series ---------------------------------------------
+ENGINE_REQUESTS = Gauge(
+    "inferbus_engine_requests", "By the engine's own count; state is running or waiting", ("engine", "state")
+)
+ENGINE_KV_BLOCKS = Gauge("inferbus_engine_kv_blocks", "Blocks of its KV cache", ("engine",))
+ENGINE_KV_BLOCKS_USED = Gauge("inferbus_engine_kv_blocks_used", "Those held by what runs now", ("engine",))
+ENGINE_KV_BLOCK_TOKENS = Gauge("inferbus_engine_kv_block_tokens", "Tokens of one block", ("engine",))
+ENGINE_KV_BLOCKS_REUSED = Gauge(
+    "inferbus_engine_kv_blocks_reused", "Blocks of input read from the cache since the engine's start", ("engine",)
+)
+ENGINE_STEP_SECONDS = Gauge("inferbus_engine_step_seconds", "Its last step", ("engine",))
+ENGINE_DRAFTED_TOKENS = Gauge(
+    "inferbus_engine_drafted_tokens", "Tokens guessed ahead since the engine's start", ("engine",)
+)
+ENGINE_ACCEPTED_TOKENS = Gauge("inferbus_engine_accepted_tokens", "Those of them that were right", ("engine",))
 
 # --- the GPUs that a worker computes on; what a GPU does not say has no series -------------------------------------
 GPU_UTILIZATION = Gauge("inferbus_gpu_utilization_ratio", "Part of the last moments with something computed", ("gpu",))

@@ -9,6 +9,8 @@ import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -24,7 +26,7 @@ from inferbus_runtime.rpc_errors import error_of, status_of
 from inferbus_runtime.tls import TlsFiles
 from inferbus_runtime.traces import current_headers, span
 
-__all__ = ["RpcServer", "channel", "error_of", "serve"]
+__all__ = ["Public", "RpcServer", "channel", "error_of", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,34 @@ SERVER_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+Admit = Callable[[str, Mapping[str, Any]], None]
+"""(method, metadata) of a call; raises InferBusError for one that is refused."""
+
+# A connection is to be made anew after this long, so that what its client never reads does not stay for ever.
+MAX_AGE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Public:
+    """``admit``: asked before a call's message is read. ``max_request_bytes``: of a message; a larger one is
+    RESOURCE_EXHAUSTED. ``idle_timeout``: a connection without a call for so long is closed. ``call_timeout``: the
+    longest that a call may take."""
+
+    admit: Admit
+    max_request_bytes: int
+    idle_timeout: timedelta
+    call_timeout: timedelta
+
+    @property
+    def options(self) -> tuple[tuple[str, int], ...]:
+        millisecond = timedelta(milliseconds=1)
+        return (
+            ("grpc.max_receive_message_length", self.max_request_bytes),
+            ("grpc.max_connection_idle_ms", self.idle_timeout // millisecond),
+            ("grpc.max_connection_age_ms", MAX_AGE // millisecond),
+            ("grpc.max_connection_age_grace_ms", self.call_timeout // millisecond),
+        )
+
 
 class RpcServer:
     """A listening server. ``address``: "host:port" really bound. It is NOT_SERVING until told otherwise."""
@@ -81,17 +111,20 @@ async def serve(
     service_names: Sequence[str],
     token: str | None,
     identity: TlsFiles | None = None,
+    public: Public | None = None,
 ) -> AsyncIterator[RpcServer]:
     """Serve the servicers that ``add`` puts on the server, named in ``service_names``, until the context ends.
 
     With ``token``, calls must carry ``authorization: Bearer <token>``. With ``identity``, who has no certificate of its
-    authority gets no connection, not even for health. At the end calls have half a second before they are cancelled;
-    none runs once the context is left. Raises OSError if ``address`` is taken, TlsError if the files are not usable.
+    authority gets no connection, not even for health; if it names no authority, nobody is asked for one. ``public``: of
+    a server that strangers reach. At the end calls have half a second before they are cancelled; none runs once the
+    context is left. Raises OSError if ``address`` is taken, TlsError if the files are not usable.
     """
     credentials = None if identity is None else _server_credentials(identity)
     health = Health(service_names)
-    calls = _ServerCalls(token)
-    server = grpc.aio.server(interceptors=[calls], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+    calls = _ServerCalls(token, None if public is None else public.admit)
+    options = (*SERVER_OPTIONS, *(() if public is None else public.options))
+    server = grpc.aio.server(interceptors=[calls], options=options, maximum_concurrent_rpcs=MAX_CALLS)
     add(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
@@ -125,6 +158,8 @@ def channel(address: str, token: str | None, identity: TlsFiles | None = None) -
 
 
 def _server_credentials(identity: TlsFiles) -> grpc.ServerCredentials:
+    if identity.ca is None:
+        return grpc.ssl_server_credentials([tls.read_public(identity)])
     key, cert, ca = tls.read(identity)
     return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
 
@@ -137,8 +172,9 @@ def _channel_credentials(identity: TlsFiles) -> grpc.ChannelCredentials:
 class _ServerCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Token, span and errors around every call of our own services."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, admit: Admit | None) -> None:
         self._expected = None if token is None else f"Bearer {token}".encode()
+        self._admit = admit
         self._running: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
@@ -148,7 +184,12 @@ class _ServerCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if self._expected is not None:
             given = metadata.get("authorization", "")
             if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected):
-                return grpc.stream_stream_rpc_method_handler(_refuse)
+                return _refusing(_no_token())
+        if self._admit is not None:
+            try:
+                self._admit(details.method, metadata)
+            except InferBusError as error:
+                return _refusing(error)
         handler = await continuation(details)
         if handler is None:
             return None  # gRPC answers UNIMPLEMENTED
@@ -201,10 +242,18 @@ async def _answer(answer: Any, context: Any) -> Any:
     return None
 
 
-async def _refuse(_requests: Any, context: Any) -> None:
+def _no_token() -> InferBusError:
     message = 'This call needs the operator\'s token: metadata "authorization: Bearer <token>".'
-    error = InferBusError(ErrorClass.ERROR_CLASS_UNAUTHENTICATED, "invalid_rpc_token", message)
-    await context.abort(*status_of(error))
+    return InferBusError(ErrorClass.ERROR_CLASS_UNAUTHENTICATED, "invalid_rpc_token", message)
+
+
+def _refusing(error: InferBusError) -> Any:
+    """Reads nothing of the call."""
+
+    async def refuse(_requests: Any, context: Any) -> None:
+        await context.abort(*status_of(error))
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _public(error: Exception, method: str) -> InferBusError:

@@ -62,6 +62,12 @@ def read(files: TlsFiles) -> tuple[bytes, bytes, bytes]:
     return files.key.read_bytes(), files.cert.read_bytes(), ca.read_bytes()
 
 
+def read_public(files: TlsFiles) -> tuple[bytes, bytes]:
+    """(key, certificate) of a server that asks its clients for none, as :func:`read`. Raises TlsError."""
+    server_context(files)
+    return files.key.read_bytes(), files.cert.read_bytes()
+
+
 def _authority(files: TlsFiles) -> Path:
     if files.ca is None:
         raise TlsError(f"{files.cert}: mutual TLS needs the certificate of the authority too")

@@ -88,11 +88,17 @@ def _public(edge: str) -> str:
     return f"{edge}-http"
 
 
+def _inference(edge: str) -> str:
+    """Its port of the Open Inference Protocol's gRPC."""
+    return f"{edge}-inference"
+
+
 def port_names(options: StackOptions) -> tuple[str, ...]:
     """Every port of the stack has a name, under which it is kept from start to start."""
     ours = instances(options)
     return (
         *(f"{one.name}-http" for one in ours if one.role is Role.EDGE),
+        *(_inference(one.name) for one in ours if one.role is Role.EDGE),
         *(f"{one.name}-grpc" for one in ours),
         *(f"{one.name}-metrics" for one in ours if one.role is not Role.EDGE),
         "nats",
@@ -122,6 +128,10 @@ class Plan:
     def url(self, edge: str) -> str:
         """Where clients on this machine reach the edge."""
         return f"{'https' if self.tls else 'http'}://{LOOPBACK}:{self.ports[f'{edge}-http']}"
+
+    def inference_grpc(self, edge: str) -> str:
+        """Where clients on this machine reach the edge's Open Inference Protocol over gRPC."""
+        return self._address(_inference(edge))
 
     def grpc(self, name: str) -> str:
         return self._address(f"{name}-grpc")
@@ -177,6 +187,7 @@ class Plan:
             return {
                 "HTTP_HOST": self.options.host,
                 "HTTP_PORT": str(self.ports[f"{instance.name}-http"]),
+                "INFERENCE_GRPC_ADDRESS": f"{_bracketed(self.options.host)}:{self.ports[_inference(instance.name)]}",
                 "SCHEDULER_ADDRESS": self.grpc("scheduler"),
                 "METER_ADDRESS": self.grpc("meter"),
                 **self._https(instance),
@@ -203,6 +214,10 @@ class Plan:
         return f"{LOOPBACK}:{self.ports[port]}"
 
 
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def stack_content(plan: Plan, pids: Mapping[str, int]) -> dict[str, Any]:
     """What ``stack.json`` says once everything is ready. ``pids`` by process name."""
     services: dict[str, Any] = {}
@@ -210,6 +225,7 @@ def stack_content(plan: Plan, pids: Mapping[str, int]) -> dict[str, Any]:
         entry: dict[str, Any] = {"pid": pids[one.name], "grpc": plan.grpc(one.name)}
         if one.role is Role.EDGE:
             entry["url"] = plan.url(one.name)
+            entry["inference_grpc"] = plan.inference_grpc(one.name)
             entry["metrics"] = f"{plan.url(one.name)}/metrics"
         else:
             entry["metrics"] = f"http://{LOOPBACK}:{plan.ports[f'{one.name}-metrics']}/metrics"

@@ -26,6 +26,8 @@ from inferbus_edge.directory import Directory
 from inferbus_edge.following import Following
 from inferbus_edge.idempotency import Claims
 from inferbus_edge.inference import Inference
+from inferbus_edge.inference_v2_servicer import SERVICE as INFERENCE_SERVICE
+from inferbus_edge.inference_v2_servicer import InferenceV2Servicer
 from inferbus_edge.limits import RateLimits
 from inferbus_edge.resume import ResumeRoutes
 from inferbus_edge.routes.admin import AdminRoutes
@@ -34,6 +36,8 @@ from inferbus_edge.routes.chat import ChatRoutes, StoredChatRoutes
 from inferbus_edge.routes.completions import CompletionRoutes
 from inferbus_edge.routes.embeddings import EmbeddingRoutes
 from inferbus_edge.routes.health import HealthRoutes
+from inferbus_edge.routes.inference_v2 import InferenceV2Routes
+from inferbus_edge.routes.inference_v2_door import InferenceDoor
 from inferbus_edge.routes.models import ModelRoutes
 from inferbus_edge.routes.openapi import OpenApiRoutes
 from inferbus_edge.routes.organization import OrganizationRoutes
@@ -75,11 +79,19 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     await process.enter(_running(workers))
     auth, wait = directory.auth, config.body_timeout
 
+    def not_ready() -> str | None:
+        return _not_ready(bus, directory, models, inference)
+
+    door = InferenceDoor(
+        auth=auth, inference=inference, catalogue=catalogue, workers=workers, not_ready=not_ready,
+        max_bytes=config.max_body_bytes,
+    )  # fmt: skip
     routes = Routes()
     ChatRoutes(auth, inference, wait).add_to(routes)
     StoredChatRoutes(auth, inference, stored).add_to(routes)
     CompletionRoutes(auth, inference, wait).add_to(routes)
     EmbeddingRoutes(auth, inference, catalogue, wait).add_to(routes)
+    InferenceV2Routes(door, wait).add_to(routes)
     ResponsesRoutes(auth, inference, stored, wait).add_to(routes)
     InputTokensRoutes(
         auth=auth, inference=inference, stored=stored, catalogue=catalogue, workers=workers, body_timeout=wait
@@ -88,7 +100,7 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     TokenizeRoutes(auth, inference, catalogue, workers, wait).add_to(routes)
     ResumeRoutes(auth, inference).add_to(routes)
     ModelRoutes(auth, catalogue).add_to(routes)
-    HealthRoutes(lambda: _not_ready(bus, directory, models, inference)).add_to(routes)
+    HealthRoutes(not_ready).add_to(routes)
     AdminRoutes(auth=auth, desk=directory.keys, scheduler=scheduler, meter=meter, body_timeout=wait).add_to(routes)
     TenantRoutes(auth, directory.tenants, wait).add_to(routes)
     OrganizationRoutes(directory, wait).add_to(routes)
@@ -118,8 +130,11 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
             tls=config.http_tls,
         )
     )
+    addresses = {"http": address, "grpc": server.address}
+    if config.inference_grpc_address is not None:
+        addresses["inference_grpc"] = await _inference_grpc(config, process, config.inference_grpc_address, door)
     process.on_drain(lambda: _drain(inference))
-    return {"http": address, "grpc": server.address}
+    return addresses
 
 
 async def _inference(
@@ -173,6 +188,24 @@ async def _inference(
     )
     process.spawn(inference.keep_alive(config.keepalive_interval), "keep-alive comments")
     return inference
+
+
+async def _inference_grpc(config: Config, process: Process, address: str, door: InferenceDoor) -> str:
+    """For clients: no operator's token and no certificate of theirs, as at the HTTP port."""
+    servicer = InferenceV2Servicer(door, config.name)
+    server = await process.enter(
+        rpc.serve(
+            address,
+            servicer.add_to,
+            (INFERENCE_SERVICE,),
+            token=None,
+            identity=config.http_tls,
+            public=rpc.Public(
+                servicer.admit, config.max_body_bytes, config.idle_timeout, call_timeout=config.request_timeout
+            ),
+        )
+    )
+    return server.address
 
 
 class _Part(Protocol):

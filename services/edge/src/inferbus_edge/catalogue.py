@@ -1,17 +1,24 @@
 """Which models a caller may use, and what they can do."""
 
+from collections.abc import Sequence
+
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.registry import Registry
 from inferbus_runtime.errors import InferBusError, invalid
 
-from inferbus_edge.core.plan import Plan
+from inferbus_edge.core.plan import Need, Plan
+from inferbus_edge.core.translate import capabilities_of
 
 # Names are the caller's own text in an error: enough to recognise it.
 _SHOWN_NAME = 128
-# What a record without capabilities can do: it is older than the field.
-_BEFORE_CAPABILITIES = ("chat",)
-_ENDPOINTS = {"chat": "chat", "completions": "completions", "embeddings": "embeddings"}
+# What a capability is a whole API of.
+_APIS = {
+    "chat": "chat (/v1/chat/completions, /v1/responses, /v1/messages)",
+    "completions": "completions (/v1/completions)",
+    "embeddings": "embeddings (/v1/embeddings)",
+    "inference": "the Open Inference Protocol (/v2/models/…/infer)",
+}
 
 
 class Catalogue:
@@ -38,14 +45,19 @@ class Catalogue:
     def require(self, key: KeyRecord, plan: Plan) -> ModelRecord:
         """:meth:`get`, and that the model can do what is asked. Raises InferBusError INVALID_ARGUMENT naming the
         parameter that asks for what it cannot do."""
-        model = self.get(key, plan.model)
-        able = model.capabilities or _BEFORE_CAPABILITIES
-        for need in plan.needs:
+        return self.able(key, plan.model, plan.needs)
+
+    def able(self, key: KeyRecord, name: str, needs: Sequence[Need]) -> ModelRecord:
+        """As :meth:`require`, for who has no plan yet."""
+        model = self.get(key, name)
+        able = capabilities_of(model)
+        name = name[:_SHOWN_NAME]
+        for need in needs:
             if need.capability in able:
                 continue
-            name = plan.model[:_SHOWN_NAME]
-            if need.capability in _ENDPOINTS:
-                message = f"The model '{name}' does not serve {_ENDPOINTS[need.capability]}."
+            if need.capability in _APIS:
+                served = " and ".join(_APIS[one] for one in _APIS if one in able) or "none"
+                message = f"The model '{name}' does not serve {_APIS[need.capability]}; it serves {served}."
                 raise invalid(message, param=need.param, reason="model_not_supported")
             message = f"'{need.param}' is not supported by the model '{name}'; leave it out or choose another model."
             raise invalid(message, param=need.param, reason="unsupported_parameter")

@@ -19,6 +19,9 @@ class Config(ServiceConfig):
     """PEM certificate, with its chain, that clients see: the public API is HTTPS and nothing else. Unset: HTTP."""
     http_tls_key: Path | None = None
     """PEM private key of it, not encrypted. Read at the start: a renewed one counts from the restart on."""
+    inference_grpc_address: str | None = Field(default=None, pattern=ADDRESS)
+    """host:port of the Open Inference Protocol's gRPC, for clients with keys, under HTTP_TLS's certificate if that is
+    set; port 0 takes a free one. Unset: that protocol is served over HTTP only."""
     scheduler_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of the scheduler's gRPC API, for the fleet view; unset: that view answers 503."""
     meter_address: str | None = Field(default=None, pattern=ADDRESS)

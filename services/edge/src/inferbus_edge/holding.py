@@ -6,7 +6,7 @@ from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus_runtime.errors import invalid
 
 from inferbus_edge.auth import Auth
-from inferbus_edge.server import Call
+from inferbus_edge.server import Asked
 
 HEADER = "x-inferbus-hold"
 _DIGITS = 9
@@ -19,16 +19,16 @@ class Holds:
         self._auth = auth
         self._longest = longest.total_seconds()
 
-    def asked(self, call: Call) -> float | None:
+    def asked(self, call: Asked) -> float | None:
         """Seconds, as the call's header has it. Raises InferBusError INVALID_ARGUMENT."""
-        text = call.http.headers.get(HEADER)
+        text = call.said.get(HEADER)
         if text is None:
             return None
         if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or int(text) > self._longest:
             raise invalid(f"'{HEADER}' is a number of seconds from 0 to {self._longest:g}.", param=HEADER)
         return float(text)
 
-    def of(self, call: Call, key: KeyRecord, otherwise: float) -> float:
+    def of(self, call: Asked, key: KeyRecord, otherwise: float) -> float:
         """Seconds: as the call says, or the tenant, or ``otherwise``. Raises InferBusError INVALID_ARGUMENT."""
         asked = self.asked(call)
         if asked is not None:

@@ -33,7 +33,7 @@ from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.measure import Timing
 from inferbus_edge.retries import Retries
 from inferbus_edge.returning import STREAM_HEADER, Returning, not_found, timed_out
-from inferbus_edge.server import Call, json_response
+from inferbus_edge.server import Asked, json_response
 from inferbus_edge.sinks import Body, FormBody, FormStream
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Answer, Streams
@@ -50,7 +50,7 @@ _RETRY_AFTER = timedelta(seconds=1)
 class _Accepted:
     """One call that is being answered. ``fields``: headers of its answer. ``keyed``: under an idempotency key."""
 
-    call: Call
+    call: Asked
     key: KeyRecord
     plan: Plan
     reply: bytes
@@ -96,7 +96,7 @@ class Inference:
 
     # --- a new call -------------------------------------------------------------------------------------------------
 
-    async def answer(self, call: Call, key: KeyRecord, plan: Plan, body: bytes) -> web.StreamResponse:
+    async def answer(self, call: Asked, key: KeyRecord, plan: Plan, body: bytes) -> web.StreamResponse:
         """The answer; InferBusError as long as nothing of it was sent. ``body``: as it came, for idempotency."""
         model = self._catalogue.require(key, plan)
         self.admission.room()
@@ -109,14 +109,14 @@ class Inference:
             "inferbus.request_id": uuid_text(call.request_id),
             "inferbus.tenant_id": key.tenant_id,
         }
-        with span(f"{plan.operation} {plan.model}", call.http.headers, kind=SpanKind.SERVER, **facts) as trace:
-            name = call.http.headers.get(HEADER)
+        with span(f"{plan.operation} {plan.model}", call.said, kind=SpanKind.SERVER, **facts) as trace:
+            name = call.said.get(HEADER.lower())
             if not name:  # an empty one names nothing
                 return await self._begin(call, key, plan, model, self.admission.ticket(key, plan), trace)
-            return await self._once(call, key, plan, model, name, fingerprint_of(call.http.path, body), trace)
+            return await self._once(call, key, plan, model, name, fingerprint_of(call.address, body), trace)
 
     async def _once(
-        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, name: str, fingerprint: bytes, trace: Span
+        self, call: Asked, key: KeyRecord, plan: Plan, model: ModelRecord, name: str, fingerprint: bytes, trace: Span
     ) -> web.StreamResponse:
         """The answer to the first call under an idempotency key, whoever makes it."""
         while True:
@@ -141,7 +141,7 @@ class Inference:
 
     async def _begin(
         self,
-        call: Call,
+        call: Asked,
         key: KeyRecord,
         plan: Plan,
         model: ModelRecord,
@@ -250,7 +250,7 @@ class Inference:
     # --- a call that comes again ------------------------------------------------------------------------------------
 
     async def resume(
-        self, call: Call, key: KeyRecord, first: bytes, after: int, *, stream: bool = True, wait: bool = False
+        self, call: Asked, key: KeyRecord, first: bytes, after: int, *, stream: bool = True, wait: bool = False
     ) -> web.StreamResponse:
         """The answer of an earlier call, without the events up to number ``after``; with ``wait`` also one that is
         known to exist and has not begun. Raises InferBusError NOT_FOUND for one that the log does not have any more, or

@@ -257,7 +257,8 @@ class _Followed:
 
 def names(frame: Frame) -> bytes:
     """The ids of all requests that ``frame`` says something of, one after the other."""
-    others = (one.request_id for column in (frame.opens, frame.closes, frame.embeddings) for one in column)
+    columns = (frame.opens, frame.closes, frame.embeddings, frame.outputs)
+    others = (one.request_id for column in columns for one in column)
     return b"".join((frame.request_ids, *others))
 
 

@@ -24,7 +24,7 @@ from inferbus_edge.holding import Holds
 from inferbus_edge.idempotency import Claim
 from inferbus_edge.limits import Ticket
 from inferbus_edge.returning import Returning
-from inferbus_edge.server import Call, json_response
+from inferbus_edge.server import Asked, json_response
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Answer
 from inferbus_edge.unattended import Unattended
@@ -47,7 +47,7 @@ class _First:
     have died between its claim and its publish."""
 
     def __init__(
-        self, retries: "Retries", call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
+        self, retries: "Retries", call: Asked, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
     ) -> None:
         self.request_id = claim.record.request_id
         self.edge = claim.record.edge
@@ -103,7 +103,7 @@ class Retries:
         self._unattended = unattended
 
     async def answer(
-        self, call: Call, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
+        self, call: Asked, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
     ) -> web.StreamResponse | None:
         """None if it must be made anew. Raises InferBusError."""
         self.admission.count(key)

@@ -18,7 +18,7 @@ from inferbus_edge.core.lookups import Lookups
 from inferbus_edge.following import Following
 from inferbus_edge.holding import Holds
 from inferbus_edge.measure import Timing
-from inferbus_edge.server import Call
+from inferbus_edge.server import Asked
 from inferbus_edge.sinks import FormStream, Stream
 from inferbus_edge.streaming import Answer
 from inferbus_edge.wire import CLIENT_GONE
@@ -40,7 +40,7 @@ class Returning:
 
     async def find(
         self,
-        call: Call,
+        call: Asked,
         key: KeyRecord,
         *,
         stream: bool,
@@ -75,7 +75,7 @@ class Returning:
             self._lookups.missed(tenant, clock.monotonic())
         return answer
 
-    async def deliver(self, answer: Answer, call: Call) -> web.StreamResponse:
+    async def deliver(self, answer: Answer, call: Asked) -> web.StreamResponse:
         """What :meth:`find` gave, from the end of its replay to its end."""
         failed = answer.done.done() and answer.error is not None
         if isinstance(answer.sink, Stream) and not (failed and not answer.sink.begun):
@@ -93,7 +93,7 @@ class Returning:
         return response_of(answer, call, self.fields(call))
 
     @staticmethod
-    def fields(call: Call) -> Mapping[str, str]:
+    def fields(call: Asked) -> Mapping[str, str]:
         """Headers of the answer: the name under which it is found again."""
         return {STREAM_HEADER: uuid_text(call.request_id)}
 

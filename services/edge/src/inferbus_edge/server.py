@@ -37,13 +37,22 @@ _STREAMING = frozenset((one.method, one.path) for one in OPERATIONS if one.event
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Asked:
+    """One call, over HTTP or gRPC. ``said``: its headers or metadata, found by their names in lower case; ``address``:
+    its path or method."""
+
+    request_id: bytes
+    accepted_us: int
+    said: Mapping[str, str]
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Asked):
     """One HTTP request on its way through a route. ``path``: what stands in the path for each ``{name}`` of the
     route; ``tail``: the path after a prefix route's path."""
 
     http: web.BaseRequest
-    request_id: bytes
-    accepted_us: int
     tail: str
     path: Mapping[str, str]
     # Of every answer, for those that write their head themselves.
@@ -193,6 +202,11 @@ def json_response(
     )
 
 
+def body_response(body: bytes, request_id: bytes, headers: Mapping[str, str]) -> web.Response:
+    """``headers``: the Content-Type, and further ones."""
+    return web.Response(body=body, headers={**own_headers(request_id), **headers})
+
+
 def own_headers(request_id: bytes) -> dict[str, str]:
     """What every answer carries: its id by OpenAI's name and by Anthropic's; without a Server of our own aiohttp would
     tell its version."""
@@ -278,7 +292,8 @@ class Front:
             handler = found[0].methods.get(http.method)
             if handler is None:
                 raise of_status(405)
-            response = await handler(Call(http, call_id, accepted_us, found[1], found[2], fields))
+            call = Call(call_id, accepted_us, http.headers, http.path, http, found[1], found[2], fields)
+            response = await handler(call)
             status = response.status
         except InferBusError as error:
             _log(error, route, call_id)

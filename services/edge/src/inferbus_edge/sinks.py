@@ -1,6 +1,6 @@
 """Where an answer goes: into an event stream, or into the body of a unary answer.
 
-All take the same calls, from the bus callback: ``open``, ``write`` for each delta, ``vector``, ``close`` for each
+All take the same calls, from the bus callback: ``open``, ``write`` for each delta, ``binary``, ``close`` for each
 choice, then ``finish`` or ``fail``. ``write`` returns why the client can get no more, or None.
 """
 
@@ -34,7 +34,7 @@ class Sink(Protocol):
         self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
     ) -> str | None: ...
 
-    def vector(self, index: int, values: bytes) -> None: ...
+    def binary(self, index: int, data: bytes) -> None: ...
 
     def close(self, choice: int, revision: str, close: Close, now: float) -> None: ...
 
@@ -102,8 +102,8 @@ class ChatStream:
             return None
         return wire.send(sse.delta_event(form, number, escaped), now)
 
-    def vector(self, index: int, values: bytes) -> None:
-        """A chat has none."""
+    def binary(self, index: int, data: bytes) -> None:
+        """A chat has nothing but text."""
 
     def close(self, choice: int, revision: str, close: Close, now: float) -> None:
         if self._forms[choice] is None:
@@ -178,8 +178,8 @@ class FormStream:
         data = self._wire.events(self._form.delta(choice, text.decode(), count, logprobs))
         return self._wire.send(data, now) if data or self._wire.leads else None
 
-    def vector(self, index: int, values: bytes) -> None:
-        self._form.vector(index, values)
+    def binary(self, index: int, data: bytes) -> None:
+        self._form.binary(index, data)
 
     def close(self, choice: int, revision: str, close: Close, now: float) -> None:
         data = self._wire.events(self._form.close(choice, revision, close))
@@ -230,8 +230,8 @@ class ChatBody:
         self._parts.append(escaped)
         return None
 
-    def vector(self, index: int, values: bytes) -> None:
-        """A chat has none."""
+    def binary(self, index: int, data: bytes) -> None:
+        """A chat has nothing but text."""
 
     def close(self, choice: int, revision: str, close: Close, now: float) -> None:
         self.body = completion_body(
@@ -283,8 +283,8 @@ class FormBody:
         self.form.delta(choice, text.decode(), count, logprobs)
         return None
 
-    def vector(self, index: int, values: bytes) -> None:
-        self.form.vector(index, values)
+    def binary(self, index: int, data: bytes) -> None:
+        self.form.binary(index, data)
 
     def close(self, choice: int, revision: str, close: Close, now: float) -> None:
         self.form.close(choice, revision, close)
@@ -317,7 +317,7 @@ class Nowhere:
     ) -> str | None:
         return None
 
-    def vector(self, index: int, values: bytes) -> None: ...
+    def binary(self, index: int, data: bytes) -> None: ...
 
     def close(self, choice: int, revision: str, close: Close, now: float) -> None: ...
 

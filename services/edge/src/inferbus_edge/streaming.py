@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from inferbus.bus.v1.frame_pb2 import Close, Embedding, Frame
+from inferbus.bus.v1.frame_pb2 import Close, Embedding, Frame, Output
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_contracts.ids import choice_id, is_detached, uuid_text
@@ -158,7 +158,11 @@ class Streams:
         for vector in frame.embeddings:
             part = parts.get(vector.request_id)
             if part is not None and self._wanted(part, vector, frame):
-                part.sink.vector(vector.index, vector.values)
+                part.sink.binary(vector.index, vector.values)
+        for output in frame.outputs:
+            part = parts.get(output.request_id)
+            if part is not None and self._wanted(part, output, frame):
+                part.sink.binary(output.index, output.data)
         for close in frame.closes:
             self._close(close, frame.contexts[close.context_index].revision, now)
 
@@ -171,11 +175,11 @@ class Streams:
             self._open(part, attempt, revision)
         return verdict is Verdict.ACCEPT
 
-    def _wanted(self, part: Part, vector: Embedding, frame: Frame) -> bool:
-        """Whether a vector is delivered: a void one is not."""
-        attempt = vector.attempt or 1
+    def _wanted(self, part: Part, found: Embedding | Output, frame: Frame) -> bool:
+        """Whether a vector, or a part of what an inference call gives, is delivered: a void one is not."""
+        attempt = found.attempt or 1
         if attempt > part.attempt:
-            self._open(part, attempt, opening_revision(frame, vector.request_id))
+            self._open(part, attempt, opening_revision(frame, found.request_id))
         return attempt == part.attempt
 
     @staticmethod

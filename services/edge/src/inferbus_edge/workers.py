@@ -1,4 +1,4 @@
-"""Asking a worker about its model's tokens: which worker to ask, and the channels to them.
+"""Which workers serve a model, and asking one of them about its tokens.
 
 Tokenizers live in the workers. A question is no work: it goes by gRPC, past bus and scheduler, to any worker that
 serves the model; if that one is just going, to the next.
@@ -46,6 +46,11 @@ class Workers:
             self._close(address)
         if self._closing:
             await asyncio.wait(self._closing)
+
+    def active(self, model: str) -> bool:
+        """Whether somebody serves the model now."""
+        active = WorkerState.WORKER_STATE_ACTIVE
+        return any(one.model == model and one.state == active for one in self._fleet.items().values())
 
     async def tokenize(self, model: str, request: TokenizeRequest) -> TokenizeResponse:
         """Raises InferBusError: UNAVAILABLE without a worker that answers within 5 s, INVALID_ARGUMENT from it."""

@@ -8,15 +8,16 @@ from aiohttp import HttpVersion11, web
 from inferbus_contracts.ids import uuid_text
 from inferbus_runtime import clock
 
+from inferbus_edge.core.form import Headed
 from inferbus_edge.core.forms import form_of
-from inferbus_edge.server import Call, WrittenResponse, json_response
+from inferbus_edge.server import Asked, Call, WrittenResponse, body_response, json_response
 from inferbus_edge.sinks import Body, ChatBody, ChatFacts, ChatStream, FormBody, FormStream, Stream
 from inferbus_edge.streaming import Answer
 from inferbus_edge.wire import Line
 
 
 def sink_of(
-    call: Call,
+    call: Asked,
     reply: Mapping[str, Any],
     fields: Mapping[str, str],
     max_unsent_bytes: int,
@@ -35,8 +36,8 @@ def sink_of(
         if plain and reply["n"] == 1:
             return ChatBody(_facts(first, reply))
         return FormBody(form_of(first, reply, stream=False))
-    transport = call.http.transport
-    if transport is None:
+    transport = call.http.transport if isinstance(call, Call) else None
+    if not isinstance(call, Call) or transport is None:
         raise ConnectionResetError("the client left before its answer began")
     chunked = call.http.version >= HttpVersion11
     line = Line(transport, first, _head(call, fields, chunked=chunked), chunked, max_unsent_bytes, after, corked)
@@ -48,17 +49,20 @@ def sink_of(
     )
 
 
-def response_of(answer: Answer, call: Call, fields: Mapping[str, str]) -> web.StreamResponse:
+def response_of(answer: Answer, call: Asked, fields: Mapping[str, str]) -> web.StreamResponse:
     """After the end of ``answer``. Raises its error as long as nothing of it was sent."""
     sink = answer.sink
     if isinstance(sink, Body):
         if answer.error is not None:
             raise answer.error
-        return json_response(sink.body, call.request_id, headers=fields)
+        body = sink.body
+        if isinstance(sink, FormBody) and isinstance(sink.form, Headed):
+            return body_response(body, call.request_id, {**fields, **sink.form.fields()})
+        return json_response(body, call.request_id, headers=fields)
     if answer.error is not None and not sink.started and not answer.gone:
         raise answer.error
     # In HTTP/1.0 the end of the connection is the end of the answer.
-    return WrittenResponse(keep_alive=_keeps_alive(call) and not answer.gone)
+    return WrittenResponse(keep_alive=isinstance(call, Call) and _keeps_alive(call) and not answer.gone)
 
 
 def _facts(first: bytes, reply: Mapping[str, Any]) -> ChatFacts:

@@ -12,6 +12,7 @@ from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.error_pb2 import Error
 from inferbus.common.v1.usage_pb2 import FinishReason
 from inferbus_bus.frames import FramePublisher
+from inferbus_contracts.operations import operation_of
 from inferbus_runtime import clock
 
 from inferbus_scheduler.core.admission import Refusal
@@ -33,6 +34,7 @@ def close_of(request: GenerateRequest, refusal: Refusal | None, end_us: int) -> 
         priority_class=request.priority_class,
         accepted_time=request.accepted_time,
         end_time=clock.timestamp(end_us),
+        operation=operation_of(request),
     )
     # Present and zero: nothing was read and nothing was generated.
     close.usage.SetInParent()

@@ -11,7 +11,7 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from inferbus.bus.v1.control_pb2 import GpuStatus, Heartbeat
+from inferbus.bus.v1.control_pb2 import EngineStatistics, GpuStatus, Heartbeat
 from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 
 from inferbus_scheduler.core.view import ClusterView, WorkerView, add, drop
@@ -35,6 +35,7 @@ class Worker:
     output_tokens_total: int = 0
     # As it was told last; to be shown, nothing is decided by it.
     gpus: tuple[GpuStatus, ...] = ()
+    engine: EngineStatistics | None = None
     # Requests whose publish to WORK has no answer yet.
     unanswered: set[bytes] = field(default_factory=set)
     # WORK sequences of placements above work_sequence, ascending.
@@ -113,6 +114,7 @@ class Fleet:
         worker.output_tokens_total = beat.output_tokens_total
         if beat.gpus:
             worker.gpus = tuple(beat.gpus)
+        worker.engine = beat.engine if beat.HasField("engine") else None
         if beat.work_sequence > worker.work_sequence:
             worker.work_sequence = beat.work_sequence
             del worker.placed[: bisect_right(worker.placed, beat.work_sequence)]

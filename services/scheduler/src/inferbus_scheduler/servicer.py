@@ -145,6 +145,7 @@ def _fleet_worker(worker: Worker, now: float) -> FleetWorker:
         on_the_way=worker.on_the_way,
         output_tokens_total=worker.output_tokens_total,
         gpus=worker.gpus,
+        engine=worker.engine,
     )
     # Absent until its first heartbeat.
     if worker.heard_at is not None:

@@ -22,6 +22,9 @@ from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.direct import Direct
 from inferbus_worker.drain import Drain
 from inferbus_worker.engine import Engine, EngineInfo
+from inferbus_worker.engine_memory import check_bound, engine_memory
+from inferbus_worker.engine_report import EngineReport
+from inferbus_worker.engine_watch import EngineWatch, MemoryBound
 from inferbus_worker.engines import GPU_ENGINES, engine_class
 from inferbus_worker.generations import Generations
 from inferbus_worker.heartbeat import Heartbeats
@@ -49,6 +52,8 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     bus = await process.enter(connect(bus_config))
     engine: Engine = engine_class(config.engine).from_config(config)
     info = await process.enter(_started(engine))
+    if config.engine_max_memory is not None:
+        check_bound(config.engine_max_memory, engine_memory())
     frames = await process.enter(_publishing(bus_config, config, boot))
 
     telemetry = await process.enter(_watching_gpus(config))
@@ -70,9 +75,9 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     )
     drain = Drain(registration, queue, generations, intake)
 
+    report = EngineReport(engine, info.engine)
+
     def load() -> Heartbeat:
-        metrics.WORKER_ACTIVE.set(min(len(generations.running), info.capacity))
-        metrics.WORKER_WAITING.set(max(0, len(generations.running) - info.capacity))
         return Heartbeat(
             worker=config.name,
             boot=boot,
@@ -81,17 +86,19 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
             unacked_frames=frames.unacked,
             output_tokens_total=generations.output_tokens,
             gpus=telemetry.statuses() if telemetry is not None else (),
+            engine=report.current(),
         )
 
     heartbeats = Heartbeats(bus, load, config.heartbeat_interval)
     generations.on_end(lambda *_: heartbeats.soon())
     metrics.WORKER_CAPACITY.set(info.capacity)
 
-    servicer = WorkerServicer(registration, generations, frames, direct, drain, engine, info)
+    servicer = WorkerServicer(registration, generations, frames, direct, drain, engine, info, report)
     add = partial(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer)
     token = config.rpc_token.get_secret_value() if config.rpc_token else None
     rpc = await process.enter(serve(config.grpc_address, add, [SERVICE], token, config.tls))
     process.spawn(generations.run(), "steps into frames")
+    process.spawn(_engine_watch(config, info, generations, registration).run(), "engine watch")
     process.spawn(generations.run_deadlines(), "deadlines")
     process.spawn(intake.run_recovery(), "recovery")
     process.spawn(intake.run_acks(), "acks of work")
@@ -112,6 +119,17 @@ async def _started(engine: Engine) -> AsyncIterator[EngineInfo]:
         yield await engine.start()
     finally:
         await engine.stop()
+
+
+def _engine_watch(
+    config: Config, info: EngineInfo, generations: Generations, registration: Registration
+) -> EngineWatch:
+    bound = None
+    if config.engine_max_memory is not None:
+        limit = RestartLimit(config.max_engine_restarts, config.engine_restart_window.total_seconds())
+        bound = MemoryBound(config.engine_max_memory, config.engine_memory_grace.total_seconds(), limit)
+    stall = max(config.engine_stall.total_seconds(), info.patience)
+    return EngineWatch(generations, stall, bound, registration.rest)
 
 
 def _watching_gpus(config: Config) -> AbstractAsyncContextManager[Telemetry | None]:

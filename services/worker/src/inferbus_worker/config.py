@@ -115,6 +115,37 @@ class TensorRtLlmConfig(Section):
     """An engine that does not free its memory within this time is left behind, and its end is the process's."""
 
 
+class TransformersConfig(Section):
+    """Variables INFERBUS_WORKER_TRANSFORMERS__…"""
+
+    model_path: Path | None = None
+    """Folder of a model in Hugging Face's form; with RANDOM_WEIGHTS its config.json is enough. None is downloaded."""
+    tokenizer_path: Path | None = None
+    """Folder of the model's tokenizer.json, if it is another."""
+    random_weights: bool = False
+    """Whether the weights are drawn, not read: a real model's shape and speed, and a text without sense."""
+    random_seed: int = Field(default=0, ge=0)
+    """Of the weights that are drawn."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where it computes; auto: on the GPU that CUDA shows first, on the CPU if it shows none."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of weights and KV cache; auto: as the model's config.json says, and float32 on the CPU."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """How attention is computed; auto: a flash attention that is installed, else PyTorch's own, which is slower."""
+    samples: bool = True
+    """Whether tokens may be drawn; if not, temperatures above 0 are refused and no step sorts the vocabulary."""
+    batch_tokens: int = Field(default=1024, ge=32)
+    """Tokens of one engine step at most; more makes prefill faster and the gaps of running streams longer."""
+    kv_tokens: int | None = Field(default=None, ge=512)
+    """Tokens that the KV cache, and the longest generation, has; unset: as KV_MEMORY_FRACTION gives, 16384 on a CPU."""
+    kv_memory_fraction: float = Field(default=0.8, gt=0.0, lt=1.0)
+    """Part of the GPU memory free beside the weights that cache and batch take; lower it when a step runs out of it."""
+    kv_block_tokens: int | None = Field(default=None, ge=4)
+    """Tokens of one KV block, of which each generation has whole ones; unset: 256 for flash attentions, else 32."""
+    start_timeout: timedelta = Field(default=timedelta(minutes=15), gt=timedelta(0))
+    """A start, weights and a first token included, that takes longer has failed."""
+
+
 class TritonConfig(Section):
     """Variables INFERBUS_WORKER_TRITON__…"""
 
@@ -125,7 +156,8 @@ class TritonConfig(Section):
     tls_ca: Path | None = None
     """PEM certificate of the authority that signed the server's, with tls; unset: those that the machine trusts."""
     server_model: str = Field(default="tensorrt_llm", min_length=1)
-    """Its name on the server. With a tokenizer, the core model of an ensemble or BLS is taken instead of it."""
+    """Its name on the server. With a tokenizer, the core model of an ensemble or BLS is taken instead of it. One that
+    is none of TensorRT-LLM's takes calls with tensors: set neither a tokenizer nor a context length for it."""
     tokenizer: Path | None = None
     """Folder, or tokenizer.json, of the model's tokenizer with its chat template; unset: no chat, text only, no ids."""
     vocabulary: int | None = Field(default=None, ge=1)
@@ -137,15 +169,17 @@ class TritonConfig(Section):
     call_timeout: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
     """How long the server may take for an answer about itself."""
     probe_interval: timedelta = Field(default=timedelta(seconds=10), gt=timedelta(0))
-    """An idle model generates a token this often, since being ready is no proof that it can."""
+    """An idle model generates a token, or answers a call of zeros, this often: being ready is no proof that it can."""
     probe_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0))
-    """A model whose token takes longer is dead, unless other requests moved meanwhile."""
+    """A model that takes longer for that is dead, unless other requests moved meanwhile."""
     metrics_url: str | None = Field(default=None, pattern=r"^https?://")
     """The server's metrics page; unset: its KV blocks and queue are not known."""
     metrics_interval: timedelta = Field(default=timedelta(seconds=5), gt=timedelta(0))
     """How often the metrics page is read."""
     kv_block_tokens: int = Field(default=0, ge=0)
     """Tokens of a KV cache block: with it, input tokens read from the cache are reported; 0: they are not."""
+    max_answer_bytes: int = Field(default=64 << 20, ge=1 << 20)
+    """A call with tensors whose answer is larger ends with an error that says so."""
 
 
 class OpenAiConfig(Section):
@@ -204,13 +238,15 @@ class OpenAiConfig(Section):
 class Config(ServiceConfig):
     """One worker: one engine, one model."""
 
-    engine: Literal["llama_cpp", "minilm", "openai", "synthetic", "tensorrt_llm", "triton"] = "llama_cpp"
+    engine: Literal["llama_cpp", "minilm", "openai", "synthetic", "tensorrt_llm", "transformers", "triton"] = (
+        "llama_cpp"
+    )
     """The software that generates; its packages must be installed, else the worker does not start."""
     model: str | None = Field(default=None, min_length=1, max_length=128)
     """Public model name; unset: the engine's own."""
     capacity: int | None = Field(default=None, ge=1, le=65536)
-    """Generations that run at once, more wait; unset: 16 (llama_cpp), 64 (minilm, openai, triton), 128 (tensorrt_llm),
-    1024 (synthetic)."""
+    """Generations that run at once, more wait; unset: 16 (llama_cpp), 64 (minilm, openai, transformers, triton),
+    128 (tensorrt_llm), 1024 (synthetic)."""
     threads: int | None = Field(default=None, ge=1, le=512)
     """Threads of the engine; unset: one for each core that this process may use."""
     context_length: int | None = Field(default=None, ge=128)
@@ -229,11 +265,16 @@ class Config(ServiceConfig):
     """The time over which restarts are counted."""
     engine_stall: timedelta = Field(default=timedelta(seconds=120), gt=timedelta(0))
     """An engine that owes tokens and gives none for this long counts as dead, and is started again."""
+    engine_max_memory: int | None = Field(default=None, ge=1 << 20)
+    """Bytes that the engine's processes may hold; above it the engine is started again, and nothing is lost."""
+    engine_memory_grace: timedelta = Field(default=timedelta(seconds=15), ge=timedelta(0))
+    """How long what runs may take to end before that; the rest goes on in the new engine from its tokens."""
     llama_cpp: LlamaCppConfig = LlamaCppConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     openai: OpenAiConfig = OpenAiConfig()
     triton: TritonConfig = TritonConfig()
     tensorrt_llm: TensorRtLlmConfig = TensorRtLlmConfig()
+    transformers: TransformersConfig = TransformersConfig()
     gpu: GpuConfig = GpuConfig()
 
 

@@ -18,6 +18,11 @@ class Direct:
         self._engine = engine
         self._queues: dict[bytes, asyncio.Queue[Item]] = {}
 
+    @property
+    def open(self) -> int:
+        """How many have not ended."""
+        return len(self._queues)
+
     async def generate(self, generation: Generation) -> AsyncIterator[Item]:
         """Deltas, then one Finished. Leaving early closes the generation."""
         queue: asyncio.Queue[Item] = asyncio.Queue()

@@ -5,8 +5,9 @@ import logging
 
 from inferbus_bus.workqueue import WorkQueue
 
+from inferbus_worker.core.ends import worker_draining
 from inferbus_worker.core.lifecycle import State
-from inferbus_worker.generations import Generations, worker_draining
+from inferbus_worker.generations import Generations
 from inferbus_worker.intake import Intake
 from inferbus_worker.registration import Registration
 

@@ -13,6 +13,8 @@ from inferbus_runtime.errors import InferBusError
 
 UNKNOWN_TOKEN = 2**32 - 1
 """The id of a token whose id the engine does not say."""
+UNKNOWN_LOGPROB = -9999.0
+"""What OpenAI's API says of a token whose log-probability it does not know."""
 
 
 class Finish(Enum):
@@ -165,6 +167,7 @@ class EngineInfo:
     vision and inference.
     ``embedding_dimensions``: length of its vectors, 0 if it makes none. ``resumes_by_text``: it needs
     ``Generation.resume_text``, since its tokens have no ids, or none that it takes back.
+    ``patience``: seconds for which it may say nothing though it works, by bounds of its own.
     """
 
     engine: str
@@ -175,8 +178,33 @@ class EngineInfo:
     capabilities: tuple[str, ...] = ("chat",)
     embedding_dimensions: int = 0
     resumes_by_text: bool = False
+    patience: float = 0.0
     inference_metadata: bytes = b""
     """With capability inference: an encoded ModelMetadataResponse, without the model's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """How an engine is, as far as it says; None: it does not.
+
+    ``running``, ``waiting``: generations that were submitted here and have not ended. ``engine_running`` and
+    ``engine_waiting``: by the engine's own count, which has those of its other clients in it.
+    Its KV cache has ``kv_blocks_total`` blocks of ``kv_block_tokens`` tokens each; ``kv_blocks_used`` are held by what
+    runs: a prefix that is kept for later can be had, and counts as free. ``step_seconds``: its last step.
+    Totals are since its start; ``accepted`` of the ``drafted`` tokens, where it speculates.
+    """
+
+    running: int
+    waiting: int
+    engine_running: int | None = None
+    engine_waiting: int | None = None
+    kv_blocks_total: int | None = None
+    kv_blocks_used: int | None = None
+    kv_block_tokens: int | None = None
+    kv_blocks_reused_total: int | None = None
+    step_seconds: float | None = None
+    drafted_tokens_total: int | None = None
+    accepted_tokens_total: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +317,16 @@ class Engine(Protocol):
     def steps(self) -> AsyncIterator[Step]:
         """Steps of all generations, until :meth:`stop`. Raises EngineDiedError when the engine is gone.
 
+        One that only stands still is found by the worker: it owes tokens, and there is no step. An empty step says that
+        it moves, where that takes long, as with a prompt that is being read.
+
         One consumer. While it does not ask, generation pauses as soon as a bounded buffer is full.
         """
+        ...
+
+    def statistics(self) -> EngineStatistics:
+        """The newest that is known; asks nobody, and costs no more than a look at its own tables. Whatever the engine
+        does or has done, also before its start and after its end."""
         ...
 
     async def tokenize(

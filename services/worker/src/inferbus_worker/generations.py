@@ -3,17 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import dataclass
 
 from inferbus.bus.v1.frame_pb2 import Close
-from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason
 from inferbus_bus.frames import FramePublisher
 from inferbus_runtime import clock, metrics
-from inferbus_runtime.errors import InferBusError, unavailable
+from inferbus_runtime.errors import InferBusError
 
 from inferbus_worker.core.columns import StepFrames
-from inferbus_worker.core.energy import EnergyLedger, input_weight
+from inferbus_worker.core.ends import deadline_exceeded, engine_failed
+from inferbus_worker.core.energy import EnergyLedger, input_weight, read_weight
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.core.running import Running
 from inferbus_worker.core.wire import generation_of
@@ -35,6 +35,8 @@ class Generations:
     A dead engine is started again and given what was running, from the tokens that are on the log: same worker, same
     order of frames, so the attempt stays the same. More deaths than ``limit`` allows end everything that runs with an
     error, and :meth:`run` with an exception.
+
+    ``steps``: how many there were; ``starts``: of the engine, the first included. ``up`` is cleared while it is dead.
     """
 
     def __init__(
@@ -49,6 +51,10 @@ class Generations:
         self.running: dict[bytes, Running] = {}
         self.restarts: list[float] = []
         self.output_tokens = 0
+        self.steps = 0
+        self.starts = 1
+        self.up = asyncio.Event()
+        self.up.set()
         # Cleared while the lease is lost: then nothing is published.
         self.may_publish = asyncio.Event()
         self.may_publish.set()
@@ -58,7 +64,9 @@ class Generations:
         self._direct = direct
         self._limit = limit
         self._energy = energy
-        self._up = True
+        self._listening = False
+        self._replaced: _Replaced | None = None
+        self._stopping = asyncio.Lock()
         self._failed: InferBusError | None = None
         self._on_end: list[OnEnd] = []
         self._idle = asyncio.Event()
@@ -76,7 +84,7 @@ class Generations:
             opening = StepFrames(clock.now_us())
             opening.open_attempt(running)
             self._publish(opening)
-        if self._up:
+        if self.up.is_set():
             self._submit(running)
         elif self._failed is not None:
             self.refuse(running, Finish.ERROR, self._failed)
@@ -93,7 +101,7 @@ class Generations:
         if running is None or running.closing:
             return
         running.closing, running.verdict = True, verdict
-        if self._up:
+        if self.up.is_set():
             self._engine.close(key)
         else:
             self.refuse(running, Finish.CANCELLED)
@@ -102,17 +110,39 @@ class Generations:
         """Returns when nothing runs."""
         await self._idle.wait()
 
+    @property
+    def owed(self) -> bool:
+        """The engine is up and asked for the next step, and something waits for it."""
+        return self._listening and self.up.is_set() and bool(self.running or self._direct.open)
+
     async def run(self) -> None:
         """Steps into frames, for as long as the engine lives. Raises InferBusError when it died too often."""
         while True:
             try:
+                self._listening = True
                 async for step in self._engine.steps():
+                    self._listening = False
+                    self.steps += 1
                     await self.may_publish.wait()
                     self._apply(step)
                     await self._frames.room()
-                return
+                    self._listening = True
+                if self._replaced is None:
+                    return
+                why, fault = self._replaced.why, self._replaced.fault
             except EngineDiedError as error:
-                await self._restart(error)
+                why, fault = str(error), True
+            self._replaced = None
+            await self._restart(why, fault)
+
+    async def replace_engine(self, why: str, *, fault: bool) -> None:
+        """Has :meth:`run` start the engine again, as if it had died; nothing happens if it is dead. ``fault``: it
+        counts as a death."""
+        if not self.up.is_set():
+            return
+        self.up.clear()
+        self._replaced = _Replaced(why, fault)
+        await self._stop()  # which ends the steps
 
     async def run_deadlines(self) -> None:
         """Closes what has expired, within a quarter of a second."""
@@ -161,7 +191,7 @@ class Generations:
         if self._energy is None:
             return {}
         self._energy.got(step.keys, step.counts)
-        read = {one.key: one.input_tokens - one.cached_input_tokens for one in step.finished}
+        read = {one.key: read_weight(one) for one in step.finished}
         return self._energy.end(read, clock.monotonic()) if read else {}
 
     def _publish(self, frames: StepFrames) -> int:
@@ -175,32 +205,36 @@ class Generations:
         name = FinishReason.Name(close.finish_reason).removeprefix("FINISH_REASON_").lower()
         metrics.GENERATIONS.labels(self._info.model, name).inc()
         metrics.INPUT_TOKENS.labels(self._info.model).inc(close.usage.input_tokens)
+        metrics.CACHED_INPUT_TOKENS.labels(self._info.model).inc(close.usage.cached_input_tokens)
 
-    async def _restart(self, death: EngineDiedError) -> None:
-        self._up = False
-        log.error("engine died", extra={"error": str(death), "running": len(self.running)})
-        self._direct.fail(engine_failed(str(death)))
-        while not await self._start_again():
+    async def _restart(self, why: str, fault: bool) -> None:
+        self.up.clear()
+        log.error("engine died" if fault else "engine is replaced", extra={"error": why, "running": len(self.running)})
+        self._direct.fail(engine_failed(why))
+        while not await self._start_again(fault):
             await asyncio.sleep(_START_RETRY_SECONDS)
+            fault = True
         await self.may_publish.wait()
-        self._up = True
+        self.starts += 1
+        self.up.set()
         for running in list(self.running.values()):
             if running.closing:  # it died with the answer to our close
                 self.refuse(running, Finish.CANCELLED)
             else:
                 self._submit(running)
 
-    async def _start_again(self) -> bool:
+    async def _start_again(self, fault: bool) -> bool:
         """False if the engine did not start. Raises InferBusError, with all that ran ended, past the limit."""
         now = clock.monotonic()
-        if not self._limit.allows(self.restarts, now):
+        if fault and not self._limit.allows(self.restarts, now):
             self._failed = engine_failed("it died too often")
             for running in list(self.running.values()):
                 self.refuse(running, Finish.ERROR, self._failed)
             raise self._failed
-        self.restarts.append(now)
+        if fault:
+            self.restarts.append(now)
         metrics.ENGINE_RESTARTS.labels(self._info.engine).inc()
-        await self._engine.stop()
+        await self._stop()
         try:
             await self._engine.start()
         except (InferBusError, OSError) as error:
@@ -209,17 +243,13 @@ class Generations:
         log.warning("engine started again", extra={"running": len(self.running)})
         return True
 
-
-def engine_failed(diagnostic: str) -> InferBusError:
-    return unavailable(
-        "engine_failed", "The model's engine failed; retry.", retry_after=timedelta(seconds=1), diagnostic=diagnostic
-    )
-
-
-def deadline_exceeded() -> InferBusError:
-    message = "The request was not finished in its time. Ask for fewer tokens, or try again later."
-    return InferBusError(ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "deadline_exceeded", message)
+    async def _stop(self) -> None:
+        """One at a time: who starts the engine again must not do so while an earlier stop still frees things."""
+        async with self._stopping:
+            await self._engine.stop()
 
 
-def worker_draining() -> InferBusError:
-    return unavailable("worker_draining", "The worker is being replaced; retry.", retry_after=timedelta(seconds=1))
+@dataclass(frozen=True, slots=True)
+class _Replaced:
+    why: str
+    fault: bool

@@ -19,16 +19,18 @@ from inferbus_bus.frames import FramePublisher
 from inferbus_bus.log import FrameLog
 from inferbus_bus.workqueue import Delivery
 from inferbus_contracts.ids import uuid_text
+from inferbus_contracts.operations import operation_name
 from inferbus_contracts.subjects import token_subject
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.telemetry import Span, span
 from opentelemetry.trace import SpanKind
 
+from inferbus_worker.core.ends import deadline_exceeded
 from inferbus_worker.core.recovery import Recovered, fold
 from inferbus_worker.core.running import Running, running_of
 from inferbus_worker.engine import EngineInfo, Finish
-from inferbus_worker.generations import Generations, deadline_exceeded
+from inferbus_worker.generations import Generations
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +42,6 @@ _FINISHED_MEMORY = 16384
 _RETRY_SECONDS = 0.2
 # The edge's clock says when a request was accepted, the broker's when a frame was stored.
 _CLOCK_SKEW_US = 10_000_000
-# OpenTelemetry's names of what is asked.
-_OPERATIONS = {"chat": "chat", "prompt": "text_completion", "embedding": "embeddings", None: "chat"}
 
 
 class Intake:
@@ -149,7 +149,7 @@ class Intake:
             delivery.headers,
             kind=SpanKind.CONSUMER,
             **{
-                "gen_ai.operation.name": _OPERATIONS[work.request.WhichOneof("input")],
+                "gen_ai.operation.name": operation_name(work.request),
                 "gen_ai.request.model": self._info.model,
                 "inferbus.request_id": uuid_text(running.key),
                 "inferbus.worker": self._worker,

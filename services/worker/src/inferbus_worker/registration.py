@@ -50,6 +50,7 @@ class Registration:
             owned_by="inferbus",
             capabilities=info.capabilities,
             embedding_dimensions=info.embedding_dimensions,
+            inference_metadata=info.inference_metadata,
         )
         self._ttl = ttl
         self._may_publish = may_publish
@@ -70,6 +71,11 @@ class Registration:
         self.state = advance(self.state, to)
         self.record.state = WIRE_STATES[self.state]
         await self._renew()
+
+    async def rest(self, resting: bool) -> None:
+        """Take no new work for a while, or take some again; one that leaves meanwhile leaves."""
+        if self.state is (State.ACTIVE if resting else State.RESTING):
+            await self.move(State.RESTING if resting else State.ACTIVE)
 
     async def run(self) -> None:
         """Renew three times per time to live, and every quarter of a second while that fails."""

@@ -17,6 +17,7 @@ from inferbus_worker.core.wire import chat_of, sampling_of
 from inferbus_worker.direct import Direct
 from inferbus_worker.drain import Drain
 from inferbus_worker.engine import Chat, Engine, EngineInfo, Finished, Generation, Prompt
+from inferbus_worker.engine_report import EngineReport
 from inferbus_worker.generations import Generations
 from inferbus_worker.registration import Registration
 
@@ -33,6 +34,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         drain: Drain,
         engine: Engine,
         info: EngineInfo,
+        report: EngineReport,
     ) -> None:
         self._registration = registration
         self._generations = generations
@@ -41,6 +43,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._drain = drain
         self._engine = engine
         self._info = info
+        self._report = report
 
     async def GetStatus(self, request: api.GetStatusRequest, context: Any) -> api.GetStatusResponse:  # noqa: N802
         return api.GetStatusResponse(
@@ -49,6 +52,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             unacked_frames=self._frames.unacked,
             output_tokens_total=self._generations.output_tokens,
             engine_restarts=len(self._generations.restarts),
+            engine=self._report.current(),
         )
 
     async def Drain(self, request: api.DrainRequest, context: Any) -> api.DrainResponse:  # noqa: N802

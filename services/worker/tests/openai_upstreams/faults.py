@@ -61,11 +61,16 @@ class Faults:
         if fault.status:
             return web.json_response(fault.body, status=fault.status, headers=fault.headers)
         url = f"{self.target}{request.path.removeprefix('/v1')}"
-        async with self.session.request(request.method, url, data=data or None) as answer:
-            if answer.content_type != "text/event-stream":
-                text = await answer.text()
-                return web.Response(text=self._edited(text), status=answer.status, content_type="application/json")
-            return await self._stream(request, answer, fault)
+        try:
+            async with self.session.request(request.method, url, data=data or None) as answer:
+                if answer.content_type != "text/event-stream":
+                    text = await answer.text()
+                    return web.Response(text=self._edited(text), status=answer.status, content_type="application/json")
+                return await self._stream(request, answer, fault)
+        except aiohttp.ClientConnectionError:  # the real one is gone: as if this one were, too
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=502)
 
     def _edited(self, text: str) -> str:
         value = json.loads(text)

@@ -1,4 +1,5 @@
-"""A model repository for a real tritonserver: TensorRT-LLM's two families with a real small model behind.
+"""A model repository for a real tritonserver: TensorRT-LLM's two families with a real small model behind, and models
+that write no text (:mod:`.classic`).
 
 Each ``config.pbtxt`` is written here, from the tables of :mod:`.tensors`; the models' code lies in ``models/``.
 """
@@ -6,7 +7,7 @@ Each ``config.pbtxt`` is written here, from the tables of :mod:`.tensors`; the m
 import shutil
 from pathlib import Path
 
-from services.worker.tests.triton_repository import tensors
+from services.worker.tests.triton_repository import classic, tensors
 
 _HERE = Path(__file__).resolve().parent
 _BATCH = 64
@@ -42,6 +43,8 @@ def write(folder: Path, llama_cpp: str) -> Path:
     _model(root, "postprocessing", "postprocessing", _python(after, llama_cpp, batch=_BATCH, decoupled=False))
     ensemble = f'platform: "ensemble"\nmax_batch_size: {_BATCH}\n' + _both(_ensemble_tables()) + tensors.steps()
     _model(root, "ensemble", None, ensemble)
+    for name, (code, *_) in classic.CONFIGS.items():
+        _model(root, name, code, classic.config(name))
     return root
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import click
 from google.protobuf.json_format import MessageToDict
-from inferbus.bus.v1.control_pb2 import GpuStatus
+from inferbus.bus.v1.control_pb2 import EngineStatistics, GpuStatus
 from inferbus.bus.v1.registry_pb2 import WorkerState
 from inferbus.meter.v1.meter_pb2 import GetLiveResponse, Percentiles
 from inferbus.scheduler.v1.scheduler_pb2 import FleetWorker, WatchFleetResponse
@@ -113,6 +113,7 @@ def _workers(fleet: WatchFleetResponse) -> RenderableType:
     table = Rows(
         *(Column("worker"), Column("model"), Column("engine", spare=2), Column("state")),
         *(Column("active", number=True), Column("on the way", number=True, spare=3), Column("capacity", number=True)),
+        Column("KV used", number=True, spare=4),
         *(Column("tokens", number=True), Column("heartbeat", number=True, spare=1)),
     )
     for worker in sorted(fleet.workers, key=lambda worker: worker.record.worker):
@@ -125,9 +126,16 @@ def _worker(worker: FleetWorker) -> tuple[str, ...]:
     state = WorkerState.Name(record.state).removeprefix("WORKER_STATE_").lower()
     return (
         *(record.worker, record.model, record.engine, state),
-        *(count(worker.active), count(worker.on_the_way), count(record.capacity), count(worker.output_tokens_total)),
+        *(count(worker.active), count(worker.on_the_way), count(record.capacity), _kv_used(worker.engine)),
+        count(worker.output_tokens_total),
         f"{duration(worker.heartbeat_age)} ago",
     )
+
+
+def _kv_used(engine: EngineStatistics) -> str:
+    """``-`` for an engine that does not say."""
+    says = engine.HasField("kv_blocks_used") and engine.kv_blocks_total
+    return f"{engine.kv_blocks_used / engine.kv_blocks_total:.0%}" if says else "-"
 
 
 def _gpus(fleet: WatchFleetResponse) -> list[RenderableType]:

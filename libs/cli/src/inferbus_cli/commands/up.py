@@ -19,6 +19,8 @@ from inferbus_cli.text import seconds
 
 _DEFAULT_PORT = 8080
 MODELS = {"llama_cpp": "smollm2-135m-instruct", "synthetic": "synthetic"}
+# Told by the worker's own variables what they serve.
+_CONFIGURED = ("openai", "tensorrt_llm", "transformers", "triton")
 
 
 @click.command()
@@ -31,10 +33,11 @@ MODELS = {"llama_cpp": "smollm2-135m-instruct", "synthetic": "synthetic"}
 @click.option("--edges", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option(
     "--engine",
-    type=click.Choice(sorted(MODELS)),
+    type=click.Choice(sorted((*MODELS, *_CONFIGURED))),
     default="llama_cpp",
     show_default=True,
-    help="llama_cpp: a real small model on the CPU. synthetic: a timing model of a GPU, for load tests.",
+    help="llama_cpp: a real small model on the CPU. synthetic: a timing model of a GPU, for load tests. "
+    "The others serve what their variables INFERBUS_WORKER_… name.",
 )
 @click.option(
     "--embeddings/--no-embeddings",
@@ -82,7 +85,7 @@ def up(
             console.print(text, markup=False)
 
         def on_ready(stack: dict[str, Any]) -> None:
-            _ready(console, status, stack, options.home, MODELS[engine], clock.monotonic() - began)
+            _ready(console, status, stack, options.home, MODELS.get(engine), clock.monotonic() - began)
 
         try:
             asyncio.run(run_stack(options, say, on_ready))
@@ -91,7 +94,7 @@ def up(
     console.print("stopped; nothing is left running")
 
 
-def _ready(console: Console, status: Status, stack: dict[str, Any], home: Home, model: str, took: float) -> None:
+def _ready(console: Console, status: Status, stack: dict[str, Any], home: Home, model: str | None, took: float) -> None:
     """Keys are shown to a person only: a journal or a CI system would keep them, for many to read."""
     status.stop()
     # Not the console's word for it: FORCE_COLOR and its like make a terminal of anything.
@@ -107,11 +110,14 @@ def _ready(console: Console, status: Status, stack: dict[str, Any], home: Home, 
     if "ca" in stack:
         console.print(f"  authority  {stack['ca']}", markup=False)
     console.print("\nTry:")
-    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
     believe = f" --cacert '{stack['ca']}'" if "ca" in stack else ""
     bearer = f"'Authorization: Bearer {stack['api_key']}'"
     if not personal:
         bearer = f'"Authorization: Bearer $(cat {shlex.quote(str(api_key))})"'
+    if model is None:
+        console.print(f"  curl{believe} {stack['base_url']}/models -H {bearer}\n", markup=False)
+        return
+    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Say hello."}}]}}'
     console.print(
         f"  curl -N{believe} {stack['base_url']}/chat/completions -H {bearer} "
         f"-H 'Content-Type: application/json' -d '{body}'\n",

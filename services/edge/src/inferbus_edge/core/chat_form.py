@@ -65,7 +65,7 @@ class ChatForm:
             one.pending += [logprob_object(token) for token in logprobs]
         return self._said(choice, one.pieces.feed(text))
 
-    def vector(self, index: int, values: bytes) -> None:
+    def binary(self, index: int, data: bytes) -> None:
         """A chat has none."""
 
     def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:

@@ -93,7 +93,7 @@ class CompletionForm:
             return ()
         return self._events(choice, text, found, None)
 
-    def vector(self, index: int, values: bytes) -> None:
+    def binary(self, index: int, data: bytes) -> None:
         """A completion has none."""
 
     def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:

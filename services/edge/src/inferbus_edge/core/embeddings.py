@@ -89,8 +89,8 @@ class EmbeddingsForm:
     def delta(self, choice: int, text: str, tokens: int, logprobs: Sequence[TokenLogprob]) -> Sequence[bytes]:
         return ()
 
-    def vector(self, index: int, values: bytes) -> None:
-        values = shortened(values, self._reply.get("dimensions"))
+    def binary(self, index: int, data: bytes) -> None:
+        values = shortened(data, self._reply.get("dimensions"))
         if self._reply["base64"]:
             self._written[index] = b'"%s"' % base64.b64encode(values)
         else:

@@ -6,7 +6,7 @@ again from the first one, and those that the client has are not sent.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import orjson
 from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
@@ -32,8 +32,9 @@ class Form(Protocol):
         """``text`` may be empty, and so may ``tokens`` be 0. ``logprobs``: one a token, or none."""
         ...
 
-    def vector(self, index: int, values: bytes) -> None:
-        """The vector of one input: float32, little-endian."""
+    def binary(self, index: int, data: bytes) -> None:
+        """What is no text: the vector of one input (float32, little-endian), or a part of what an inference call
+        gives."""
         ...
 
     def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
@@ -51,6 +52,15 @@ class Form(Protocol):
     def body(self) -> bytes:
         """The answer in one piece: complete after :meth:`finish`; before, what is there so far where the API has a
         form for that (a response in progress)."""
+        ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A form whose body is not always JSON."""
+
+    def fields(self) -> Mapping[str, str]:
+        """Headers of the last :meth:`Form.body`, its Content-Type among them."""
         ...
 
 

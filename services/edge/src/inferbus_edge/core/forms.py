@@ -7,6 +7,7 @@ from inferbus_edge.core.chat_form import ChatForm
 from inferbus_edge.core.completions_form import CompletionForm
 from inferbus_edge.core.embeddings import EmbeddingsForm
 from inferbus_edge.core.form import Form
+from inferbus_edge.core.inference_v2_form import InferenceForm
 from inferbus_edge.core.messages_form import MessagesForm
 from inferbus_edge.core.responses_form import ResponsesForm
 
@@ -15,6 +16,7 @@ FORMS: dict[str, Callable[[bytes, Mapping[str, Any], bool], Form]] = {
     "chat": ChatForm,
     "completions": CompletionForm,
     "embeddings": EmbeddingsForm,
+    "inference": InferenceForm,
     "messages": MessagesForm,
     "responses": ResponsesForm,
 }

@@ -45,7 +45,7 @@ class MessagesForm:
     def delta(self, choice: int, text: str, tokens: int, logprobs: Sequence[TokenLogprob]) -> Sequence[bytes]:
         return self._add(self._pieces.feed(text))
 
-    def vector(self, index: int, values: bytes) -> None:
+    def binary(self, index: int, data: bytes) -> None:
         """A message has none."""
 
     def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:

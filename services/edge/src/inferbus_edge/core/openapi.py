@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from inferbus_edge.core import openapi_inference, openapi_operator, openapi_organization
+from inferbus_edge.core import openapi_inference, openapi_inference_v2, openapi_operator, openapi_organization
 from inferbus_edge.core.completions import CompletionRequest
 from inferbus_edge.core.embeddings import EmbeddingRequest
+from inferbus_edge.core.inference_v2_request import InferenceRequest
 from inferbus_edge.core.messages_schema import CountRequest, MessageRequest
 from inferbus_edge.core.openai import ChatRequest
 from inferbus_edge.core.openapi_answers import CHAT, COMPLETIONS, EMBEDDINGS, ERRORS, MESSAGES, MODELS, TOKENIZE
@@ -20,16 +21,27 @@ from inferbus_edge.core.tokenize_schema import DetokenizeBody, TokenizeChat, Tok
 
 OPERATIONS: tuple[Operation, ...] = (
     *openapi_inference.OPERATIONS,
+    *openapi_inference_v2.OPERATIONS,
     *openapi_organization.OPERATIONS,
     *openapi_operator.OPERATIONS,
 )
 # A prefix route takes what is left of a path.
-_TAILS = {"/v1/models/": "/v1/models/{model}"}
-# Answers 404 for what OpenAI has there and InferBus has not: there is nothing to call.
-_NOT_CALLED = frozenset(("/v1/organization/",))
+_TAILS = {
+    ("GET", "/v1/models/"): ("/v1/models/{model}",),
+    **{
+        (method, "/v2/models/"): tuple(
+            one.path
+            for one in openapi_inference_v2.OPERATIONS
+            if one.method == method and one.path.startswith("/v2/models/")
+        )
+        for method in ("GET", "POST")
+    },
+}
+# Answer 404 for what OpenAI, or a Triton, has there and InferBus has not: there is nothing to call.
+_NOT_CALLED = frozenset(("/v1/organization/", "/v2/"))
 
 _INTRODUCTION = (
-    "InferBus serves AI models by the APIs that applications speak already: OpenAI's, Anthropic's and vLLM's. A "
+    "InferBus serves AI models by the APIs that applications speak already: OpenAI's, Anthropic's, vLLM's, KServe's. A "
     "parameter is served, or taken without effect, or refused by its name: nothing is silently ignored. Every event of "
     "a stream has an id, and any edge gives the rest after it."
 )
@@ -38,6 +50,7 @@ _GROUPS = {
     "Responses": "OpenAI's responses: stored, chained, in the background, resumed.",
     "Completions": "OpenAI's older completions.",
     "Embeddings": "Texts as vectors.",
+    "Inference": "The Open Inference Protocol (KServe, Triton): models of vision, tables, speech.",
     "Messages": "Anthropic's messages. Keys go into 'x-api-key' or 'Authorization'.",
     "Tokenize": "vLLM's tokenize and detokenize.",
     "Models": "What is served.",
@@ -69,10 +82,10 @@ def document(served: Iterable[tuple[str, str]], version: str) -> Schema:
     for method, path in served:
         if path in _NOT_CALLED:
             continue
-        name = _TAILS.get(path, path)
-        operation = described.get((method, name))
-        shown = {"responses": {"default": {"description": ""}}} if operation is None else _operation(operation)
-        paths.setdefault(name, {})[method.lower()] = shown
+        for name in _TAILS.get((method, path), (path,)):
+            operation = described.get((method, name))
+            shown = {"responses": {"default": {"description": ""}}} if operation is None else _operation(operation)
+            paths.setdefault(name, {})[method.lower()] = shown
     order = {operation.path: at for at, operation in reversed(list(enumerate(OPERATIONS)))}
     return {
         "openapi": "3.1.0",
@@ -108,12 +121,14 @@ def schemas() -> dict[str, Schema]:
         of_models("Chat", {"ChatCompletionRequest": ChatRequest}),
         of_models("Completion", {"CompletionRequest": CompletionRequest}),
         of_models("Embedding", {"EmbeddingRequest": EmbeddingRequest}),
+        of_models("Inference", {"InferenceRequest": InferenceRequest}),
         of_models(
             "Response", {"ResponseRequest": ResponsesRequest, "ResponseInputTokensRequest": InputTokensRequest}
         ),
         of_models("Message", {"MessageRequest": MessageRequest, "MessageCountRequest": CountRequest}),
         {**tokenize, "TokenizeRequest": any_of(ref("TokenizePrompt"), ref("TokenizeChat"))},
         CHAT, COMPLETIONS, EMBEDDINGS, MODELS, TOKENIZE, ERRORS, RESPONSES, MESSAGES,
+        openapi_inference_v2.SCHEMAS,
         openapi_organization.BODIES, openapi_organization.OBJECTS, openapi_operator.SCHEMAS,
     )  # fmt: skip
     components: dict[str, Schema] = {}

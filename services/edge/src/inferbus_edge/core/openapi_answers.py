@@ -160,7 +160,13 @@ EMBEDDINGS: dict[str, Schema] = {
 }
 
 MODELS: dict[str, Schema] = {
-    "Model": record(id=TEXT, object=const("model"), created=UNIX, owned_by=TEXT),
+    "Model": record(
+        id=TEXT,
+        object=const("model"),
+        created=UNIX,
+        owned_by=TEXT,
+        capabilities=told(many(TEXT), "What it can do: chat, completions, embeddings, inference, tools, …"),
+    ),
     "ModelList": record(object=const("list"), data=many(ref("Model"))),
 }
 
@@ -207,7 +213,10 @@ ERRORS: dict[str, Schema] = {
     "Document": told({"type": "object"}, "This document."),
     "Anything": ANYTHING,
     "AnyAnswer": any_of(
-        *(ref(name) for name in ("ChatCompletion", "Completion", "EmbeddingList", "Response", "Message"))
+        *(
+            ref(name)
+            for name in ("ChatCompletion", "Completion", "EmbeddingList", "InferenceAnswer", "Response", "Message")
+        )
     ),
     "AnyStreamEvent": any_of(
         *(

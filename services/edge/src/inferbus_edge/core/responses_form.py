@@ -87,7 +87,7 @@ class ResponsesForm:
             self._logprobs.clear()
         return self._events(payloads)
 
-    def vector(self, index: int, values: bytes) -> None:
+    def binary(self, index: int, data: bytes) -> None:
         """A response has none."""
 
     def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:

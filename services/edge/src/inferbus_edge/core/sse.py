@@ -16,7 +16,8 @@ from inferbus_runtime.errors import InferBusError
 from inferbus_edge.core.errors import error_body
 from inferbus_edge.core.translate import completion_id, usage_object
 
-KEEPALIVE = b": keep-alive\n\n"
+# Without an empty line: after an event with an id, OpenAI's Python SDK takes one for an event, and breaks on its data.
+KEEPALIVE = b": keep-alive\n"
 DONE = b"data: [DONE]\n\n"
 LAST_CHUNK = b"0\r\n\r\n"
 

@@ -68,12 +68,18 @@ def error_of(close: Close) -> InferBusError | None:
     return internal(f"a request ended as {close.finish_reason} without an error")
 
 
+def capabilities_of(model: ModelRecord) -> list[str]:
+    """A record without any is older than the field."""
+    return list(model.capabilities) or ["chat"]
+
+
 def model_object(model: ModelRecord) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
         "created": model.create_time.seconds,
         "owned_by": model.owned_by or "inferbus",
+        "capabilities": capabilities_of(model),
     }
 
 

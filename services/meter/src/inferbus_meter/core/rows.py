@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 from inferbus.bus.v1.frame_pb2 import Close
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus.common.v1.usage_pb2 import FinishReason, PriorityClass
+from inferbus.common.v1.usage_pb2 import FinishReason, Operation, PriorityClass
 from numpy.typing import NDArray
 
 from inferbus_meter.core.frames import ClosedRequest, FrameBatch
@@ -154,12 +154,14 @@ def _enum_text(enum: object, prefix: str) -> dict[int, str]:
 _FINISH = _enum_text(FinishReason, "FINISH_REASON_")
 _CLASSES = _enum_text(ErrorClass, "ERROR_CLASS_")
 _PRIORITIES = _enum_text(PriorityClass, "PRIORITY_CLASS_")
+_OPERATIONS = _enum_text(Operation, "OPERATION_")
 
 _TEXTS: dict[str, Callable[[ClosedRequest], str]] = {
     "engine": lambda item: item.close.engine,
     "edge": lambda item: item.edge,
     "worker": lambda item: item.worker,
     "priority_class": lambda item: _PRIORITIES.get(item.close.priority_class, ""),
+    "operation": lambda item: _OPERATIONS.get(item.close.operation, ""),
     "finish_reason": lambda item: _FINISH.get(item.close.finish_reason, ""),
     "error_class": lambda item: _CLASSES.get(item.close.error.error_class, ""),
     "error_reason": lambda item: item.close.error.reason,

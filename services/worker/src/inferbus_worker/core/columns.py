@@ -7,6 +7,7 @@ from inferbus.bus.v1 import frame_pb2 as wire
 from inferbus.bus.v1.frame_pb2 import Close, Frame
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
+from inferbus_contracts.operations import operation_of
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.core.running import Running
@@ -36,7 +37,7 @@ class EdgeColumns:
 
     __slots__ = (
         "attempts", "closes", "context_index", "contexts", "counts", "embeddings", "extra", "first_index", "gaps",
-        "keys", "logprobs", "opens", "sizes", "texts", "token_ids",
+        "keys", "logprobs", "opens", "outputs", "sizes", "texts", "token_ids",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class EdgeColumns:
         self.opens: list[wire.Open] = []
         self.logprobs: list[wire.DeltaLogprobs] = []
         self.embeddings: list[wire.Embedding] = []
+        self.outputs: list[wire.Output] = []
 
     def add(self, running: Running, ids: Sequence[int], text: bytes, gap: int) -> None:
         """One delta that follows what ``running`` has so far, and belongs to it from now on."""
@@ -95,6 +97,10 @@ class EdgeColumns:
     def add_embedding(self, embedding: wire.Embedding) -> None:
         self.embeddings.append(embedding)
         self.extra += len(embedding.values) + _FIELDS
+
+    def add_output(self, output: wire.Output) -> None:
+        self.outputs.append(output)
+        self.extra += len(output.data) + _FIELDS
 
     def add_close(self, close: Close) -> None:
         self.closes.append(close)
@@ -137,6 +143,7 @@ class EdgeColumns:
             opens=self.opens,
             logprobs=self.logprobs,
             embeddings=self.embeddings,
+            outputs=self.outputs,
         )
 
 
@@ -160,14 +167,17 @@ class _Parts:
         self._add_deltas(whole, closes)
         for embedding in whole.embeddings:
             self._place(embedding.request_id, len(embedding.values) + _FIELDS).embeddings.append(embedding)
+        for output in whole.outputs:
+            self._place(output.request_id, len(output.data) + _FIELDS).outputs.append(output)
         for close in closes.values():
             self._add_close(self._place(close.request_id, close.ByteSize() + _FIELDS), close)
 
     def _add_deltas(self, whole: EdgeColumns, closes: dict[bytes, Close]) -> None:
         """With the ``closes`` of requests that end with a delta, which are taken out."""
         ending = {key: number for number, key in enumerate(whole.keys) if key in closes}
-        for embedding in whole.embeddings:
-            ending.pop(embedding.request_id, None)
+        parts: list[wire.Embedding | wire.Output] = [*whole.embeddings, *whole.outputs]
+        for part in parts:
+            ending.pop(part.request_id, None)
         logprobs = {one.delta: one.tokens for one in whole.logprobs}
         position = 0
         for number, key in enumerate(whole.keys):
@@ -273,6 +283,9 @@ class StepFrames:
         for vector in step.embeddings:
             if (one := running.get(vector.key)) is not None:
                 self._add_embedding(one, vector.index, vector.values)
+        for output in step.outputs:
+            if (one := running.get(output.key)) is not None:
+                self._add_output(one, output.index, output.data)
         return total
 
     def _add_logprobs(self, step: Step, running: Mapping[bytes, Running]) -> None:
@@ -290,6 +303,11 @@ class StepFrames:
             columns.add_embedding(
                 wire.Embedding(request_id=running.key, index=index, values=values, attempt=running.attempt)
             )
+
+    def _add_output(self, running: Running, index: int, data: bytes) -> None:
+        columns = self.of(running.edge)
+        if running.opened or columns.open(running):
+            columns.add_output(wire.Output(request_id=running.key, index=index, data=data, attempt=running.attempt))
 
     def open_attempt(self, running: Running) -> None:
         """A delta without token: names the index at which a new attempt resumes, before its first token is there."""
@@ -346,6 +364,7 @@ def close_of(running: Running, finished: Finished, engine: str, now_us: int, jou
         end_time=timestamp(now_us),
         engine=engine,
         energy_joules=joules,
+        operation=operation_of(running.request),
     )
     if finished.stop_index is not None:
         close.stop_index = finished.stop_index

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 
+from inferbus_worker.engine import Finish, Finished
+
 # A power as old as this says nothing about now.
 _POWER_AGE_SECONDS = 5.0
 # Bytes of a request's text that make a token, about: the engine says the count only at the end.
@@ -61,6 +63,13 @@ def input_weight(request: GenerateRequest, resumed: int = 0) -> int:
         case _:
             size = 0
     return max(1, size + resumed)
+
+
+def read_weight(finished: Finished) -> int:
+    """How many tokens of input the engine has read for what ends; a call that has none at all weighs as one."""
+    if finished.reason is Finish.STOP and not finished.input_tokens:
+        return 1
+    return finished.input_tokens - finished.cached_input_tokens
 
 
 @dataclass(slots=True)

@@ -8,13 +8,16 @@ from inferbus.bus.v1.registry_pb2 import WorkerState
 class State(Enum):
     STARTING = "starting"
     ACTIVE = "active"
+    RESTING = "resting"
+    """It takes nothing for a while: its engine is about to be started again."""
     DRAINING = "draining"
     DRAINED = "drained"
 
 
 MOVES: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.ACTIVE, State.DRAINING}),
-    State.ACTIVE: frozenset({State.DRAINING}),
+    State.ACTIVE: frozenset({State.RESTING, State.DRAINING}),
+    State.RESTING: frozenset({State.ACTIVE, State.DRAINING}),
     State.DRAINING: frozenset({State.DRAINED}),
     State.DRAINED: frozenset(),
 }
@@ -22,7 +25,8 @@ MOVES: dict[State, frozenset[State]] = {
 WIRE_STATES: dict[State, WorkerState.ValueType] = {
     State.STARTING: WorkerState.WORKER_STATE_STARTING,
     State.ACTIVE: WorkerState.WORKER_STATE_ACTIVE,
-    # The fleet sees no difference: neither takes work.
+    # The fleet sees no difference: none of them takes work.
+    State.RESTING: WorkerState.WORKER_STATE_DRAINING,
     State.DRAINING: WorkerState.WORKER_STATE_DRAINING,
     State.DRAINED: WorkerState.WORKER_STATE_DRAINING,
 }

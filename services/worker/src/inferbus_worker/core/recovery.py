@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.frame_pb2 import Embedding, Frame, Output
 
 _ID_BYTES = 16
 
@@ -35,10 +35,11 @@ def fold(frame: Frame, wanted: Mapping[bytes, Recovered]) -> None:
             _take(recovered, attempt, first_index, ids, text, frame.time_us)
         position += count
         text_at += frame.text_size[number]
-    for vector in frame.embeddings:
+    parts: list[Embedding | Output] = [*frame.embeddings, *frame.outputs]
+    for part in parts:
         # Made again as a whole, but under an attempt of its own: what is late of this one is void then.
-        if (embedded := wanted.get(vector.request_id)) is not None:
-            embedded.attempt = max(embedded.attempt, vector.attempt or 1)
+        if (begun := wanted.get(part.request_id)) is not None:
+            begun.attempt = max(begun.attempt, part.attempt or 1)
     for close in frame.closes:
         closed = wanted.get(close.request_id)
         if closed is not None and close.attempt >= closed.attempt:

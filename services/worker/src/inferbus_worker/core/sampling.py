@@ -1,7 +1,7 @@
 """What an engine does not accept, said once for all of them."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from inferbus_contracts.sampling_bounds import MAX_STOPS
 from inferbus_runtime.errors import InferBusError, invalid
@@ -31,6 +31,13 @@ def fault_of(generation: Generation, capabilities: Collection[str]) -> InferBusE
         case Infer():
             return None
     return _sampling_fault(generation.sampling)
+
+
+def check_ids(ids: Iterable[int], count: int, param: str) -> None:
+    """Raises InferBusError (invalid) if one of ``ids`` is no token of a model that has ``count``."""
+    for token in ids:
+        if not 0 <= token < count:
+            raise invalid(f"The model has no token {token}; its tokens are 0 to {count - 1}.", param=param)
 
 
 def _needs(generation: Generation) -> Iterator[tuple[str, str]]:

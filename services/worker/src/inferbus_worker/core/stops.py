@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from inferbus_contracts.pieces import Pieces, Span, Spans
 
-from inferbus_worker.engine import Chat, Generation, ToolMode
+from inferbus_worker.engine import Chat, Finish, Generation, ToolMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,14 @@ class StopFilter:
             text = self._divided(self._spans.end()).text
         held, self._held = self._held, ""
         return text + held
+
+    def end(self, reason: Finish) -> tuple[str, Finish]:
+        """Of a generation that ends for ``reason``: the text that it still delivers, and why it ends after all (a stop
+        string may have been in what is held back). Then ``found`` is settled."""
+        if reason not in (Finish.STOP, Finish.LENGTH):
+            return "", reason
+        text = self.flush()
+        return text, reason if self.found is None else Finish.STOP
 
     def _divided(self, spans: Iterable[Span]) -> Cut:
         text = ""

@@ -10,6 +10,7 @@ ENGINES: dict[str, str] = {
     "synthetic": "inferbus_worker.engines.synthetic:Synthetic",
     "triton": "inferbus_worker.engines.triton:Triton",
     "tensorrt_llm": "inferbus_worker.engines.tensorrt_llm:TensorRtLlm",
+    "transformers": "inferbus_worker.engines.transformers:Transformers",
 }
 
 # Those that compute in this process or its children, on the GPUs that CUDA shows them. A Triton server or an upstream

@@ -1,11 +1,9 @@
 """What the engine child answers over HTTP, besides completions: its properties, its vocabulary, its tokenizer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 import orjson
-from inferbus_runtime.errors import invalid
 
 # More than any vocabulary: the server takes as many as there are.
 _EVERY_TOKEN = 10_000_000
@@ -67,11 +65,3 @@ class ServerHttp:
             response.raise_for_status()
             answer: dict[str, Any] = orjson.loads(await response.read())
         return answer
-
-
-def known(ids: Sequence[int], vocabulary: Sequence[bytes], param: str) -> None:
-    """Raises InferBusError (invalid) if one of ``ids`` is no token of the model."""
-    for token in ids:
-        if not 0 <= token < len(vocabulary):
-            message = f"The model has no token {token}; its tokens are 0 to {len(vocabulary) - 1}."
-            raise invalid(message, param=param)

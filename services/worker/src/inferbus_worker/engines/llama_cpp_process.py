@@ -6,17 +6,14 @@ import os
 import sys
 from collections import deque
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
-from inferbus_runtime.errors import unavailable
-
+from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engines.llama_cpp_model import Precision
 
 log = logging.getLogger(__name__)
 
-_START_TIMEOUT_SECONDS = 120.0
-_STOP_TIMEOUT_SECONDS = 5.0
+START_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +59,17 @@ class ServerProcess:
         errors: deque[str] = deque(maxlen=20)
         assert process.stdout is not None  # noqa: S101  (a pipe)
         assert process.stderr is not None  # noqa: S101
-        drain = asyncio.create_task(_keep_last(process.stderr, errors), name="engine-stderr")
+        drain = asyncio.create_task(keep_last(process.stderr, errors), name="engine-stderr")
         try:
-            async with asyncio.timeout(_START_TIMEOUT_SECONDS):
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
                 url = (await process.stdout.readline()).decode().strip()
         except BaseException:
-            await _end(process)
+            await end(process)
             raise
         if not url:
-            await _end(process)
+            await end(process)
             await drain
-            raise unavailable(
-                "engine_start_failed",
-                "The model's engine did not start.",
-                retry_after=timedelta(seconds=10),
-                diagnostic=f"exit code {process.returncode}: {' | '.join(errors)}",
-            )
+            raise start_failed(f"exit code {process.returncode}: {' | '.join(errors)}")
         return cls(process, url, errors)
 
     async def _await_end(self) -> None:
@@ -89,29 +81,26 @@ class ServerProcess:
         """Exit code and last lines of standard error, for an operator."""
         return f"exit code {self._process.returncode}: {' | '.join(self._errors)}"
 
-    def kill(self) -> None:
-        """Ends a child that no longer moves; ``dead`` follows."""
-        if self._process.returncode is None:
-            self._process.kill()
-
     async def stop(self) -> None:
         """Ended when it returns. Safe twice."""
-        await _end(self._process)
+        await end(self._process)
         await self._watch
 
 
-async def _keep_last(stream: asyncio.StreamReader, lines: deque[str]) -> None:
+async def keep_last(stream: asyncio.StreamReader, lines: deque[str]) -> None:
     """The child logs errors only; the last are kept to say why it died. Ends with the stream."""
-    while line := await stream.readline():
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:  # longer than the stream's limit: left out, since a child whose pipe is full stands still
+            continue
+        if not line:
+            return
         lines.append(line.decode(errors="replace").rstrip())
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_SECONDS)
-    except TimeoutError:
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Killed: it has nothing of its own to save, and one that stands still hears no other signal."""
+    if process.returncode is None:
         process.kill()
         await process.wait()

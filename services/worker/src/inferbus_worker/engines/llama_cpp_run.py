@@ -13,7 +13,7 @@ from inferbus_worker.core.grammar import Grammar
 from inferbus_worker.core.slots import Content, Lease
 from inferbus_worker.core.stops import StopFilter
 from inferbus_worker.engine import Generation
-from inferbus_worker.engines.llama_cpp_grammar import Follower
+from inferbus_worker.engines.follower import Follower
 from inferbus_worker.engines.llama_cpp_stream import Prefill, Task
 
 
@@ -22,6 +22,7 @@ class Run:
     """A submitted generation. ``held``: KV tokens, first a guess from the prompt's size, then exact.
 
     ``repeats``: what was delivered before and is generated again. ``follower``: of its grammar, once that is compiled.
+    ``ended_there``: by the child, which is at it no longer.
     """
 
     generation: Generation
@@ -35,6 +36,7 @@ class Run:
     filter_knows: bool = False
     follower: Follower | None = None
     prefilled: bool = False
+    ended_there: bool = False
     repeats: list[int] = field(default_factory=list)
     lease: Lease | None = None
     task: asyncio.Task[None] | None = field(default=None)

@@ -24,14 +24,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--omp-wait-policy", choices=("active", "passive", "default"), required=True)
     options = parser.parse_args()
-    _die_with(options.parent)
+    die_with(options.parent)
     if options.omp_wait_policy != "default":
         # OpenMP reads its settings when the library below is loaded.
         os.putenv("OMP_WAIT_POLICY", options.omp_wait_policy)
     _serve(options)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """An engine without its worker would hold the cores for nobody."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it was gone before the call above
@@ -70,7 +70,7 @@ def _serve(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{server.listening_address}\n")
     sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker ends us after its drain
-    while True:  # SIGTERM ends the process as it stands: there is nothing of ours to save
+    while True:  # until it is killed: there is nothing of ours to save
         signal.pause()
 
 

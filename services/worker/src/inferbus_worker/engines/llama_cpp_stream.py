@@ -13,10 +13,7 @@ import aiohttp
 import orjson
 
 from inferbus_worker.core.slots import Content
-from inferbus_worker.engine import Alternative, Finish, Sampling, TokenLogprob
-
-# What OpenAI's API says of a token whose log-probability it does not know.
-UNKNOWN_LOGPROB = -9999.0
+from inferbus_worker.engine import UNKNOWN_LOGPROB, Alternative, Finish, Sampling, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,18 +12,17 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TypeVar, TypeVarTuple
 
-from inferbus_runtime import clock
-from inferbus_runtime.errors import InferBusError, invalid, unavailable
+from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.config import Config, usable_cores
+from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.engine import (
     Chat,
     Embed,
-    EngineDiedError,
     EngineInfo,
+    EngineStatistics,
     Finish,
     Finished,
     Generation,
@@ -35,6 +34,8 @@ from inferbus_worker.engine import (
 from inferbus_worker.engines.minilm_batches import Input, batch_bound, next_batch, queue_of
 from inferbus_worker.engines.minilm_bert import Floats
 from inferbus_worker.engines.minilm_model import PUBLIC_NAME, Model, load
+from inferbus_worker.engines.outbox import Outbox
+from inferbus_worker.engines.runs import End, Runs
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -42,22 +43,19 @@ Ts = TypeVarTuple("Ts")
 log = logging.getLogger(__name__)
 
 DEFAULT_CAPACITY = 64
-# 1.5 KB each: a step stays below half a megabyte.
-_STEP_VECTORS = 256
-# Vectors that wait for a consumer who does not ask; then the model pauses.
-_BUFFERED_VECTORS = 1024
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A submitted generation. ``queue``: inputs not yet in a batch. ``left``: inputs without a vector."""
+    """A submitted generation. ``queue``: inputs not yet in a batch. ``left``: inputs without a vector. ``task``: reads
+    them."""
 
     key: bytes
     inputs: tuple[Prompt, ...]
     left: int
     queue: deque[Input] = field(default_factory=deque)
     embedded_tokens: int = 0
-    reading: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] | None = None
 
 
 class MiniLm:
@@ -80,15 +78,12 @@ class MiniLm:
         )
 
     def _reset(self) -> None:
-        self._waiting: deque[_Run] = deque()
-        self._running: dict[bytes, _Run] = {}
+        self._runs: Runs[_Run] = Runs(self._capacity)
+        self._outbox = Outbox(self._runs.running)
         self._queues: deque[deque[Input]] = deque()
-        self._outbox: deque[Vector | Finished] = deque()
-        self._ready = asyncio.Event()
         self._work = asyncio.Event()
         self._model: Model | None = None
         self._context = 0
-        self._death: BaseException | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._pools: list[ThreadPoolExecutor] = []
 
@@ -102,6 +97,7 @@ class MiniLm:
         self._tasks = [asyncio.create_task(self._forward(model), name="minilm") for _ in range(self._threads)]
         for task in self._tasks:
             task.add_done_callback(self._died)
+        self._outbox.open()
         revision = hashlib.sha256(f"{model.digest} {self._context}".encode()).hexdigest()[:12]
         return EngineInfo(
             engine="minilm",
@@ -115,34 +111,23 @@ class MiniLm:
 
     def submit(self, generation: Generation) -> None:
         if not isinstance(generation.input, Embed):
-            self._put(Finished(generation.key, Finish.ERROR, 0, error=_no_text()))
+            self._outbox.finish(Finished(generation.key, Finish.ERROR, 0, error=_no_text()))
         elif not generation.input.inputs:
             fault = invalid("Send at least one input.", param="input")
-            self._put(Finished(generation.key, Finish.ERROR, 0, error=fault))
+            self._outbox.finish(Finished(generation.key, Finish.ERROR, 0, error=fault))
         else:
-            self._waiting.append(_Run(generation.key, generation.input.inputs, len(generation.input.inputs)))
+            self._runs.waiting.append(_Run(generation.key, generation.input.inputs, len(generation.input.inputs)))
             self._admit()
 
     def close(self, key: bytes) -> None:
-        run = self._running.get(key)
-        if run is None:
-            run = next((waiting for waiting in self._waiting if waiting.key == key), None)
-            if run is None:
-                return
-            self._waiting.remove(run)
-        self._end(run, Finish.CANCELLED)
+        if (run := self._runs.take(key)) is not None:
+            self._end(run, End(Finish.CANCELLED))
 
-    async def steps(self) -> AsyncIterator[Step]:
-        while self._model is not None:
-            if not self._outbox:
-                if self._death is not None:
-                    raise EngineDiedError(repr(self._death))
-                self._ready.clear()
-                await self._ready.wait()
-                continue
-            step = self._take_step()
-            self._work.set()
-            yield step
+    def steps(self) -> AsyncIterator[Step]:
+        return self._outbox.steps()
+
+    def statistics(self) -> EngineStatistics:
+        return self._runs.statistics()
 
     async def tokenize(
         self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
@@ -161,10 +146,10 @@ class MiniLm:
         return text.encode()
 
     async def stop(self) -> None:
-        tasks = [*self._tasks, *(run.reading for run in self._running.values() if run.reading is not None)]
-        pools, ready = self._pools, self._ready
+        tasks = [*self._tasks, *self._runs.tasks()]
+        pools = self._pools
+        self._outbox.close()
         self._reset()
-        ready.set()  # whoever waits for a step sees that there is no model any more
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -174,18 +159,14 @@ class MiniLm:
     # --- who runs ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._capacity:
-            run = self._waiting.popleft()
-            self._running[run.key] = run
-            run.reading = asyncio.create_task(self._read(run), name="minilm-read")
+        while (run := self._runs.next()) is not None:
+            self._runs.begin(run, self._read(run))
 
-    def _end(self, run: _Run, reason: Finish, error: InferBusError | None = None) -> None:
+    def _end(self, run: _Run, end: End) -> None:
         """The one end of a generation, whatever ended it. What is in a batch right now comes out for nobody."""
-        self._running.pop(run.key, None)
-        if run.reading is not None and run.reading is not asyncio.current_task():
-            run.reading.cancel()
+        self._runs.leave(run)
         self._queues = deque(queue for queue in self._queues if queue is not run.queue)
-        self._put(Finished(run.key, reason, run.embedded_tokens, error=error))
+        self._outbox.finish(Finished(run.key, end.reason, run.embedded_tokens, error=end.error))
         self._admit()
 
     # --- from texts to vectors --------------------------------------------------------------------------------------
@@ -196,11 +177,11 @@ class MiniLm:
         try:
             run.queue = await self._in_reader(_read_inputs, model, run.key, run.inputs, self._context)
         except InferBusError as error:
-            self._end(run, Finish.ERROR, error)
+            self._end(run, End(Finish.ERROR, error))
             return
         except Exception as error:
             log.exception("the tokenizer failed")
-            self._end(run, Finish.ERROR, _engine_failed(repr(error)))
+            self._end(run, End(Finish.ERROR, engine_failed(repr(error))))
             return
         run.inputs = ()  # nobody needs the texts any more
         self._queues.append(run.queue)
@@ -210,9 +191,12 @@ class MiniLm:
         """One thread's work: batch after batch, as long as somebody takes the vectors."""
         loop = asyncio.get_running_loop()
         while True:
-            if not self._queues or len(self._outbox) >= _BUFFERED_VECTORS:
+            if not self._queues:
                 self._work.clear()
                 await self._work.wait()
+                continue
+            if not self._outbox.room.is_set():
+                await self._outbox.room.wait()
                 continue
             batch = next_batch(self._queues, batch_bound(self._queues, self._threads))
             try:
@@ -220,45 +204,32 @@ class MiniLm:
                 vectors = await loop.run_in_executor(self._pools[1], model.embed, ids)
             except Exception as error:  # what the machine cannot do for these inputs ends their generations only
                 log.exception("the model failed")
-                for run in [self._running[key] for key in {one.key for one in batch} if key in self._running]:
-                    self._end(run, Finish.ERROR, _engine_failed(repr(error)))
+                running = self._runs.running
+                for run in [running[key] for key in {one.key for one in batch} if key in running]:
+                    self._end(run, End(Finish.ERROR, engine_failed(repr(error))))
                 continue
             self._deliver(batch, vectors)
 
     def _deliver(self, batch: list[Input], vectors: Floats) -> None:
-        rows = vectors.astype("<f4", copy=False)
+        rows, made = vectors.astype("<f4", copy=False), []
+        ended: list[_Run] = []
         for one, row in zip(batch, rows, strict=True):
-            run = self._running.get(one.key)
+            run = self._runs.running.get(one.key)
             if run is None:
                 continue  # closed meanwhile
-            self._put(Vector(one.key, one.index, row.tobytes()))
+            made.append(Vector(one.key, one.index, row.tobytes()))
             run.left -= 1
             run.embedded_tokens += len(one.ids)
             if not run.left:
-                self._end(run, Finish.STOP)
+                ended.append(run)
+        self._outbox.add_vectors(made)
+        for run in ended:
+            self._end(run, End(Finish.STOP))
 
     def _died(self, task: asyncio.Task[None]) -> None:
         """A thread's loop ends only by :meth:`stop`, else by a fault of ours: then the worker starts us again."""
         if not task.cancelled() and task in self._tasks:
-            self._death = task.exception()
-            self._ready.set()
-
-    # --- steps ------------------------------------------------------------------------------------------------------
-
-    def _put(self, item: Vector | Finished) -> None:
-        self._outbox.append(item)
-        self._ready.set()
-
-    def _take_step(self) -> Step:
-        """What is ready, in its order: a generation's end never comes before its last vector."""
-        step = Step(clock.now_us())
-        while self._outbox and len(step.embeddings) < _STEP_VECTORS:
-            item = self._outbox.popleft()
-            if isinstance(item, Vector):
-                step.embeddings.append(item)
-            else:
-                step.finished.append(item)
-        return step
+            self._outbox.die(repr(task.exception()))
 
     # --- the model --------------------------------------------------------------------------------------------------
 
@@ -311,9 +282,3 @@ def _check_ids(ids: Sequence[int], vocabulary: int, param: str) -> None:
 
 def _no_text() -> InferBusError:
     return invalid("This model makes vectors and writes no text. Use it for embeddings.", param="model")
-
-
-def _engine_failed(diagnostic: str) -> InferBusError:
-    return unavailable(
-        "engine_failed", "The engine failed; retry.", retry_after=timedelta(seconds=1), diagnostic=diagnostic
-    )

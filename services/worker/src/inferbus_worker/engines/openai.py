@@ -8,14 +8,13 @@ counts as a dead engine.
 import asyncio
 import hashlib
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from importlib.util import find_spec
 
-from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.config import Config, OpenAiConfig
+from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.core.grammar import grammar_of
 from inferbus_worker.core.sampling import fault_of
 from inferbus_worker.core.stops import StopFilter, reader_of
@@ -23,8 +22,8 @@ from inferbus_worker.engine import (
     UNKNOWN_TOKEN,
     Chat,
     Embed,
-    EngineDiedError,
     EngineInfo,
+    EngineStatistics,
     Finish,
     Finished,
     Generation,
@@ -36,21 +35,20 @@ from inferbus_worker.engine import (
 )
 from inferbus_worker.engines.openai_answer import Times
 from inferbus_worker.engines.openai_body import unsupported
-from inferbus_worker.engines.openai_errors import engine_failed
 from inferbus_worker.engines.openai_generate import Ended, Generating
 from inferbus_worker.engines.openai_health import Health, Patience
 from inferbus_worker.engines.openai_http import UpstreamHttp, key_of
 from inferbus_worker.engines.openai_limits import BreakerLimits
-from inferbus_worker.engines.openai_outbox import Outbox
 from inferbus_worker.engines.openai_probe import Upstream, Wanted, upstream_of
-from inferbus_worker.engines.openai_run import Follows, Run
+from inferbus_worker.engines.openai_run import Run
 from inferbus_worker.engines.openai_tokens import LocalTokenizer, UpstreamTokens, guessed, known
+from inferbus_worker.engines.outbox import Outbox
+from inferbus_worker.engines.runs import Follows, Runs, not_up
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CAPACITY = 64
 _PROBE_SECONDS = 60.0
-_WATCH_SECONDS = 1.0
 # The package that follows outputs, an extra of this one.
 _FORMS = find_spec("llguidance") is not None
 
@@ -58,32 +56,26 @@ _FORMS = find_spec("llguidance") is not None
 class OpenAi:
     """Engine ``openai``."""
 
-    def __init__(
-        self, model: str | None, capacity: int, context_length: int | None, stall: float, settings: OpenAiConfig
-    ) -> None:
+    def __init__(self, model: str | None, capacity: int, context_length: int | None, settings: OpenAiConfig) -> None:
         self._model = model
         self._capacity = capacity
         self._context_length = context_length
-        self._stall = stall
         self._settings = settings
         self._reset()
 
     @classmethod
     def from_config(cls, config: Config) -> "OpenAi":
-        stall = config.engine_stall.total_seconds()
-        return cls(config.model, config.capacity or DEFAULT_CAPACITY, config.context_length, stall, config.openai)
+        return cls(config.model, config.capacity or DEFAULT_CAPACITY, config.context_length, config.openai)
 
     def _reset(self) -> None:
-        self._waiting: deque[Run] = deque()
-        self._running: dict[bytes, Run] = {}
-        self._outbox = Outbox()
+        self._runs: Runs[Run] = Runs(self._capacity)
+        self._outbox = Outbox(self._runs.running)
         self._http: UpstreamHttp | None = None
         self._upstream: Upstream | None = None
         self._health: Health | None = None
         self._generating: Generating | None = None
         self._tokens: UpstreamTokens | None = None
         self._local: LocalTokenizer | None = None
-        self._watch: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> EngineInfo:
@@ -96,11 +88,9 @@ class OpenAi:
         )
         upstream = self._upstream = await upstream_of(http, self._wanted(), settings.start_timeout.total_seconds())
         self._tokens = UpstreamTokens(http, upstream, self._local)
-        self._health = Health(http, _patience(settings), self._outbox.ready.set)
-        self._generating = Generating(
-            http, upstream.asking, _times(settings), self._health, self._outbox, lambda: len(self._running)
-        )
-        self._watch = asyncio.create_task(self._watch_progress(self._health), name="upstream-watch")
+        self._health = Health(http, _patience(settings), self._outbox.die)
+        self._generating = Generating(http, upstream.asking, _times(settings), self._health, self._outbox)
+        self._outbox.open()
         asking = upstream.asking
         log.info(
             "upstream is there",
@@ -121,6 +111,7 @@ class OpenAi:
             upstream.capabilities,
             upstream.dimensions,
             resumes_by_text=True,
+            patience=_patience_of_all(settings, upstream),
         )
 
     def submit(self, generation: Generation) -> None:
@@ -129,13 +120,13 @@ class OpenAi:
         except InferBusError as error:
             self._outbox.finish(Finished(generation.key, Finish.ERROR, 0, error=error))
             return
-        self._waiting.append(run)
+        self._runs.waiting.append(run)
         self._admit()
 
     def _run_of(self, generation: Generation) -> Run:
         """Raises InferBusError for what this upstream cannot do."""
         if self._upstream is None:
-            raise engine_failed("it is not started, or about to be started again")
+            raise not_up()
         capabilities, asking = self._upstream.capabilities, self._upstream.asking
         if (fault := fault_of(generation, capabilities)) is not None:
             raise fault
@@ -159,23 +150,15 @@ class OpenAi:
         )
 
     def close(self, key: bytes) -> None:
-        run = self._running.get(key)
-        if run is None:
-            run = next((waiting for waiting in self._waiting if waiting.key == key), None)
-            if run is None:
-                return
-            self._waiting.remove(run)
-        self._end(run, Ended(Finish.CANCELLED))
+        if (run := self._runs.take(key)) is not None:
+            self._end(run, Ended(Finish.CANCELLED))
 
-    async def steps(self) -> AsyncIterator[Step]:
-        while self._upstream is not None:
-            outbox, health = self._outbox, self._health
-            await outbox.ready.wait()
-            outbox.ready.clear()
-            while (step := outbox.take()) is not None:
-                yield step
-            if health is not None and health.died is not None and self._health is health:
-                raise EngineDiedError(health.died)
+    def steps(self) -> AsyncIterator[Step]:
+        return self._outbox.steps()
+
+    def statistics(self) -> EngineStatistics:
+        """OpenAI's API says nothing of a server's load."""
+        return self._runs.statistics()
 
     async def tokenize(
         self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
@@ -187,18 +170,14 @@ class OpenAi:
 
     def _told(self) -> UpstreamTokens:
         if self._tokens is None:
-            raise engine_failed("it is not started, or about to be started again")
+            raise not_up()
         return self._tokens
 
     async def stop(self) -> None:
-        tasks = [run.task for run in self._running.values() if run.task is not None]
-        tasks += self._leaving
-        if self._watch is not None:
-            tasks.append(self._watch)
-        http, outbox, health = self._http, self._outbox, self._health
-        outbox.cancel()
+        tasks = [*self._runs.tasks(), *self._leaving]
+        http, health = self._http, self._health
+        self._outbox.close()
         self._reset()
-        outbox.ready.set()  # whoever waits for a step sees that there is no upstream any more
         if health is not None:
             health.stop()
         for task in tasks:
@@ -210,10 +189,8 @@ class OpenAi:
     # --- who runs ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._capacity:
-            run = self._waiting.popleft()
-            self._running[run.key] = run
-            run.task = asyncio.create_task(self._run(run), name="generation")
+        while (run := self._runs.next()) is not None:
+            self._runs.begin(run, self._run(run))
 
     async def _run(self, run: Run) -> None:
         try:
@@ -223,7 +200,7 @@ class OpenAi:
         except Exception as error:  # whatever it is, it is about this generation: left alone it would never end
             log.exception("a generation failed")
             ended = Ended(Finish.ERROR, engine_failed(repr(error)))
-        if ended is not None and self._running.get(run.key) is run:
+        if ended is not None and self._runs.has(run):
             self._end(run, ended)
 
     async def _ended_before(self, run: Run) -> Ended | None:
@@ -246,14 +223,13 @@ class OpenAi:
 
     def _end(self, run: Run, ended: Ended) -> None:
         """The one end of a generation, whatever ended it."""
-        self._running.pop(run.key, None)
-        if run.task is not None and run.task is not asyncio.current_task():
-            run.task.cancel()  # drops the connection
+        if self._runs.leave(run) and run.task is not None:  # which drops the connection
             self._leaving.add(run.task)
             run.task.add_done_callback(self._leaving.discard)
         reason, found = ended.reason, None
         if reason in (Finish.STOP, Finish.LENGTH):
-            self._outbox.add(run.key, run.ledger.flush(), len(self._running))
+            if (out := run.ledger.flush()).ids or out.text:
+                self._outbox.add(run.key, out.ids, out.text, out.logprobs)
             found = run.ledger.found
             if found is None and ended.stop is not None:
                 stops = run.generation.sampling.stop
@@ -289,23 +265,6 @@ class OpenAi:
             seconds=_PROBE_SECONDS,
         )
 
-    async def _watch_progress(self, health: Health) -> None:
-        """An upstream that answers nobody for too long, and owes it, counts as gone."""
-        owed_since = clock.monotonic()
-        times = _times(self._settings)
-        # Those for one answer are the engine's own, and may be longer.
-        stall = max(self._stall, times.first + times.stall, times.whole if self._settings.unary else 0.0)
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            now = clock.monotonic()
-            latest = max((run.moved_at for run in self._running.values()), default=now)
-            if not self._running or not self._outbox.room.is_set():
-                owed_since = now
-            owed_since = max(owed_since, latest)
-            if now - owed_since > stall:
-                health.die("the upstream stands still")
-                return
-
 
 async def _follower(generation: Generation, *, exact: bool) -> Follows | None:
     """Of what the output must look like; ``exact``: it is made by our grammar. Raises InferBusError ``invalid_schema``,
@@ -313,7 +272,7 @@ async def _follower(generation: Generation, *, exact: bool) -> Follows | None:
     grammar = grammar_of(generation, flexible_space=not exact)
     if grammar is None or not _FORMS:
         return None
-    from inferbus_worker.engines.llama_cpp_grammar import Follower  # needs a package that only forms need
+    from inferbus_worker.engines.follower import Follower  # needs a package that only forms need
 
     follower = await asyncio.to_thread(Follower, grammar)
     chat = generation.input
@@ -357,3 +316,10 @@ def _patience(settings: OpenAiConfig) -> Patience:
 def _times(settings: OpenAiConfig) -> Times:
     first, stall = settings.first_token_timeout.total_seconds(), settings.stall_timeout.total_seconds()
     return Times(first, stall, settings.answer_timeout.total_seconds())
+
+
+def _patience_of_all(settings: OpenAiConfig, upstream: Upstream) -> float:
+    """How long the upstream may say nothing at all, seconds: as long as one answer may."""
+    times = _times(settings)
+    whole = settings.unary or "embeddings" in upstream.capabilities
+    return max(times.first + times.stall, times.whole if whole else 0.0)

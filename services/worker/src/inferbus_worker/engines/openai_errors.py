@@ -22,6 +22,7 @@ import orjson
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
 
+from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.engine import Chat, Embed, Generation
 
 _MAX_SHOWN = 500
@@ -169,12 +170,6 @@ def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
         return max(0.0, parsedate_to_datetime(said).timestamp() - now)
     except (ValueError, TypeError):
         return None
-
-
-def engine_failed(diagnostic: str) -> InferBusError:
-    return unavailable(
-        "engine_failed", "The model's engine failed; retry.", retry_after=timedelta(seconds=1), diagnostic=diagnostic
-    )
 
 
 def model_unavailable(wait: timedelta, diagnostic: str) -> InferBusError:

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
+from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.engine import Chat, Embed, Finish, ToolMode
 from inferbus_worker.engines.openai_answer import Answer, Times
 from inferbus_worker.engines.openai_body import Asking, path_and_body, stops_there
@@ -17,14 +17,13 @@ from inferbus_worker.engines.openai_errors import (
     TooLongError,
     UpstreamError,
     content_filtered,
-    engine_failed,
 )
 from inferbus_worker.engines.openai_events import Chunk
 from inferbus_worker.engines.openai_health import Health
 from inferbus_worker.engines.openai_http import UpstreamHttp
-from inferbus_worker.engines.openai_outbox import Outbox
 from inferbus_worker.engines.openai_run import DiffersError, LeftFormError, Run
 from inferbus_worker.engines.openai_writer import Out
+from inferbus_worker.engines.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +43,14 @@ class Ended:
 
 
 class Generating:
-    """Runs generations against one upstream. ``running``: how many there are, which a step may wait for."""
+    """Runs generations against one upstream."""
 
-    def __init__(
-        self, http: UpstreamHttp, asking: Asking, times: Times, health: Health, outbox: Outbox,
-        running: Callable[[], int],
-    ) -> None:  # fmt: skip
+    def __init__(self, http: UpstreamHttp, asking: Asking, times: Times, health: Health, outbox: Outbox) -> None:
         self._http = http
         self._asking = asking
         self._times = times
         self._health = health
         self._outbox = outbox
-        self._running = running
 
     async def generate(self, run: Run, input_tokens: int) -> Ended:
         """Until its end; what it says goes into the outbox meanwhile. ``input_tokens``: more or less."""
@@ -140,12 +135,13 @@ class Generating:
         return Ended(reason, stop=reading.stop)
 
     def _deliver(self, run: Run, out: Out) -> None:
-        self._outbox.add(run.key, out, self._running())
+        if out.ids or out.text:
+            self._outbox.add(run.key, out.ids, out.text, out.logprobs)
 
     def _moved(self, run: Run) -> None:
-        if not run.moved_at:
+        if not run.answered:
+            run.answered = True
             self._health.moved()
-        run.moved_at = clock.monotonic()
 
 
 class _Reading:

@@ -35,7 +35,7 @@ class Patience:
 class Health:
     """``died`` says why once the upstream is gone."""
 
-    def __init__(self, http: UpstreamHttp, patience: Patience, on_death: Callable[[], None]) -> None:
+    def __init__(self, http: UpstreamHttp, patience: Patience, on_death: Callable[[str], None]) -> None:
         self.died: str | None = None
         self._http = http
         self._patience = patience
@@ -120,7 +120,7 @@ class Health:
     def die(self, why: str) -> None:
         if self.died is None:
             self.died = why
-            self._on_death()
+            self._on_death(why)
 
     def stop(self) -> None:
         if self._asking is not None:

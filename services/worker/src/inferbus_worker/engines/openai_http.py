@@ -2,16 +2,15 @@
 
 import ssl
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 from inferbus_runtime import clock
-from inferbus_runtime.errors import InferBusError, unavailable
 from pydantic import SecretStr
 
+from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engine import Generation, Prompt
 from inferbus_worker.engines.openai_errors import Kind, UpstreamError, failure_of
 
@@ -121,12 +120,3 @@ def key_of(key: SecretStr | None, file: Path | None) -> str | None:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise start_failed(f"the file of the API key cannot be read: {error}") from error
-
-
-def start_failed(diagnostic: str) -> InferBusError:
-    return unavailable(
-        "engine_start_failed",
-        "The model's engine did not start.",
-        retry_after=timedelta(seconds=10),
-        diagnostic=diagnostic,
-    )

@@ -14,11 +14,12 @@ import aiohttp
 import orjson
 from inferbus_runtime import clock
 
+from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engines.openai_body import Asking, Events
 from inferbus_worker.engines.openai_dialect import DIALECTS, Continuing, dialect_of
 from inferbus_worker.engines.openai_errors import Kind, RefusedError, TooLongError, UpstreamError
 from inferbus_worker.engines.openai_events import BrokenAnswerError, Chunk, FailedEventError, chunk_of, chunks_of
-from inferbus_worker.engines.openai_http import NOBODY, UpstreamHttp, start_failed
+from inferbus_worker.engines.openai_http import NOBODY, UpstreamHttp
 
 log = logging.getLogger(__name__)
 

@@ -13,17 +13,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Protocol
 
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_worker.core.stops import StopFilter
-from inferbus_worker.engine import UNKNOWN_TOKEN, Generation, TokenLogprob
+from inferbus_worker.engine import UNKNOWN_LOGPROB, UNKNOWN_TOKEN, Generation, TokenLogprob
 from inferbus_worker.engines.openai_events import Chunk
 from inferbus_worker.engines.openai_writer import Ledger, LogText, Out
-
-# What OpenAI's API says of a token whose log-probability it does not know.
-UNKNOWN_LOGPROB = -9999.0
+from inferbus_worker.engines.runs import Follows
 
 Count = Callable[[str], int]
 """How many tokens a text is, more or less."""
@@ -49,22 +46,6 @@ class LeftFormError(Exception):
         self.error = error
 
 
-class Follows(Protocol):
-    """The state of an output in its form."""
-
-    def takes(self, text: str) -> bool:
-        """Whether the output may go on with ``text``."""
-        ...
-
-    def complete(self) -> bool:
-        """Whether it may end here."""
-        ...
-
-    def broken(self) -> InferBusError:
-        """What is said of one that did neither."""
-        ...
-
-
 class Run:
     """A submitted generation.
 
@@ -88,7 +69,7 @@ class Run:
         self.tight = 0
         self.follower: Follows | None = None
         self.usage_seen = False
-        self.moved_at = 0.0
+        self.answered = False
         self.task: asyncio.Task[None] | None = None
         self._shows_thoughts = shows_thoughts
         self._continues = continues and generation.constraint is None

@@ -11,10 +11,12 @@ from typing import Any
 import aiohttp
 from inferbus_runtime.errors import InferBusError, invalid
 
+from inferbus_worker.core.ends import engine_failed
+from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engine import Chat, Embed, Infer, Prompt, Source, Tokens
 from inferbus_worker.engines.openai_body import chat_of
-from inferbus_worker.engines.openai_errors import Kind, RefusedError, TooLongError, UpstreamError, engine_failed
-from inferbus_worker.engines.openai_http import UpstreamHttp, start_failed
+from inferbus_worker.engines.openai_errors import Kind, RefusedError, TooLongError, UpstreamError
+from inferbus_worker.engines.openai_http import UpstreamHttp
 from inferbus_worker.engines.openai_probe import Upstream
 
 _SECONDS = 30.0

@@ -21,6 +21,7 @@ from inferbus_worker.engine import (
     Embed,
     EngineDiedError,
     EngineInfo,
+    EngineStatistics,
     Finish,
     Finished,
     Generation,
@@ -98,6 +99,7 @@ class Synthetic:
         self._timer: asyncio.TimerHandle | None = None
         self._death: asyncio.TimerHandle | None = None
         self._due_us = 0
+        self._step_us: int | None = None
         self._ticks = 0
         self._started = False
         self._died = False
@@ -139,6 +141,10 @@ class Synthetic:
             if self._timer is None:
                 self._schedule(clock.now_us())
             yield step
+
+    def statistics(self) -> EngineStatistics:
+        seconds = None if self._step_us is None else self._step_us / 1e6
+        return EngineStatistics(len(self._running), len(self._waiting), step_seconds=seconds)
 
     async def tokenize(
         self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
@@ -212,7 +218,8 @@ class Synthetic:
         if not self._running or self._died:
             return
         earliest = 0 if decoding else min(run.starts_us for run in self._running.values())
-        self._due_us = max(earliest, self._due_us + self._interval_us(), now_us)
+        self._step_us = self._interval_us()
+        self._due_us = max(earliest, self._due_us + self._step_us, now_us)
         self._timer = asyncio.get_running_loop().call_later((self._due_us - now_us) / 1e6, self._step)
 
     def _interval_us(self) -> int:

@@ -10,20 +10,18 @@ own queues, at most to the end of each.
 import asyncio
 import hashlib
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
 from typing import Any
 
-from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.config import Config
-from inferbus_worker.core.coalesce import StepBuilder
+from inferbus_worker.core.sampling import check_ids
+from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engine import (
     Chat,
-    EngineDiedError,
     EngineInfo,
+    EngineStatistics,
     Finish,
     Finished,
     Generation,
@@ -31,19 +29,17 @@ from inferbus_worker.engine import (
     Step,
     Tokens,
 )
-from inferbus_worker.engines.tensorrt_llm_errors import check_known, failed, not_started
-from inferbus_worker.engines.tensorrt_llm_request import arguments_of, content_of, encoded, run_of
-from inferbus_worker.engines.tensorrt_llm_results import RefusedError, read, refused, results_of
+from inferbus_worker.engines.outbox import Outbox
+from inferbus_worker.engines.runs import End, Runs, not_up
+from inferbus_worker.engines.tensorrt_llm_generate import generate
+from inferbus_worker.engines.tensorrt_llm_request import content_of, encoded, run_of
 from inferbus_worker.engines.tensorrt_llm_run import Run
 from inferbus_worker.engines.tensorrt_llm_served import Served, serve
-from inferbus_worker.engines.tensorrt_llm_stats import KvEvent, KvEvents, Statistics, read_all
+from inferbus_worker.engines.tensorrt_llm_stats import Iteration, KvEvent, KvEvents, read_all
 from inferbus_worker.engines.tensorrt_llm_thread import in_thread
 
 log = logging.getLogger(__name__)
 
-# Results of one engine step arrive within this time; a step in which everybody moved does not wait for it.
-_COALESCE_SECONDS = 0.001
-_BUFFERED_TOKENS = 4096
 _WATCH_SECONDS = 1.0
 # Arguments of LLM(); the tokenizer and the adapter count by their content.
 _NOT_OF_THE_TEXT = frozenset(
@@ -52,7 +48,7 @@ _NOT_OF_THE_TEXT = frozenset(
 
 
 class TensorRtLlm:
-    """Engine ``tensorrt_llm``. ``statistics``: of its last iteration. ``on_kv_events``: told what its cache holds."""
+    """Engine ``tensorrt_llm``. ``on_kv_events``: told what its cache holds; for a scheduler's index of prefixes."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -64,18 +60,11 @@ class TensorRtLlm:
         return cls(config)
 
     def _reset(self) -> None:
-        self._waiting: deque[Run] = deque()
-        self._running: dict[bytes, Run] = {}
-        self._steps = StepBuilder()
-        self._ready = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._runs: Runs[Run] = Runs(0)
+        self._outbox = Outbox(self._runs.running, self._admit)
         self._served: Served | None = None
-        self._death = ""
         self._tasks: list[asyncio.Task[None]] = []
-        self._moved_at = 0.0
-        self.statistics = Statistics()
+        self._iteration = Iteration()
 
     async def start(self) -> EngineInfo:
         """Ready after a first token. Raises InferBusError if it cannot be built, or does not work."""
@@ -88,10 +77,12 @@ class TensorRtLlm:
         except InferBusError:
             raise
         except Exception as error:
-            raise not_started(repr(error)) from error
+            raise start_failed(repr(error)) from error
         self._tasks.append(asyncio.create_task(self._watch(served), name="engine-watch"))
         self._read_about(served)
+        self._outbox.open()
         name, plan = self._config.model or served.folder.path.name, served.plan
+        self._runs.capacity = plan.capacity
         revision = _revision(served)
         return EngineInfo("tensorrt_llm", name, revision, plan.capacity, plan.context_length, served.capabilities)
 
@@ -99,32 +90,21 @@ class TensorRtLlm:
         try:
             run = run_of(generation, self._started)
         except InferBusError as error:
-            self._steps.finish(Finished(generation.key, Finish.ERROR, 0, error=error))
-            self._moved()
+            self._outbox.finish(Finished(generation.key, Finish.ERROR, 0, error=error))
             return
-        self._waiting.append(run)
+        self._runs.waiting.append(run)
         self._admit()
 
     def close(self, key: bytes) -> None:
-        run = self._running.get(key)
-        if run is None:
-            run = next((waiting for waiting in self._waiting if waiting.key == key), None)
-            if run is None:
-                return
-            self._waiting.remove(run)
-        self._end(run, Finish.CANCELLED)
+        if (run := self._runs.take(key)) is not None:
+            self._end(run, End(Finish.CANCELLED))
 
-    async def steps(self) -> AsyncIterator[Step]:
-        while (served := self._served) is not None:
-            await self._ready.wait()
-            self._ready.clear()
-            if self._steps:
-                self._cancel_timer()
-                yield self._steps.take(clock.now_us())
-                self._room.set()
-                self._admit()
-            if self._death and self._served is served:
-                raise EngineDiedError(self._death)
+    def steps(self) -> AsyncIterator[Step]:
+        return self._outbox.steps()
+
+    def statistics(self) -> EngineStatistics:
+        block_tokens = None if self._served is None else self._served.block_tokens
+        return self._iteration.statistics(len(self._runs.running), len(self._runs.waiting), block_tokens)
 
     async def tokenize(
         self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
@@ -141,15 +121,14 @@ class TensorRtLlm:
 
     async def detokenize(self, ids: Sequence[int]) -> bytes:
         words = self._started.words
-        check_known(ids, len(words.texts), "tokens")
+        check_ids(ids, len(words.texts), "tokens")
         return words.text(ids)
 
     async def stop(self) -> None:
-        served, ready, runs = self._served, self._ready, list(self._running.values())
-        tasks = [*self._tasks, *(run.task for run in runs if run.task is not None)]
-        self._cancel_timer()
+        served, runs = self._served, list(self._runs.running.values())
+        tasks = self._runs.tasks() + self._tasks
+        self._outbox.close()
         self._reset()
-        ready.set()  # whoever waits for a step sees that there is no engine any more
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -165,122 +144,47 @@ class TensorRtLlm:
     # --- who runs ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        served = self._served
-        while served is not None and self._waiting and len(self._running) < served.plan.capacity:
-            if self._death or not self._room.is_set():
-                return
-            run = self._waiting.popleft()
-            self._running[run.key] = run
-            run.task = asyncio.create_task(self._generate(run, served), name="generation")
+        while self._outbox.room.is_set() and not self._outbox.death and (run := self._runs.next()) is not None:
+            self._runs.begin(run, self._run(run))
 
-    def _end(self, run: Run, reason: Finish, error: InferBusError | None = None) -> None:
+    async def _run(self, run: Run) -> None:
+        end = await generate(run, self._started, self._runs, self._outbox)
+        if end is not None and self._runs.has(run):
+            self._end(run, end)
+
+    def _end(self, run: Run, end: End) -> None:
         """The one end of a generation, whatever ended it."""
-        self._running.pop(run.key, None)
-        if run.task is not None and run.task is not asyncio.current_task():
-            run.task.cancel()
+        self._runs.leave(run)
         _abort(run)
-        found = None
-        if reason in (Finish.STOP, Finish.LENGTH):
-            if held := run.filter.flush():
-                self._steps.add(run.key, [], held.encode())
-            found = run.filter.found
-            reason = reason if found is None else Finish.STOP
-        self._steps.finish(Finished(run.key, reason, run.input_tokens, run.cached_tokens, error, found))
-        self._moved()
+        text, reason = run.filter.end(end.reason)
+        if text:
+            self._outbox.add(run.key, [], text)
+        counts = run.input_tokens, run.cached_tokens
+        self._outbox.finish(Finished(run.key, reason, *counts, end.error, run.filter.found))
         self._admit()
-
-    def _die(self, why: str) -> None:
-        """What runs has no end here: it begins again elsewhere, or in the next start."""
-        self._death = self._death or why
-        self._ready.set()
-
-    # --- one generation ---------------------------------------------------------------------------------------------
-
-    async def _generate(self, run: Run, served: Served) -> None:
-        try:
-            arguments = await arguments_of(run, served)
-            if isinstance(arguments, Finish):
-                self._end(run, arguments)
-                return
-            await self._follow(run, served, arguments)
-        except InferBusError as fault:
-            self._end(run, Finish.ERROR, fault)
-        except RefusedError as error:
-            log.info("engine refused", extra={"error": str(error)})
-            end = refused(run, str(error))
-            if isinstance(end, Finish):
-                self._end(run, end)
-            else:
-                self._end(run, Finish.ERROR, end)
-        except EngineDiedError as error:
-            self._die(str(error))
-        except Exception as error:  # ours, or an answer that we do not understand: it ends this generation only
-            log.exception("a generation failed")
-            self._end(run, Finish.ERROR, failed(repr(error)))
-
-    async def _follow(self, run: Run, served: Served, arguments: dict[str, Any]) -> None:
-        async with aclosing(results_of(run, served, arguments)) as results:
-            async for result in results:
-                self._moved_at = clock.monotonic()
-                if self._running.get(run.key) is not run:
-                    return  # closed while this one was already here
-                delta = read(run, served, result)
-                cut = run.filter.feed(delta.text)
-                if delta.ids or cut.text:
-                    self._steps.add(run.key, delta.ids, cut.text.encode(), delta.logprobs)
-                    if self._steps.tokens >= _BUFFERED_TOKENS:
-                        self._room.clear()
-                if cut.stopped or delta.finish is not None:
-                    self._end(run, delta.finish if delta.finish is not None and not cut.stopped else Finish.STOP)
-                    return
-                self._moved()
-                if not self._room.is_set():
-                    await self._room.wait()
-        self._end(run, Finish.ERROR, failed("its results ended without a reason"))
 
     @property
     def _started(self) -> Served:
         if self._served is None:
-            raise failed("it is not started, or about to be started again")
+            raise not_up()
         return self._served
-
-    # --- steps ------------------------------------------------------------------------------------------------------
-
-    def _moved(self) -> None:
-        """Ready at once if everybody has moved, else when the rest of this engine step had time to arrive."""
-        if self._steps.moved() >= len(self._running):
-            self._ready.set()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_COALESCE_SECONDS, self._ready.set)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     # --- how it is --------------------------------------------------------------------------------------------------
 
     async def _watch(self, served: Served) -> None:
-        """Turns an engine that stands still, or says that it is gone, into a dead one.
+        """Turns an engine that says that it is gone into a dead one.
 
-        Its own word is not enough: to most of its versions one whose inner loop has died is well.
+        To most of its versions one whose inner loop has died is well: that one stands still, which the worker finds.
         """
         well = getattr(served.llm, "_check_health", lambda: True)
-        stall = self._config.engine_stall.total_seconds()
-        while not self._death:
-            await asyncio.sleep(min(_WATCH_SECONDS, stall / 4))
-            now = clock.monotonic()
-            owed = [run for run in self._running.values() if run.result is not None]
-            if not owed or not self._room.is_set():
-                self._moved_at = now
-            elif now - self._moved_at > stall:
-                self._die(f"no token for {now - self._moved_at:.0f} s, with {len(owed)} generations waiting for one")
+        while not self._outbox.death:
+            await asyncio.sleep(_WATCH_SECONDS)
             try:
                 if not well():
-                    self._die("its executor is gone")
+                    self._outbox.die("its executor is gone")
             except Exception as error:  # a check that fails is an answer, too
                 log.exception("the engine's health check failed")
-                self._die(f"its health check failed: {error!r}")
+                self._outbox.die(f"its health check failed: {error!r}")
 
     def _read_about(self, served: Served) -> None:
         settings = self._config.tensorrt_llm
@@ -293,7 +197,7 @@ class TensorRtLlm:
             self._tasks.append(asyncio.create_task(reader, name="engine-kv-events"))
 
     def _tell(self, told: dict[str, Any]) -> None:
-        self.statistics = Statistics.of(told)
+        self._iteration = self._iteration.next(told)
 
     def _tell_kv(self, events: list[KvEvent]) -> None:
         for listener in self.on_kv_events if events else ():

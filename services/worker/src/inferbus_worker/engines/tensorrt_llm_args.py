@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inferbus_worker.config import Config, TensorRtLlmConfig
-from inferbus_worker.engines.tensorrt_llm_errors import refusal
+from inferbus_worker.core.start_faults import refusal
 from inferbus_worker.engines.tensorrt_llm_model import ModelFolder
 from inferbus_worker.engines.tensorrt_llm_package import Package
 

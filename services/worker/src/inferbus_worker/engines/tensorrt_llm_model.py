@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inferbus_worker.engines.tensorrt_llm_errors import refusal
+from inferbus_worker.core.start_faults import refusal
 from inferbus_worker.engines.tensorrt_llm_package import Backend
 
 # Names of the longest sequence that a model was trained for, in the order in which they are looked for.
@@ -37,14 +37,16 @@ class ModelFolder:
     digest: str
 
 
-def read_folder(path: Path | None, tokenizer: Path | None = None) -> ModelFolder:
-    """``tokenizer``: the folder that has the model's tokenizer, if it is another. Raises InferBusError."""
+def read_folder(path: Path | None, tokenizer: Path | None = None, setting: str = _SETTING) -> ModelFolder:
+    """``tokenizer``: the folder that has the model's tokenizer, if it is another. ``setting``: which names the path.
+
+    Raises InferBusError."""
     if path is None:
-        raise refusal(_SETTING, "set it to the folder that holds the model")
+        raise refusal(setting, "set it to the folder that holds the model")
     try:
         config = _json(path / "config.json")
     except (OSError, ValueError) as error:
-        raise refusal(_SETTING, f"{path} holds no config.json that can be read: {error}") from error
+        raise refusal(setting, f"{path} holds no config.json that can be read: {error}") from error
     generation = _json_if_there(path / "generation_config.json")
     if not generation and tokenizer is not None:
         generation = _json_if_there(tokenizer / "generation_config.json")

@@ -4,13 +4,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inferbus_worker.engine import Alternative, Finish, TokenLogprob
+from inferbus_worker.engine import UNKNOWN_LOGPROB, Alternative, Finish, TokenLogprob
 from inferbus_worker.engines.tensorrt_llm_text import Vocabulary
 
 # Others ("timeout", "cancelled" by somebody else, none at all) are failures.
 FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH}
-# What OpenAI's API says of a token whose log-probability it does not know.
-UNKNOWN_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_worker.engines.tensorrt_llm_errors import refusal
+from inferbus_worker.core.start_faults import refusal
 
 Backend = Literal["pytorch", "tensorrt"]
 PENALTIES = frozenset({"frequency_penalty", "presence_penalty", "repetition_penalty"})

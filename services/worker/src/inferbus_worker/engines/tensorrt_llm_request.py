@@ -6,11 +6,11 @@ from typing import Any
 
 from inferbus_runtime.errors import invalid
 
-from inferbus_worker.core.sampling import context_exceeded, fault_of
+from inferbus_worker.core.ends import engine_failed
+from inferbus_worker.core.sampling import check_ids, context_exceeded, fault_of
 from inferbus_worker.core.stops import StopFilter, reader_of
 from inferbus_worker.engine import Chat, Finish, Generation, Prompt, Source
-from inferbus_worker.engines.llama_cpp_grammar import Follower
-from inferbus_worker.engines.tensorrt_llm_errors import check_known, failed
+from inferbus_worker.engines.follower import Follower
 from inferbus_worker.engines.tensorrt_llm_guided import grammar_for, guide, still_free
 from inferbus_worker.engines.tensorrt_llm_output import Cursor
 from inferbus_worker.engines.tensorrt_llm_run import Run
@@ -28,8 +28,8 @@ def run_of(generation: Generation, served: Served) -> Run:
     fault = fault_of(generation, served.capabilities) or fault_in(sampling, served.honoured)
     if fault is not None:
         raise fault
-    check_known([token for token, _ in sampling.logit_bias], served.folder.logits, "logit_bias")
-    check_known(generation.resume_ids, len(served.words.texts), "messages")
+    check_ids([token for token, _ in sampling.logit_bias], served.folder.logits, "logit_bias")
+    check_ids(generation.resume_ids, len(served.words.texts), "messages")
     prompt = content_of(generation.input, served)
     grammar = grammar_for(generation, served.plan.guided, tags=served.has_tags)
     stops = StopFilter(sampling.stop, reader_of(generation, reasons="reasoning" in served.capabilities))
@@ -46,7 +46,7 @@ def content_of(source: Source, served: Served, open_turn: bool = True) -> str | 
         case Prompt(str() as text):
             return text
         case Prompt(tuple() as ids):
-            check_known(ids, len(served.words.texts), "prompt")
+            check_ids(ids, len(served.words.texts), "prompt")
             return ids
     raise invalid("This model makes no vectors; choose an embedding model.", param="input")
 
@@ -103,7 +103,7 @@ def _go_on(run: Run, served: Served, said: str) -> None:
     """
     ids = run.generation.resume_ids
     if not run.fits(said):
-        raise failed("what was delivered of a generation does not keep to its grammar")
+        raise engine_failed("what was delivered of a generation does not keep to its grammar")
     if run.follower is None or still_free(run.generation, said):
         run.text.feed(ids)
         return
@@ -113,6 +113,6 @@ def _go_on(run: Run, served: Served, said: str) -> None:
         error.diagnostic = trouble
         raise error
     if draws(run.generation.sampling) and "seed" not in served.honoured:
-        raise failed("a draw inside a grammar cannot be made again by a sampler that takes no seed")
+        raise engine_failed("a draw inside a grammar cannot be made again by a sampler that takes no seed")
     run.follower.restart()
     run.repeats = list(ids)

@@ -7,10 +7,10 @@ from typing import Any
 
 from inferbus_runtime.errors import InferBusError, invalid
 
+from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.core.grammar import invalid_schema
 from inferbus_worker.core.sampling import context_exceeded
 from inferbus_worker.engine import EngineDiedError, Finish, TokenLogprob
-from inferbus_worker.engines.tensorrt_llm_errors import failed
 from inferbus_worker.engines.tensorrt_llm_output import FINISHES, cached_of, logprobs_of
 from inferbus_worker.engines.tensorrt_llm_run import Run
 from inferbus_worker.engines.tensorrt_llm_served import Served
@@ -64,14 +64,14 @@ def read(run: Run, served: Served, result: Any) -> Delta:
     run.cached_tokens = min(max(run.cached_tokens, cached), run.input_tokens)
     repeated = run.repeated(news.ids)
     if repeated is None or (run.repeats and (news.ended or news.finish)):
-        raise failed("a generation made again under its grammar came out differently")
+        raise engine_failed("a generation made again under its grammar came out differently")
     before, ids = run.text.feed(news.ids[:repeated]), news.ids[repeated:]
     text = run.text.feed(ids)
     if not run.fits(before + text) or (news.ended and run.follower is not None and not run.follower.complete()):
         assert run.follower is not None  # noqa: S101  (else all fits)
         raise run.follower.broken()
     if not news.ended and news.finish is not None and news.finish not in FINISHES:
-        raise failed(f"it ended a generation with '{news.finish}'")
+        raise engine_failed(f"it ended a generation with '{news.finish}'")
     finish = Finish.STOP if news.ended else FINISHES.get(news.finish or "")
     if finish is not None:
         text += run.text.flush()
@@ -92,6 +92,6 @@ def refused(run: Run, said: str) -> InferBusError | Finish:
     elif run.result is None:
         error = invalid("The engine cannot run this request.")
     else:
-        error = failed(said)
+        error = engine_failed(said)
     error.diagnostic = said
     return error

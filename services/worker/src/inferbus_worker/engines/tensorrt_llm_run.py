@@ -13,7 +13,7 @@ from typing import Any
 from inferbus_worker.core.grammar import Grammar
 from inferbus_worker.core.stops import StopFilter
 from inferbus_worker.engine import Generation
-from inferbus_worker.engines.llama_cpp_grammar import Follower
+from inferbus_worker.engines.follower import Follower
 from inferbus_worker.engines.tensorrt_llm_output import Cursor
 from inferbus_worker.engines.tensorrt_llm_text import Detokenizer
 

@@ -10,9 +10,9 @@ from inferbus_runtime.errors import InferBusError
 from jinja2 import TemplateError
 
 from inferbus_worker.config import Config
+from inferbus_worker.core.start_faults import refusal
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
 from inferbus_worker.engines.tensorrt_llm_args import Plan, plan
-from inferbus_worker.engines.tensorrt_llm_errors import refusal
 from inferbus_worker.engines.tensorrt_llm_model import ModelFolder, read_folder
 from inferbus_worker.engines.tensorrt_llm_output import FINISHES
 from inferbus_worker.engines.tensorrt_llm_package import Package, load

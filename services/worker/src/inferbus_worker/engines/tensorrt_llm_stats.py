@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from inferbus_worker.engine import EngineStatistics
+
 log = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.01
@@ -20,36 +22,65 @@ _UNSIGNED = 2**64
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
-    """Of the last iteration. Blocks of the KV cache: ``kv_used`` of ``kv_max``; ``kv_reused`` and ``kv_missed`` since
-    the start. ``accepted`` of ``drafted`` tokens, where it speculates."""
+class Iteration:
+    """What the engine said of itself last; None: it does not say.
 
-    iteration: int = 0
-    seconds: float = 0.0
-    active: int = 0
-    queued: int = 0
-    kv_used: int = 0
-    kv_max: int = 0
-    kv_reused: int = 0
-    kv_missed: int = 0
-    drafted: int = 0
-    accepted: int = 0
+    Blocks of the KV cache: ``kv_used`` of ``kv_max``, and ``kv_reused`` since its start. ``drafted`` and ``accepted``
+    tokens, where it speculates: of all iterations.
+    """
 
-    @classmethod
-    def of(cls, told: dict[str, Any]) -> "Statistics":
+    number: int = 0
+    seconds: float | None = None
+    active: int | None = None
+    queued: int | None = None
+    kv_used: int | None = None
+    kv_max: int | None = None
+    kv_reused: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+
+    def next(self, told: dict[str, Any]) -> "Iteration":
+        """The one after this, as the engine tells it."""
         cache, drafts = told.get("kvCacheStats") or {}, told.get("specDecodingStats") or {}
-        return cls(
-            iteration=int(told.get("iter", 0)),
-            seconds=float(told.get("iterLatencyMS", 0.0)) / 1000,
-            active=int(told.get("numActiveRequests", 0)),
-            queued=int(told.get("numQueuedRequests", 0)),
-            kv_used=int(cache.get("usedNumBlocks", 0)),
-            kv_max=int(cache.get("maxNumBlocks", 0)),
-            kv_reused=int(cache.get("reusedBlocks", 0)),
-            kv_missed=int(cache.get("missedBlocks", 0)),
-            drafted=int(drafts.get("numDraftTokens", 0)),
-            accepted=int(drafts.get("numAcceptedTokens", 0)),
+        milliseconds = told.get("iterLatencyMS")
+        return Iteration(
+            number=int(told.get("iter", 0)),
+            seconds=None if milliseconds is None else float(milliseconds) / 1000,
+            active=_count(told, "numActiveRequests"),
+            queued=_count(told, "numQueuedRequests"),
+            kv_used=_count(cache, "usedNumBlocks"),
+            kv_max=_count(cache, "maxNumBlocks"),
+            kv_reused=_count(cache, "reusedBlocks"),
+            drafted=_sum(self.drafted, _count(drafts, "numDraftTokens")),
+            accepted=_sum(self.accepted, _count(drafts, "numAcceptedTokens")),
         )
+
+    def statistics(self, running: int, waiting: int, block_tokens: int | None) -> EngineStatistics:
+        """Of an engine with so many generations of its own. Nobody else has any there, and it tells of itself only
+        while it computes: with none running, what the last iteration held is free."""
+        idle = not running
+        return EngineStatistics(
+            running=running,
+            waiting=waiting,
+            engine_running=0 if idle and self.active is not None else self.active,
+            engine_waiting=0 if idle and self.queued is not None else self.queued,
+            kv_blocks_total=self.kv_max,
+            kv_blocks_used=0 if idle and self.kv_used is not None else self.kv_used,
+            kv_block_tokens=block_tokens,
+            kv_blocks_reused_total=self.kv_reused,
+            step_seconds=self.seconds,
+            drafted_tokens_total=self.drafted,
+            accepted_tokens_total=self.accepted,
+        )
+
+
+def _count(told: dict[str, Any], name: str) -> int | None:
+    value = told.get(name)
+    return None if value is None else int(value)
+
+
+def _sum(before: int | None, more: int | None) -> int | None:
+    return before if more is None else (before or 0) + more
 
 
 @dataclass(frozen=True, slots=True)

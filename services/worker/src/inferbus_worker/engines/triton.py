@@ -1,4 +1,4 @@
-"""A model of TensorRT-LLM behind a tritonserver, spoken to over its gRPC streams.
+"""A model behind a tritonserver: one of TensorRT-LLM, spoken to over its gRPC streams, or any other, by calls.
 
 The server is somebody else's: it batches, and it may be shared. Each generation is one request on a stream of its own;
 all streams are coalesced here into steps. With a tokenizer and a core model requests go by token ids, and a resumed
@@ -7,23 +7,18 @@ stream goes on exactly; else by text. Triton keeps no tenants apart in its KV ca
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 
-import grpc
-from inferbus_runtime import clock
-from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.config import Config, TritonConfig
-from inferbus_worker.core.coalesce import StepBuilder
-from inferbus_worker.core.sampling import fault_of
+from inferbus_worker.core.ends import engine_failed
+from inferbus_worker.core.sampling import check_ids, fault_of
 from inferbus_worker.core.stops import StopFilter, reader_of
 from inferbus_worker.engine import (
-    UNKNOWN_TOKEN,
     Chat,
-    EngineDiedError,
     EngineInfo,
+    EngineStatistics,
     Finish,
     Finished,
     Generation,
@@ -31,27 +26,25 @@ from inferbus_worker.engine import (
     Step,
     Tokens,
 )
-from inferbus_worker.engines.llama_cpp_grammar import Follower
-from inferbus_worker.engines.llama_cpp_http import known
-from inferbus_worker.engines.triton_errors import Trouble, engine_failed, error_of, trouble_of
-from inferbus_worker.engines.triton_health import Health, HealthLimits, described
+from inferbus_worker.engines.outbox import Outbox
+from inferbus_worker.engines.runs import End, Runs, not_up
+from inferbus_worker.engines.triton_calls import Calls
+from inferbus_worker.engines.triton_generate import Generating
+from inferbus_worker.engines.triton_health import Health, HealthLimits
 from inferbus_worker.engines.triton_metrics import MetricsReader, ServerLoad
 from inferbus_worker.engines.triton_prompt import Prompts, grammar_for
 from inferbus_worker.engines.triton_request import capabilities_of, sampling_fault
 from inferbus_worker.engines.triton_run import Run
 from inferbus_worker.engines.triton_service import Service, start
-from inferbus_worker.engines.triton_stream import Delta, Reader
+from inferbus_worker.engines.triton_tensors import TensorService
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CAPACITY = 64
-# Responses of one engine step arrive within this time; a step in which everybody moved does not wait for it.
-_COALESCE_SECONDS = 0.001
-_BUFFERED_TOKENS = 4096
 
 
 class Triton:
-    """Engine ``triton``. ``load``: what the server says of itself, if its metrics are read."""
+    """Engine ``triton``."""
 
     def __init__(
         self, model: str | None, capacity: int, context_length: int | None, stall_seconds: float, settings: TritonConfig
@@ -73,34 +66,34 @@ class Triton:
         return cls(config.model, capacity, config.context_length, stall, config.triton)
 
     def _reset(self) -> None:
-        self._waiting: deque[Run] = deque()
-        self._running: dict[bytes, Run] = {}
-        self._steps = StepBuilder()
-        self._ready = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._runs: Runs[Run] = Runs(self._capacity)
+        self._outbox = Outbox(self._runs.running)
         self._up: Service | None = None
+        self._calls: Calls | None = None
         self._prompts_or_none: Prompts | None = None
+        self._generating: Generating | None = None
         self._health = Health(self._probe, self._owed, self._stalled, self._limits)
         self._metrics: MetricsReader | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    @property
-    def load(self) -> ServerLoad:
-        return self._metrics.load if self._metrics is not None else ServerLoad()
-
     async def start(self) -> EngineInfo:
         """Waits for the server and its model, which is loaded where that is allowed. Raises InferBusError."""
-        service = self._up = await start(self._settings, self._context_length)
-        prompts = self._prompts_or_none = Prompts(service)
-        self._capabilities = capabilities_of(service.served, chat=prompts.chats, reasons=prompts.reasons)
-        self._health.moved()
-        self._tasks = [asyncio.create_task(self._watch(self._health), name="engine-watch")]
+        found = await start(self._settings, self._context_length)
         if self._settings.metrics_url is not None:
             interval = self._settings.metrics_interval.total_seconds()
-            self._metrics = MetricsReader(self._settings.metrics_url, service.served.models, interval)
+            self._metrics = MetricsReader(self._settings.metrics_url, found.models, interval)
             self._tasks.append(asyncio.create_task(self._metrics.run(), name="engine-metrics"))
+        if isinstance(found, TensorService):
+            self._calls = Calls(found, self._capacity, self._limits)
+            log.info("model found", extra={"family": "tensors", "served": found.tensors.name})
+            return self._calls.info(self._model)
+        service = self._up = found
+        prompts = self._prompts_or_none = Prompts(service)
+        self._capabilities = capabilities_of(service.served, chat=prompts.chats, reasons=prompts.reasons)
+        self._generating = Generating(service, prompts, self._runs, self._outbox, self._health)
+        self._health.moved()
+        self._tasks.append(asyncio.create_task(_watch(self._health, self._outbox), name="engine-watch"))
+        self._outbox.open()
         log.info("model found", extra={"family": service.served.family.value, "served": service.served.name})
         return EngineInfo(
             engine="triton",
@@ -113,13 +106,15 @@ class Triton:
         )
 
     def submit(self, generation: Generation) -> None:
+        if self._calls is not None:
+            self._calls.submit(generation)
+            return
         try:
             run = self._run_of(generation)
         except InferBusError as error:
-            self._steps.finish(Finished(generation.key, Finish.ERROR, 0, error=error))
-            self._moved()
+            self._outbox.finish(Finished(generation.key, Finish.ERROR, 0, error=error))
             return
-        self._waiting.append(run)
+        self._runs.waiting.append(run)
         self._admit()
 
     def _run_of(self, generation: Generation) -> Run:
@@ -129,9 +124,9 @@ class Triton:
         if fault is not None:
             raise fault
         if service.tokenizer is not None:
-            known([token for token, _ in sampling.logit_bias], service.tokenizer.pieces, "logit_bias")
+            check_ids([token for token, _ in sampling.logit_bias], len(service.tokenizer.pieces), "logit_bias")
         if service.by_ids:
-            known(generation.resume_ids, prompts.tokenizer.pieces, "messages")
+            check_ids(generation.resume_ids, len(prompts.tokenizer.pieces), "messages")
         return Run(
             generation=generation,
             prompt=prompts.content_of(generation.input),
@@ -142,25 +137,21 @@ class Triton:
         )
 
     def close(self, key: bytes) -> None:
-        run = self._running.pop(key, None)
-        if run is None:
-            run = next((waiting for waiting in self._waiting if waiting.key == key), None)
-            if run is None:
-                return
-            self._waiting.remove(run)
-        self._end(run, Finish.CANCELLED)
+        if self._calls is not None:
+            self._calls.close(key)
+            return
+        if (run := self._runs.take(key)) is not None:
+            self._end(run, End(Finish.CANCELLED))
 
-    async def steps(self) -> AsyncIterator[Step]:
-        while self._up is not None:
-            await self._ready.wait()
-            self._ready.clear()
-            health = self._health
-            if self._steps:
-                self._cancel_timer()
-                yield self._steps.take(clock.now_us())
-                self._room.set()
-            if health.death and self._health is health:
-                raise EngineDiedError(health.death)
+    def steps(self) -> AsyncIterator[Step]:
+        return self._calls.steps() if self._calls is not None else self._outbox.steps()
+
+    def statistics(self) -> EngineStatistics:
+        """What of it is the server's comes from its metrics page, if that is read."""
+        load = self._metrics.load if self._metrics is not None else ServerLoad()
+        if self._calls is not None:
+            return load.statistics(self._calls.running, self._calls.waiting)
+        return load.statistics(len(self._runs.running), len(self._runs.waiting))
 
     async def tokenize(
         self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
@@ -172,207 +163,78 @@ class Triton:
 
     async def detokenize(self, ids: Sequence[int]) -> bytes:
         tokenizer = self._prompts.tokenizer
-        known(ids, tokenizer.pieces, "tokens")
+        check_ids(ids, len(tokenizer.pieces), "tokens")
         return tokenizer.decode(ids)
 
     async def stop(self) -> None:
-        tasks = [run.task for run in self._running.values() if run.task is not None] + self._tasks
-        service, ready, health = self._up, self._ready, self._health
-        self._cancel_timer()
+        tasks = self._runs.tasks() + self._tasks
+        service, health, calls = self._up, self._health, self._calls
+        self._outbox.close()
         self._reset()
-        ready.set()  # whoever waits for a step sees that there is no server any more
         health.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if service is not None:
             await service.stop()
+        if calls is not None:
+            await calls.stop()
 
     # --- who runs ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._capacity:
-            run = self._waiting.popleft()
-            if not self._running:
+        while (run := self._runs.next()) is not None:
+            if not self._runs.running:
                 self._health.moved()
-            self._running[run.key] = run
-            run.task = asyncio.create_task(self._generate(run), name="generation")
+            self._runs.begin(run, self._run(run))
 
-    def _end(self, run: Run, reason: Finish, error: InferBusError | None = None) -> None:
-        """The one end of a generation, whatever ended it."""
-        self._running.pop(run.key, None)
-        if run.task is not None and run.task is not asyncio.current_task():
-            run.task.cancel()  # closes its stream, which is the server's cancel
-        found = None
-        if reason in (Finish.STOP, Finish.LENGTH):
-            if held := run.filter.flush():
-                self._steps.add(run.key, [], held.encode())
-            found = run.filter.found
-            reason = reason if found is None else Finish.STOP
-        self._steps.finish(run.finished(reason, error, found))
-        self._moved()
+    async def _run(self, run: Run) -> None:
+        if self._generating is None:
+            self._end(run, End(Finish.ERROR, not_up()))
+        elif (end := await self._generating.generate(run)) is not None and self._runs.has(run):
+            self._end(run, end)
+
+    def _end(self, run: Run, end: End) -> None:
+        """The one end of a generation, whatever ended it. Its stream is closed with its task, which is the server's
+        cancel."""
+        self._runs.leave(run)
+        text, reason = run.filter.end(end.reason)
+        if text:
+            self._outbox.add(run.key, [], text)
+        self._outbox.finish(run.finished(reason, end.error, run.filter.found))
         self._admit()
 
-    # --- one generation ---------------------------------------------------------------------------------------------
-
-    async def _generate(self, run: Run) -> None:
-        service = self._service
-        try:
-            if await self._ended_before(run):
-                return
-            task = await self._prompts.task_of(run)
-            if task is None:
-                self._end(run, Finish.LENGTH)
-                return
-            reader = service.reader(task.max_new, run.ids if run.grammar is None else [])
-            async with aclosing(service.stream(task)) as responses:
-                async for response in responses:
-                    run.moved_at = self._health.moved()
-                    if self._running.get(run.key) is not run:
-                        return  # closed while this response was already here
-                    if response.error_message:
-                        await self._failed(run, response.error_message)
-                        return
-                    delta = reader.feed(response.infer_response)
-                    self._measure(run, reader)
-                    if delta is not None and self._take(run, delta):
-                        return
-                    if reader.done:
-                        break
-                    if not self._room.is_set():
-                        await self._room.wait()
-            self._complete(run, reader)
-        except InferBusError as error:
-            self._end(run, Finish.ERROR, error)
-        except grpc.RpcError as error:
-            await self._suspected(run, described(error))
-        except Exception as error:  # an answer of the server that we do not understand ends this generation only
-            log.exception("a generation failed")
-            self._end(run, Finish.ERROR, engine_failed(repr(error)))
-
-    async def _ended_before(self, run: Run) -> bool:
-        """Ends it if there is nothing to generate: refused, or complete already."""
-        if run.grammar is not None:
-            run.follower = await asyncio.to_thread(Follower, run.grammar)
-        # A stop string may have begun, or ended, in what an earlier attempt delivered.
-        if run.generation.resume_ids and run.filter.feed(run.given_text()).stopped:
-            self._end(run, Finish.STOP)
-            return True
-        max_tokens = run.generation.sampling.max_tokens
-        if max_tokens is not None and max_tokens <= len(run.ids):
-            self._end(run, Finish.LENGTH)
-            return True
-        return False
-
-    def _take(self, run: Run, delta: Delta) -> bool:
-        """True if it has ended."""
-        if not run.fits(delta.text):
-            self._left_form(run)
-            return True
-        fresh = run.fresh(delta)
-        if fresh is None:
-            self._differs(run)
-            return True
-        if fresh.token_ids or fresh.text:
-            cut = run.filter.feed(fresh.text)
-            run.ids += fresh.token_ids
-            run.text.append(fresh.text)
-            self._steps.add(run.key, fresh.token_ids, cut.text.encode())
-            if self._steps.tokens >= _BUFFERED_TOKENS:
-                self._room.clear()
-            self._moved()
-            if cut.stopped:
-                self._end(run, Finish.STOP)
-                return True
-        return False
-
-    def _measure(self, run: Run, reader: Reader) -> None:
-        """What the server counts is right; but it counts what it was given, with what an earlier attempt had said."""
-        run.counted = reader.counted
-        if reader.input_tokens is not None:
-            given = len(run.generation.resume_ids) if run.goes_on else 0
-            run.input_tokens = reader.input_tokens - given
-            run.estimated = bool(given)
-        if reader.reused_blocks:
-            run.cached_tokens = min(run.input_tokens, reader.reused_blocks * self._settings.kv_block_tokens)
-
-    def _complete(self, run: Run, reader: Reader) -> None:
-        """The server has ended it."""
-        rest, reason = reader.end()
-        if rest is not None and self._take(run, rest):
-            return
-        if run.repeats or run.repeats_text:
-            self._differs(run)
-        elif reason is Finish.STOP and run.follower is not None and not run.follower.complete():
-            self._left_form(run)
-        else:
-            if not reader.counted and (more := run.uncounted()):
-                self._steps.add(run.key, [UNKNOWN_TOKEN] * more, b"")
-            self._end(run, reason)
-
-    def _left_form(self, run: Run) -> None:
-        assert run.follower is not None  # noqa: S101
-        error = run.follower.broken()
-        log.warning("an output left its form", extra={"tokens": len(run.ids), "error": error.diagnostic})
-        self._end(run, Finish.ERROR, error)
-
-    def _differs(self, run: Run) -> None:
-        self._end(run, Finish.ERROR, engine_failed("a generation made again under its guide came out differently"))
-
-    async def _failed(self, run: Run, text: str) -> None:
-        """The server says an error instead of a response."""
-        trouble = trouble_of(text)
-        log.info("engine refused", extra={"trouble": trouble.value, "error": text})
-        if trouble is Trouble.GONE:
-            await self._suspected(run, text)
-        elif trouble is Trouble.TOO_LONG and run.ids:
-            self._end(run, Finish.LENGTH)  # it fitted when it began: what has grown too long is its output
-        else:
-            self._end(run, Finish.ERROR, error_of(trouble, text, run.generation.input, run.input_tokens))
-
-    async def _suspected(self, run: Run, text: str) -> None:
-        """A broken stream mostly means a dead model: then steps() says so, once for all."""
-        if await self._health.check():
-            self._end(run, Finish.ERROR, engine_failed(text))
+    # --- its health -------------------------------------------------------------------------------------------------
 
     async def _probe(self) -> None:
         await self._service.probe()
 
     def _owed(self) -> bool:
-        return bool(self._running) and self._room.is_set()
-
-    async def _watch(self, health: Health) -> None:
-        await health.run()
-        self._ready.set()
+        return bool(self._runs.running) and self._outbox.room.is_set()
 
     def _stalled(self, before: float) -> None:
         """Ends those that began and got nothing since ``before``, though others did."""
-        for run in list(self._running.values()):
+        for run in list(self._runs.running.values()):
             if run.moved_at is not None and run.moved_at < before:
-                self._end(run, Finish.ERROR, engine_failed(f"its stream stands still after {len(run.ids)} tokens"))
+                why = f"its stream stands still after {len(run.ids)} tokens"
+                self._end(run, End(Finish.ERROR, engine_failed(why)))
 
     @property
     def _service(self) -> Service:
         if self._up is None:
-            raise engine_failed("it is not started, or about to be started again")
+            raise not_up()
         return self._up
 
     @property
     def _prompts(self) -> Prompts:
+        if self._calls is not None:
+            text = "This model reads tensors; it has no tokens."
+            raise invalid(text, param="prompt", reason="unsupported_parameter")
         if self._prompts_or_none is None:
-            raise engine_failed("it is not started, or about to be started again")
+            raise not_up()
         return self._prompts_or_none
 
-    # --- steps ------------------------------------------------------------------------------------------------------
 
-    def _moved(self) -> None:
-        """Ready at once if everybody has moved, else when the rest of this engine step had time to arrive."""
-        if self._steps.moved() >= len(self._running):
-            self._ready.set()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_COALESCE_SECONDS, self._ready.set)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+async def _watch(health: Health, outbox: Outbox) -> None:
+    await health.run()
+    outbox.die(health.death)

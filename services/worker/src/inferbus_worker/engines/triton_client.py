@@ -4,15 +4,18 @@ Requests go as the protocol's own messages, made by tritonclient: its wrappers b
 asyncio client cannot ask for the empty final response.
 """
 
-from datetime import timedelta
+import logging
 from pathlib import Path
 from typing import Any
 
 import grpc
-from inferbus_runtime.errors import InferBusError, unavailable
 from tritonclient.grpc import model_config_pb2 as configs
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+from inferbus_worker.engines.triton_health import described
+
+log = logging.getLogger(__name__)
 
 # Prompts and tensors have no bound here; a server that is back is found within a second.
 _OPTIONS = (
@@ -42,7 +45,13 @@ class TritonClient:
         self._call_seconds = call_seconds
         self._load_seconds = load_seconds
 
-    async def close(self) -> None:
+    async def leave(self, ours: str | None) -> None:
+        """Closes the connection; ``ours``: a model that is unloaded before. Safe twice."""
+        if ours is not None:
+            try:
+                await self.unload(ours)
+            except grpc.RpcError as error:
+                log.warning("the model was not unloaded", extra={"error": described(error)})
         await self._channel.close()
 
     async def version(self) -> str:
@@ -61,8 +70,21 @@ class TritonClient:
                 raise AbsentModelError(error.details()) from error
             raise
 
+    async def metadata(self, model: str) -> messages.ModelMetadataResponse:
+        return await self._stub.ModelMetadata(messages.ModelMetadataRequest(name=model), timeout=self._call_seconds)
+
+    async def ready(self, model: str) -> bool:
+        """What the server says, which may be wrong."""
+        request = messages.ModelReadyRequest(name=model)
+        return bool((await self._stub.ModelReady(request, timeout=self._call_seconds)).ready)
+
+    async def infer(self, request: messages.ModelInferRequest) -> messages.ModelInferResponse:
+        """One answer, however long it takes; cancelled, it cancels the call at the server."""
+        return await self._stub.ModelInfer(request)
+
     async def load(self, model: str) -> None:
-        """Returns when it is loaded, with the models that it is made of; one that is loaded is loaded anew."""
+        """Returns when it is loaded, with the models that it is made of; one that is loaded already, and whose files
+        are as they were, stays as it is."""
         request = messages.RepositoryModelLoadRequest(model_name=model)
         await self._stub.RepositoryModelLoad(request, timeout=self._load_seconds)
 
@@ -85,12 +107,3 @@ class TritonClient:
             call.cancel()
             raise
         return call
-
-
-def start_failed(diagnostic: str) -> InferBusError:
-    return unavailable(
-        "engine_start_failed",
-        "The model's engine did not start.",
-        retry_after=timedelta(seconds=10),
-        diagnostic=diagnostic,
-    )

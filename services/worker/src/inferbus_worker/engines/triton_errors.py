@@ -5,8 +5,9 @@ from datetime import timedelta
 from enum import Enum
 
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_runtime.errors import InferBusError, unavailable
+from inferbus_runtime.errors import InferBusError
 
+from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.core.sampling import context_exceeded
 from inferbus_worker.engine import Source
 
@@ -22,7 +23,7 @@ class Trouble(Enum):
 
 
 _TEXTS = (
-    (Trouble.FULL, re.compile(r"exceeds maximum queue size|queue is full", re.IGNORECASE)),
+    (Trouble.FULL, re.compile(r"exceeds maximum queue size|queue is full|request timeout expired", re.IGNORECASE)),
     (
         Trouble.TOO_LONG,
         re.compile(
@@ -60,7 +61,7 @@ def error_of(trouble: Trouble, text: str, source: Source, tokens: int) -> InferB
     """The end of one generation. ``tokens``: of its input, as far as we know."""
     match trouble:
         case Trouble.FULL:
-            return _full(text)
+            return engine_full(text)
         case Trouble.TOO_LONG:
             said = _COUNT.search(text)
             error = context_exceeded(source, int(said[1]) if said else tokens)
@@ -76,14 +77,8 @@ def error_of(trouble: Trouble, text: str, source: Source, tokens: int) -> InferB
     return engine_failed(text)
 
 
-def engine_failed(diagnostic: str) -> InferBusError:
-    """It may be tried again."""
-    return unavailable(
-        "engine_failed", "The engine failed; retry.", retry_after=timedelta(seconds=1), diagnostic=diagnostic
-    )
-
-
-def _full(diagnostic: str) -> InferBusError:
+def engine_full(diagnostic: str) -> InferBusError:
+    """It may be tried again later."""
     return InferBusError(
         ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED,
         "engine_full",

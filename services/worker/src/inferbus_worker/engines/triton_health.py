@@ -24,8 +24,8 @@ class ProbeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HealthLimits:
-    """``interval``: between probes of an idle model. ``timeout``: of one. ``stall``: how long nothing may come while
-    tokens are owed. All in seconds."""
+    """``interval``: between probes of an idle model. ``timeout``: of one. ``stall``: how long nothing may come on one
+    stream while others move. All in seconds."""
 
     interval: float
     timeout: float
@@ -69,13 +69,11 @@ class Health:
             now = clock.monotonic()
             if not self._owed():
                 self._owed_from = now
-            if now - max(self._moved_at, self._owed_from) > self._limits.stall:
-                self._dies(f"no token for {self._limits.stall:g} s, though some were owed")
-                return
-            if now - self._owed_from > self._limits.stall:
+            # That none of them moves is the worker's to find.
+            if now - self._moved_at < self._limits.stall / 2 and now - self._owed_from > self._limits.stall:
                 self._stalled(now - self._limits.stall)
             if now - max(self._moved_at, self._proved_at) >= self._limits.interval:
-                self._begin_check()  # not awaited: a stall may be found meanwhile
+                self._begin_check()  # not awaited: single streams are looked at meanwhile
 
     def stop(self) -> None:
         if self._checking is not None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from inferbus_worker.engine import EngineStatistics
+
 log = logging.getLogger(__name__)
 
 _LINE = re.compile(r"^(nv_[a-z_]+)\{([^}]*)\} ([-+0-9.eE]+)$", re.MULTILINE)
@@ -19,7 +21,7 @@ class ServerLoad:
     """None: the page does not say. Requests are those of all clients of the server.
 
     ``active``: at the backend, ``waiting`` ones among them; ``pending``: in Triton's own queue. A block of the KV cache
-    has ``block_tokens`` tokens.
+    has ``block_tokens`` tokens; ``blocks_reused``: since the server's start.
     """
 
     active: int | None = None
@@ -28,15 +30,32 @@ class ServerLoad:
     blocks_max: int | None = None
     blocks_used: int | None = None
     block_tokens: int | None = None
+    blocks_reused: int | None = None
+
+    def statistics(self, running: int, waiting: int) -> EngineStatistics:
+        """Of an engine with so many generations of its own. Triton's own queue is a part of the wait, whether or not
+        the backend says of a queue."""
+        queues = [queue for queue in (self.waiting, self.pending) if queue is not None]
+        return EngineStatistics(
+            running=running,
+            waiting=waiting,
+            engine_running=None if self.active is None else max(0, self.active - (self.waiting or 0)),
+            engine_waiting=sum(queues) if queues else None,
+            kv_blocks_total=self.blocks_max,
+            kv_blocks_used=self.blocks_used,
+            kv_block_tokens=self.block_tokens,
+            kv_blocks_reused_total=self.blocks_reused,
+        )
 
 
-# Field: (family, label, value of it). The first four are the C++ backend's own; family B has none of them.
+# Field: (family, label, value of it). All but the last are the C++ backend's own; family B has none of them.
 _FIELDS = {
     "active": ("nv_trt_llm_request_metrics", "request_type", "active"),
     "waiting": ("nv_trt_llm_request_metrics", "request_type", "waiting"),
     "blocks_max": ("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "max"),
     "blocks_used": ("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "used"),
     "block_tokens": ("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "tokens_per"),
+    "blocks_reused": ("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type", "reused"),
     "pending": ("nv_inference_pending_request_count", "", ""),
 }
 
@@ -62,6 +81,7 @@ class MetricsReader:
         self._url = url
         self._models = models
         self._interval = interval
+        self._failed = False
 
     async def run(self) -> None:
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
@@ -73,7 +93,13 @@ class MetricsReader:
         try:
             async with session.get(self._url) as response:
                 response.raise_for_status()
-                return load_of(await response.text(), self._models)
+                load = load_of(await response.text(), self._models)
         except (aiohttp.ClientError, TimeoutError) as error:
-            log.warning("Triton's metrics cannot be read", extra={"error": repr(error)})
+            if not self._failed:
+                log.warning("Triton's metrics cannot be read", extra={"error": repr(error)})
+            self._failed = True
             return ServerLoad()
+        if self._failed:
+            log.info("Triton's metrics can be read again")
+        self._failed = False
+        return load

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from inferbus_worker.engines.triton_client import AbsentModelError, start_failed
+from inferbus_worker.core.start_faults import start_failed
+from inferbus_worker.engines.triton_client import AbsentModelError
 
 Read = Callable[[str], Awaitable[Any]]
 """The ModelConfig of a model by name. Raises AbsentModelError."""
@@ -63,7 +64,11 @@ async def served_of(name: str, read: Read, *, ids: bool) -> Served:
     Raises InferBusError for a model that cannot be served, and whatever ``read`` raises.
     """
     config = await read(name)
-    family = _family_of(config)
+    family = family_of(config)
+    if family is None:
+        names = sorted(one.name for one in config.input)
+        text = f"the model '{name}' is none of TensorRT-LLM's: it has the inputs {names}"
+        raise start_failed(f"{text}. To serve its tensors as they are, set neither a tokenizer nor a context length")
     if family is Family.CORE and not ids:
         raise start_failed(f"the model '{name}' takes token ids: set the tokenizer, or name its text model")
     if family is not Family.TEXT:
@@ -100,12 +105,10 @@ def _served(
     )
 
 
-def _family_of(config: Any) -> Family:
+def family_of(config: Any) -> Family | None:
+    """None: it is none of TensorRT-LLM's."""
     names = {one.name for one in config.input}
-    for family, needed in _INPUTS_OF.items():
-        if needed <= names:
-            return family
-    raise start_failed(f"the model '{config.name}' is none of TensorRT-LLM's: it has the inputs {sorted(names)}")
+    return next((family for family, needed in _INPUTS_OF.items() if needed <= names), None)
 
 
 async def _core_of(config: Any, read: Read) -> Any | None:

@@ -6,10 +6,9 @@ from dataclasses import replace
 from inferbus_runtime.errors import invalid
 
 from inferbus_worker.core.grammar import Grammar, grammar_of_constraint
-from inferbus_worker.core.sampling import context_exceeded
+from inferbus_worker.core.sampling import check_ids, context_exceeded
 from inferbus_worker.core.stops import reader_of
 from inferbus_worker.engine import Chat, Generation, Prompt, Source, Tokens, ToolMode
-from inferbus_worker.engines.llama_cpp_http import known
 from inferbus_worker.engines.triton_request import Task
 from inferbus_worker.engines.triton_run import Content, Run
 from inferbus_worker.engines.triton_service import Service
@@ -49,7 +48,7 @@ class Prompts:
             case Prompt(str() as text):
                 return text
             case Prompt(tuple() as ids):
-                known(ids, self.tokenizer.pieces, "prompt")
+                check_ids(ids, len(self.tokenizer.pieces), "prompt")
                 return ids if service.by_ids else self.tokenizer.decode(ids).decode(errors="replace")
             case Chat():
                 raise invalid("This model does not support 'messages'.", param="messages")

@@ -13,7 +13,7 @@ from inferbus_runtime.errors import InferBusError
 from inferbus_worker.core.grammar import Grammar
 from inferbus_worker.core.stops import StopFilter
 from inferbus_worker.engine import Finish, Finished, Generation
-from inferbus_worker.engines.llama_cpp_grammar import Follower
+from inferbus_worker.engines.follower import Follower
 from inferbus_worker.engines.triton_stream import Delta
 from inferbus_worker.engines.triton_tokenizer import TextDecoder, TextTokenizer
 

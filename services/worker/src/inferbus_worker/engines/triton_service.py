@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -12,19 +13,23 @@ import grpc
 from inferbus_runtime import clock
 
 from inferbus_worker.config import TritonConfig
+from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engine import Sampling
-from inferbus_worker.engines.triton_client import AbsentModelError, TritonClient, start_failed
+from inferbus_worker.engines.triton_client import AbsentModelError, TritonClient
 from inferbus_worker.engines.triton_errors import Trouble, trouble_of
 from inferbus_worker.engines.triton_health import ProbeError, described
-from inferbus_worker.engines.triton_model import Family, Served, served_of
+from inferbus_worker.engines.triton_model import Family, Served, family_of, served_of
 from inferbus_worker.engines.triton_request import Task, request_of, stop_request
 from inferbus_worker.engines.triton_stream import IdsReader, LlmApiReader, Reader, TextReader
+from inferbus_worker.engines.triton_tensors import TensorService, tensors_of
 from inferbus_worker.engines.triton_tokenizer import ModelFiles, TextTokenizer, load
 
 log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 _RETRY_SECONDS = 0.25
+# Said of a model that is being loaded or unloaded, or is not there.
+_ABSENT = re.compile(r"unknown model|no available versions|is not ready|unloading", re.IGNORECASE)
 _PROBE_TEXT = "Hi"
 
 
@@ -39,6 +44,11 @@ class Service:
     context_length: int
     version: str
     _stopping: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Those whose figures on the metrics page are its own."""
+        return self.served.models
 
     @property
     def by_ids(self) -> bool:
@@ -103,12 +113,7 @@ class Service:
         for task in self._stopping:
             task.cancel()
         await asyncio.gather(*self._stopping, return_exceptions=True)
-        if self.settings.control == "own":
-            try:
-                await self.client.unload(self.settings.server_model)
-            except grpc.RpcError as error:
-                log.warning("the model was not unloaded", extra={"error": described(error)})
-        await self.client.close()
+        await self.client.leave(self.settings.server_model if self.settings.control == "own" else None)
 
     def _stop_in_core(self, request_id: str) -> None:
         task = asyncio.create_task(self._stopped(request_id), name="stop-request")
@@ -125,12 +130,10 @@ class Service:
             log.warning("a cancelled request was not stopped in its core model", extra={"error": described(error)})
 
 
-async def start(settings: TritonConfig, context_length: int | None) -> Service:
-    """Waits for the server and the model, and for a token of it. Raises InferBusError."""
+async def start(settings: TritonConfig, context_length: int | None) -> Service | TensorService:
+    """Waits for the server and the model, and for a token of it, or an answer. Raises InferBusError."""
     files = await asyncio.to_thread(load, settings.tokenizer) if settings.tokenizer is not None else None
     length = context_length or (files.context_length if files is not None else None)
-    if length is None:
-        raise start_failed("the model's context length is not known: set it, or a tokenizer whose files say it")
     seconds = settings.start_timeout.total_seconds()
     try:
         client = TritonClient(
@@ -142,22 +145,30 @@ async def start(settings: TritonConfig, context_length: int | None) -> Service:
     try:
         return await _found(settings, client, files, length, clock.monotonic() + seconds)
     except BaseException:
-        await client.close()
+        await client.leave(None)
         raise
 
 
 async def _found(
-    settings: TritonConfig, client: TritonClient, files: ModelFiles | None, length: int, deadline: float
-) -> Service:
+    settings: TritonConfig, client: TritonClient, files: ModelFiles | None, length: int | None, deadline: float
+) -> Service | TensorService:
     async def until(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
         return await _until(deadline, call)
 
     version = await until(client.version)
     if settings.control == "own":
         await _load(settings, client)
-    ids = files is not None and files.tokenizer is not None
-    served = await until(lambda: served_of(settings.server_model, client.config, ids=ids))
-    service = Service(settings, client, served, files, length, version)
+    config = await until(lambda: client.config(settings.server_model))
+    service: Service | TensorService
+    if family_of(config) is None and files is None and length is None:
+        metadata = await until(lambda: client.metadata(settings.server_model))
+        service = TensorService(settings, client, tensors_of(config, metadata), version)
+    else:
+        ids = files is not None and files.tokenizer is not None
+        served = await until(lambda: served_of(settings.server_model, client.config, ids=ids))
+        if length is None:
+            raise start_failed("the model's context length is not known: set it, or a tokenizer whose files say it")
+        service = Service(settings, client, served, files, length, version)
     try:
         await _proved(service)
     except (ProbeError, grpc.RpcError) as error:
@@ -165,22 +176,25 @@ async def _found(
             await until(lambda: _proved(service))
         else:
             log.warning("the model does not generate and is loaded again", extra={"error": described(error)})
-            await _load(settings, client)
+            await _load(settings, client, loaded=not _ABSENT.search(str(error)))
             await until(lambda: _proved(service))
     return service
 
 
-async def _proved(service: Service) -> None:
+async def _proved(service: Service | TensorService) -> None:
     """Raises ProbeError, grpc.RpcError."""
     try:
         async with asyncio.timeout(service.settings.probe_timeout.total_seconds()):
             await service.probe()
     except TimeoutError as error:
-        raise ProbeError("no token came in time") from error
+        raise ProbeError("no answer came in time") from error
 
 
-async def _load(settings: TritonConfig, client: TritonClient) -> None:
+async def _load(settings: TritonConfig, client: TritonClient, *, loaded: bool = False) -> None:
+    """``loaded``: it is, and has to be anew; another worker may be at it otherwise, and is not disturbed."""
     try:
+        if loaded:
+            await client.unload(settings.server_model)
         await client.load(settings.server_model)
     except grpc.RpcError as error:
         raise start_failed(f"the model '{settings.server_model}' was not loaded: {described(error)}") from error

@@ -15,8 +15,8 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
+from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
-from inferbus_worker.engines.triton_client import start_failed
 
 # What a tokenizer_config.json says that knows no length.
 _ENDLESS = 10**9

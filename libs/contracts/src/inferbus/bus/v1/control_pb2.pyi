@@ -58,6 +58,7 @@ class Heartbeat(_message.Message):
     UNACKED_FRAMES_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     active: _builtins.int
@@ -71,6 +72,10 @@ class Heartbeat(_message.Message):
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuStatus]:
         """Those that this worker computes on, in the first heartbeat after they were read (once a second); else empty."""
 
+    @_builtins.property
+    def engine(self) -> Global___EngineStatistics:
+        """Absent: not known."""
+
     def __init__(
         self,
         *,
@@ -81,14 +86,107 @@ class Heartbeat(_message.Message):
         unacked_frames: _builtins.int = ...,
         output_tokens_total: _builtins.int = ...,
         gpus: _abc.Iterable[Global___GpuStatus] | None = ...,
+        engine: Global___EngineStatistics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "gpus", b"gpus", "output_tokens_total", b"output_tokens_total", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "engine", b"engine", "gpus", b"gpus", "output_tokens_total", b"output_tokens_total", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class EngineStatistics(_message.Message):
+    """How a worker's engine is, as far as it says; a field is absent where it does not. Totals are since the engine's start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    ENGINE_RUNNING_FIELD_NUMBER: _builtins.int
+    ENGINE_WAITING_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_TOTAL_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_USED_FIELD_NUMBER: _builtins.int
+    KV_BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_REUSED_TOTAL_FIELD_NUMBER: _builtins.int
+    STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    running: _builtins.int
+    """Generations of this worker that the engine has, and those that wait for it."""
+    waiting: _builtins.int
+    engine_running: _builtins.int
+    """By the engine's own count, which has those of its other clients in it."""
+    engine_waiting: _builtins.int
+    kv_blocks_total: _builtins.int
+    """Of the KV cache. Used are those of what runs now: a prefix that is kept for later can be had."""
+    kv_blocks_used: _builtins.int
+    kv_block_tokens: _builtins.int
+    kv_blocks_reused_total: _builtins.int
+    """Blocks of input that were read from the cache."""
+    step_seconds: _builtins.float
+    """The last step of the engine."""
+    drafted_tokens_total: _builtins.int
+    """Where it speculates: tokens guessed ahead, and those of them that were right."""
+    accepted_tokens_total: _builtins.int
+    def __init__(
+        self,
+        *,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        engine_running: _builtins.int | None = ...,
+        engine_waiting: _builtins.int | None = ...,
+        kv_blocks_total: _builtins.int | None = ...,
+        kv_blocks_used: _builtins.int | None = ...,
+        kv_block_tokens: _builtins.int | None = ...,
+        kv_blocks_reused_total: _builtins.int | None = ...,
+        step_seconds: _builtins.float | None = ...,
+        drafted_tokens_total: _builtins.int | None = ...,
+        accepted_tokens_total: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens_total", b"_accepted_tokens_total", "_drafted_tokens_total", b"_drafted_tokens_total", "_engine_running", b"_engine_running", "_engine_waiting", b"_engine_waiting", "_kv_block_tokens", b"_kv_block_tokens", "_kv_blocks_reused_total", b"_kv_blocks_reused_total", "_kv_blocks_total", b"_kv_blocks_total", "_kv_blocks_used", b"_kv_blocks_used", "_step_seconds", b"_step_seconds", "accepted_tokens_total", b"accepted_tokens_total", "drafted_tokens_total", b"drafted_tokens_total", "engine_running", b"engine_running", "engine_waiting", b"engine_waiting", "kv_block_tokens", b"kv_block_tokens", "kv_blocks_reused_total", b"kv_blocks_reused_total", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "step_seconds", b"step_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_tokens_total", b"_accepted_tokens_total", "_drafted_tokens_total", b"_drafted_tokens_total", "_engine_running", b"_engine_running", "_engine_waiting", b"_engine_waiting", "_kv_block_tokens", b"_kv_block_tokens", "_kv_blocks_reused_total", b"_kv_blocks_reused_total", "_kv_blocks_total", b"_kv_blocks_total", "_kv_blocks_used", b"_kv_blocks_used", "_step_seconds", b"_step_seconds", "accepted_tokens_total", b"accepted_tokens_total", "drafted_tokens_total", b"drafted_tokens_total", "engine_running", b"engine_running", "engine_waiting", b"engine_waiting", "kv_block_tokens", b"kv_block_tokens", "kv_blocks_reused_total", b"kv_blocks_reused_total", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "running", b"running", "step_seconds", b"step_seconds", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accepted_tokens_total: _TypeAlias = _typing.Literal["accepted_tokens_total"]  # noqa: Y015
+    _WhichOneofArgType__accepted_tokens_total: _TypeAlias = _typing.Literal["_accepted_tokens_total", b"_accepted_tokens_total"]  # noqa: Y015
+    _WhichOneofReturnType__drafted_tokens_total: _TypeAlias = _typing.Literal["drafted_tokens_total"]  # noqa: Y015
+    _WhichOneofArgType__drafted_tokens_total: _TypeAlias = _typing.Literal["_drafted_tokens_total", b"_drafted_tokens_total"]  # noqa: Y015
+    _WhichOneofReturnType__engine_running: _TypeAlias = _typing.Literal["engine_running"]  # noqa: Y015
+    _WhichOneofArgType__engine_running: _TypeAlias = _typing.Literal["_engine_running", b"_engine_running"]  # noqa: Y015
+    _WhichOneofReturnType__engine_waiting: _TypeAlias = _typing.Literal["engine_waiting"]  # noqa: Y015
+    _WhichOneofArgType__engine_waiting: _TypeAlias = _typing.Literal["_engine_waiting", b"_engine_waiting"]  # noqa: Y015
+    _WhichOneofReturnType__kv_block_tokens: _TypeAlias = _typing.Literal["kv_block_tokens"]  # noqa: Y015
+    _WhichOneofArgType__kv_block_tokens: _TypeAlias = _typing.Literal["_kv_block_tokens", b"_kv_block_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__kv_blocks_reused_total: _TypeAlias = _typing.Literal["kv_blocks_reused_total"]  # noqa: Y015
+    _WhichOneofArgType__kv_blocks_reused_total: _TypeAlias = _typing.Literal["_kv_blocks_reused_total", b"_kv_blocks_reused_total"]  # noqa: Y015
+    _WhichOneofReturnType__kv_blocks_total: _TypeAlias = _typing.Literal["kv_blocks_total"]  # noqa: Y015
+    _WhichOneofArgType__kv_blocks_total: _TypeAlias = _typing.Literal["_kv_blocks_total", b"_kv_blocks_total"]  # noqa: Y015
+    _WhichOneofReturnType__kv_blocks_used: _TypeAlias = _typing.Literal["kv_blocks_used"]  # noqa: Y015
+    _WhichOneofArgType__kv_blocks_used: _TypeAlias = _typing.Literal["_kv_blocks_used", b"_kv_blocks_used"]  # noqa: Y015
+    _WhichOneofReturnType__step_seconds: _TypeAlias = _typing.Literal["step_seconds"]  # noqa: Y015
+    _WhichOneofArgType__step_seconds: _TypeAlias = _typing.Literal["_step_seconds", b"_step_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accepted_tokens_total) -> _WhichOneofReturnType__accepted_tokens_total | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drafted_tokens_total) -> _WhichOneofReturnType__drafted_tokens_total | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__engine_running) -> _WhichOneofReturnType__engine_running | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__engine_waiting) -> _WhichOneofReturnType__engine_waiting | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_block_tokens) -> _WhichOneofReturnType__kv_block_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_blocks_reused_total) -> _WhichOneofReturnType__kv_blocks_reused_total | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_blocks_total) -> _WhichOneofReturnType__kv_blocks_total | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_blocks_used) -> _WhichOneofReturnType__kv_blocks_used | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_seconds) -> _WhichOneofReturnType__step_seconds | None: ...
+
+Global___EngineStatistics: _TypeAlias = EngineStatistics  # noqa: Y015
 
 @_typing.final
 class GpuStatus(_message.Message):

@@ -352,6 +352,7 @@ class Close(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     STOP_INDEX_FIELD_NUMBER: _builtins.int
     ENERGY_JOULES_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     context_index: _builtins.int
     attempt: _builtins.int
@@ -363,9 +364,11 @@ class Close(_message.Message):
     stop_index: _builtins.int
     """Which of Sampling.stop ended it; absent: none of them."""
     energy_joules: _builtins.float
-    """What the worker's GPUs drew for this attempt: each interval's energy is shared by the tokens that were got in it.
-    Absent where it was not measured.
+    """What the worker's GPUs drew for this attempt: each interval's energy is shared by the tokens that were got in it, a
+    call without tokens counting as one. Absent where it was not measured.
     """
+    operation: _usage_pb2.Operation.ValueType
+    """Unspecified: a publisher older than this field."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage: ...
     @_builtins.property
@@ -409,10 +412,11 @@ class Close(_message.Message):
         engine: _builtins.str = ...,
         stop_index: _builtins.int | None = ...,
         energy_joules: _builtins.float | None = ...,
+        operation: _usage_pb2.Operation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "end_time", b"end_time", "energy_joules", b"energy_joules", "error", b"error", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "energy_joules", b"energy_joules", "engine", b"engine", "error", b"error", "finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "energy_joules", b"energy_joules", "engine", b"engine", "error", b"error", "finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "operation", b"operation", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
     _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015

@@ -59,6 +59,28 @@ PRIORITY_CLASS_BACKGROUND: PriorityClass.ValueType  # 2
 PRIORITY_CLASS_BATCH: PriorityClass.ValueType  # 3
 Global___PriorityClass: _TypeAlias = PriorityClass  # noqa: Y015
 
+class _Operation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPERATION_UNSPECIFIED: _Operation.ValueType  # 0
+    OPERATION_CHAT: _Operation.ValueType  # 1
+    OPERATION_TEXT_COMPLETION: _Operation.ValueType  # 2
+    OPERATION_EMBEDDINGS: _Operation.ValueType  # 3
+    OPERATION_INFERENCE: _Operation.ValueType  # 4
+
+class Operation(_Operation, metaclass=_OperationEnumTypeWrapper):
+    """What a request asks of its model. Of INFERENCE there are no tokens: it counts as a call."""
+
+OPERATION_UNSPECIFIED: Operation.ValueType  # 0
+OPERATION_CHAT: Operation.ValueType  # 1
+OPERATION_TEXT_COMPLETION: Operation.ValueType  # 2
+OPERATION_EMBEDDINGS: Operation.ValueType  # 3
+OPERATION_INFERENCE: Operation.ValueType  # 4
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
 @_typing.final
 class Usage(_message.Message):
     """Tokens of one request, counted by the worker with the model's own tokenizer."""

@@ -83,6 +83,7 @@ class FleetWorker(_message.Message):
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     HEARTBEAT_AGE_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     active: _builtins.int
     on_the_way: _builtins.int
     """Placed and not yet taken over by the worker."""
@@ -95,6 +96,10 @@ class FleetWorker(_message.Message):
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[_control_pb2.GpuStatus]:
         """As its heartbeats said last."""
 
+    @_builtins.property
+    def engine(self) -> _control_pb2.EngineStatistics:
+        """As its last heartbeat said; absent: not known."""
+
     def __init__(
         self,
         *,
@@ -104,10 +109,11 @@ class FleetWorker(_message.Message):
         output_tokens_total: _builtins.int = ...,
         heartbeat_age: _duration_pb2.Duration | None = ...,
         gpus: _abc.Iterable[_control_pb2.GpuStatus] | None = ...,
+        engine: _control_pb2.EngineStatistics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_age", b"heartbeat_age", "record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "heartbeat_age", b"heartbeat_age", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "gpus", b"gpus", "heartbeat_age", b"heartbeat_age", "on_the_way", b"on_the_way", "output_tokens_total", b"output_tokens_total", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "engine", b"engine", "gpus", b"gpus", "heartbeat_age", b"heartbeat_age", "on_the_way", b"on_the_way", "output_tokens_total", b"output_tokens_total", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from inferbus.bus.v1 import control_pb2 as _control_pb2
 from inferbus.bus.v1 import registry_pb2 as _registry_pb2
 from inferbus.bus.v1 import request_pb2 as _request_pb2
 from inferbus.common.v1 import error_pb2 as _error_pb2
@@ -46,12 +47,17 @@ class GetStatusResponse(_message.Message):
     UNACKED_FRAMES_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     ENGINE_RESTARTS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     active: _builtins.int
     unacked_frames: _builtins.int
     output_tokens_total: _builtins.int
     engine_restarts: _builtins.int
     @_builtins.property
     def record(self) -> _registry_pb2.WorkerRecord: ...
+    @_builtins.property
+    def engine(self) -> _control_pb2.EngineStatistics:
+        """Absent: not known."""
+
     def __init__(
         self,
         *,
@@ -60,10 +66,11 @@ class GetStatusResponse(_message.Message):
         unacked_frames: _builtins.int = ...,
         output_tokens_total: _builtins.int = ...,
         engine_restarts: _builtins.int = ...,
+        engine: _control_pb2.EngineStatistics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "engine_restarts", b"engine_restarts", "output_tokens_total", b"output_tokens_total", "record", b"record", "unacked_frames", b"unacked_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "engine", b"engine", "engine_restarts", b"engine_restarts", "output_tokens_total", b"output_tokens_total", "record", b"record", "unacked_frames", b"unacked_frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -38,12 +38,18 @@ class TritonPythonModel:
         self.serving.end()
 
     async def serve(self, inputs: Inputs, answer: Answer) -> None:
-        arrived = time.monotonic_ns()
         ids = inputs.values("input_ids")[: inputs.value("input_lengths")]
+        self.gauges.tell(self.serving.running, len(ids))
+        try:
+            await self.generate(inputs, ids, answer)
+        finally:
+            self.gauges.tell(self.serving.running - 1, -len(ids))
+
+    async def generate(self, inputs: Inputs, ids: list[int], answer: Answer) -> None:
+        arrived = time.monotonic_ns()
         end_id = inputs.value("end_id", -1)
         stop_words = _words(inputs.values("stop_words_list"))
         counts, seen = Counts(), []
-        self.gauges.tell(self.serving.running, len(ids))
         body = body_of(inputs, ids, inputs.value("request_output_len"), runtime="runtime_")
         streaming = inputs.value("streaming", False)
         async for piece in self.serving.llama.complete(body, end_id, counts):
@@ -66,18 +72,17 @@ class TritonPythonModel:
                     tensor("arrival_time_ns", [[arrived]], np.int64),
                 ]
             last = bool(piece.reason) or stopped
-            if last:
-                self.gauges.tell(self.serving.running - 1, 0)
             answer.send(outputs, last)
             if last:
                 return
 
 
 class _Gauges:
-    """``nv_trt_llm_*`` as the C++ backend names them; the block counts follow from the last prompt."""
+    """``nv_trt_llm_*`` as the C++ backend names them; blocks are those of the prompts of what runs."""
 
     def __init__(self, model: str, version: str) -> None:
         self._labels = {"model": model, "version": version}
+        self._blocks_used = 0
         self._requests = self._family("nv_trt_llm_request_metrics", "TRT LLM request metrics")
         self._blocks = self._family("nv_trt_llm_kv_cache_block_metrics", "TRT LLM KV cache block metrics")
         self._active = self._gauge(self._requests, request_type="active")
@@ -87,9 +92,12 @@ class _Gauges:
         self._gauge(self._blocks, kv_cache_block_type="tokens_per").set(_BLOCK)
 
     def tell(self, running: int, prompt_tokens: int) -> None:
+        """``prompt_tokens``: of a request that begins, or minus those of one that ends."""
+        size = -(-abs(prompt_tokens) // _BLOCK)
+        self._blocks_used += size if prompt_tokens > 0 else -size
         self._active.set(running)
         self._waiting.set(0)
-        self._used.set(-(-prompt_tokens // _BLOCK))
+        self._used.set(self._blocks_used)
 
     def _family(self, name: str, description: str) -> Any:
         return pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)

@@ -2,7 +2,7 @@
 
 llama.cpp goes on with free text when it cannot compile a grammar, and also when it gives one up in the middle of an
 output. So each is compiled here first, with a newer build of the same library, and its beginning is walked: some
-compile and are too large to be followed. Then the matcher follows what the child sends, in bytes, so that nothing is
+compile and are too large to be followed. Then the matcher follows what the engine sends, in bytes, so that nothing is
 delivered that does not fit (3 to 15 µs a token).
 """
 
@@ -68,7 +68,7 @@ class Follower:
             "simpler one: fewer optional properties, smaller repeats and bounds.",
             self._param,
         )
-        error.diagnostic = f"the child sent what its grammar does not allow; the matcher says: {self._said()}"
+        error.diagnostic = f"the engine sent what its grammar does not allow; the matcher says: {self._said()}"
         return error
 
     def _said(self) -> str:

@@ -1,0 +1,21 @@
+"""Why the worker itself ends a generation, as the tenant is told it."""
+
+from datetime import timedelta
+
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_runtime.errors import InferBusError, unavailable
+
+
+def engine_failed(diagnostic: str) -> InferBusError:
+    return unavailable(
+        "engine_failed", "The model's engine failed; retry.", retry_after=timedelta(seconds=1), diagnostic=diagnostic
+    )
+
+
+def deadline_exceeded() -> InferBusError:
+    message = "The request was not finished in its time. Ask for fewer tokens, or try again later."
+    return InferBusError(ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "deadline_exceeded", message)
+
+
+def worker_draining() -> InferBusError:
+    return unavailable("worker_draining", "The worker is being replaced; retry.", retry_after=timedelta(seconds=1))

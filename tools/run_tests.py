@@ -1,0 +1,68 @@
+"""All tests, two groups at a time: half of what the tests do is wait for real processes.
+
+    .venv/bin/python tools/run_tests.py [--jobs 2]
+
+A group is one run of pytest with its own servers. The longest come first, so that what ends last is short. Each group's
+output is printed when it ends. Exit code 1 if one failed. A new test file is in the group of its folder.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from glob import glob
+
+_WORKER = "services/worker/tests"
+GROUPS = (
+    f"{_WORKER}/contract",
+    "tests/conformance",
+    f"{_WORKER} --ignore={_WORKER}/contract --ignore-glob=*/test_openai*.py --ignore-glob=*/test_triton*.py",
+    f"{_WORKER}/test_openai*.py {_WORKER}/test_triton*.py",
+    "services/edge",
+    "tests/faults",
+    "libs services/batch services/meter services/scheduler tests/contract tests/e2e tests/integration",
+)
+
+
+def run(group: str) -> tuple[bool, str]:
+    """(passed, a headline and all that pytest said)."""
+    started = time.monotonic()
+    paths = [path for word in group.split() for path in ([word] if word.startswith("--") else sorted(glob(word)))]
+    command = [sys.executable, "-m", "pytest", "--durations=5", "--durations-min=5", *paths]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    passed = ended.returncode == 0
+    headline = f"=== {group}: {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s"
+    return passed, f"{headline}\n{ended.stdout}"
+
+
+def forgotten() -> list[str]:
+    """Test files in no group."""
+    words = [word for group in GROUPS for word in group.split() if not word.startswith("--")]
+    named = tuple(path for word in words for path in glob(word))
+    files = [path for top in ("libs", "services", "tests") for path in glob(f"{top}/**/test_*.py", recursive=True)]
+    return [path for path in files if not path.startswith(named)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="groups at a time; each takes about a core (default: 2)")
+    jobs = parser.parse_args().jobs
+    if files := forgotten():
+        parser.error(f"no group has {', '.join(files)}: add their folder to GROUPS")
+    started, failed = time.monotonic(), []
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(run, group): group for group in GROUPS}
+        for done in as_completed(running):
+            passed, output = done.result()
+            print(output, flush=True)
+            if not passed:
+                failed.append(running[done])
+    print(f"=== {len(GROUPS) - len(failed)} of {len(GROUPS)} groups passed in {time.monotonic() - started:.0f} s")
+    for group in failed:
+        print(f"=== FAILED: {group}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
