@@ -1,4 +1,5 @@
 import asyncio
+import time
 from datetime import timedelta
 
 import pytest
@@ -71,6 +72,29 @@ async def test_no_more_is_delivered_than_there_is_room_for(bus: Bus) -> None:
     for delivery in got[20:]:
         delivery.ack()
     assert taken.held == 0
+
+
+async def test_of_large_messages_fewer_are_on_the_way(nats_server: NatsServer) -> None:
+    """The broker cuts off a reader that leaves 64 MiB unread: 100 MiB wait, and the reader is slow."""
+    config = BusConfig(nats_server.url, "wq-large")
+    async with connect(config) as sending, connect(config) as reading:
+        publish, count = await publisher(sending), 200
+        for number in range(count):
+            large = work("wq-large", number)
+            large.request.cache_salt = bytes(1 << 19)
+            await publish.publish(large)
+        cut: list[str] = []
+        reading.on_disconnect(lambda: cut.append("off"))
+        got: list[Delivery] = []
+        taken = await queue(reading, "wq-large", got.append, in_flight=2 * count)
+        time.sleep(2)  # nothing is read meanwhile
+        await until(lambda: len(got) == count)
+        assert not cut
+        assert len({delivery.sequence for delivery in got}) == count
+        for delivery in got:
+            delivery.ack()
+        await taken.stop()
+        await taken.close()
 
 
 async def test_what_is_held_is_kept_alive_and_a_nak_delivers_again(bus: Bus) -> None:

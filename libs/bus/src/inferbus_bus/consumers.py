@@ -4,10 +4,17 @@ The subject of CONSUMER.CREATE names stream, consumer and filter, so that a brok
 exactly its own consumers; nats-py's calls do not always use that form.
 """
 
+import json
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from inferbus_bus.connection import Bus
+
+# Of one pull: more than the largest message, and less than what the broker lets a reader leave unread (64 MiB).
+_PULL_BYTES = 16 << 20
+# What the broker says with a 409 at the end of a pull that is bounded by bytes; any other 409 is of the consumer's end.
+_ENDED = ("Message Size Exceeds MaxBytes", "Batch Completed")
 
 
 class Position(NamedTuple):
@@ -32,6 +39,16 @@ def position(reply: str) -> Position:
 
 def nanoseconds(duration: timedelta) -> int:
     return duration // timedelta(microseconds=1) * 1000
+
+
+def pull_request(batch: int, expires: timedelta) -> bytes:
+    """For at most ``batch`` messages, and 16 MiB of them: of large ones the broker would cut us off."""
+    return json.dumps({"batch": batch, "max_bytes": _PULL_BYTES, "expires": nanoseconds(expires)}).encode()
+
+
+def pull_ended(status: Mapping[str, str]) -> bool:
+    """By the headers of a message without data: the pull has, and another one may be asked."""
+    return status["Status"] in ("404", "408") or status.get("Description") in _ENDED
 
 
 async def create_consumer(bus: Bus, stream: str, name: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The log itself: frames of TOKENS by stream sequence, for whoever keeps the position (meter, audit, recovery)."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
@@ -13,15 +12,11 @@ from inferbus_runtime.errors import InferBusError
 from nats.aio.msg import Msg
 
 from inferbus_bus.connection import Bus, send_now
-from inferbus_bus.consumers import create_consumer, delete_consumer, nanoseconds, position
+from inferbus_bus.consumers import create_consumer, delete_consumer, nanoseconds, position, pull_ended, pull_request
 from inferbus_bus.errors import StreamApiError
 
 log = logging.getLogger(__name__)
 _WINDOW = 1000
-# Of one pull: more than the largest message, and less than what the broker lets a reader leave unread (64 MiB).
-_MAX_BYTES = 16 << 20
-# What the broker says with a 409 at the end of a pull that is bounded by bytes; any other 409 is of the consumer's end.
-_ENDED = ("Message Size Exceeds MaxBytes", "Batch Completed")
 _EXPIRES = timedelta(seconds=5)
 _INACTIVE = timedelta(seconds=60)
 _RETRY_SECONDS = 0.2
@@ -165,17 +160,14 @@ class _Cursor:
         if want <= 0 or not self._bus.connected:
             return
         self._asked += want
-        bounds = {"batch": want, "max_bytes": _MAX_BYTES, "expires": nanoseconds(_EXPIRES)}
-        request = json.dumps(bounds).encode()
+        request = pull_request(want, _EXPIRES)
         send_now(self._bus.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", request, self._inbox))
 
     async def _received(self, msg: Msg) -> None:
         if msg.headers and "Status" in msg.headers and not msg.data:
-            status = msg.headers["Status"]
-            ended = status in ("404", "408") or msg.headers.get("Description") in _ENDED
-            if ended:  # this pull has; how much of it was left, it says
+            if pull_ended(msg.headers):  # how much of it was left, it says
                 self._asked = max(0, self._asked - int(msg.headers.get("Nats-Pending-Messages", self._asked)))
-            elif status != "100":
+            elif msg.headers["Status"] != "100":
                 self._lost = True
             self._wake.set()
             return

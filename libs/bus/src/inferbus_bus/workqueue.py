@@ -15,7 +15,7 @@ from inferbus_runtime import clock
 from nats.aio.msg import Msg
 
 from inferbus_bus.connection import Bus, send_now
-from inferbus_bus.consumers import create_consumer, nanoseconds, position
+from inferbus_bus.consumers import create_consumer, nanoseconds, position, pull_ended, pull_request
 
 log = logging.getLogger(__name__)
 _PULL_EXPIRES = timedelta(seconds=30)
@@ -141,15 +141,14 @@ class WorkQueue:
         self._pull_count += 1
         inbox = f"{self._inbox}{self._pull_count}"
         self._pulls[inbox] = (room, clock.monotonic() + _PULL_LOST_SECONDS)
-        request = json.dumps({"batch": room, "expires": nanoseconds(_PULL_EXPIRES)}).encode()
-        send_now(self._bus.nc.publish(self._next_pull, request, inbox))
+        send_now(self._bus.nc.publish(self._next_pull, pull_request(room, _PULL_EXPIRES), inbox))
 
     async def _received(self, msg: Msg) -> None:
         if msg.headers and "Status" in msg.headers and not msg.data:
-            # 404/408: the pull has ended; 409: consumer changed or gone; 503: JetStream is not back yet.
-            if msg.headers["Status"] not in ("100",):
+            # Else the consumer has changed or is gone (409), or JetStream is not back yet (503).
+            if msg.headers["Status"] != "100":
                 self._pulls.pop(msg.subject, None)
-                if msg.headers["Status"] in ("404", "408"):
+                if pull_ended(msg.headers):
                     self._refill()
             return
         self._count_down()
