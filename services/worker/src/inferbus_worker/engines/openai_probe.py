@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 # Of an upstream that does not say: long enough for any input that it takes.
 _UNKNOWN_CONTEXT = 131072
 _RETRY_SECONDS = 0.5
+# Of its list of models, asked again until the start's own time is up: some answer one connection and not another.
+_LIST_SECONDS = 5.0
 _MAX_NAMED = 8
 _TRIES = 3
 _SAY = [{"role": "user", "content": "Say hi."}]
@@ -86,7 +88,7 @@ async def _card(http: UpstreamHttp, wanted: Wanted, until: float) -> dict[str, A
     """Of the model that is served, from the list of models."""
     while True:
         try:
-            models = await http.models(wanted.seconds)
+            models = await http.models(min(_LIST_SECONDS, wanted.seconds))
             break
         except UpstreamError as failure:
             if failure.kind is Kind.DENIED and failure.status in (404, 405) and wanted.model:
