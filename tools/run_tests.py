@@ -2,8 +2,9 @@
 
     .venv/bin/python tools/run_tests.py [--jobs 2]
 
-A group is one run of pytest with its own servers. The longest come first, so that what ends last is short. Each group's
-output is printed when it ends. Exit code 1 if one failed. A new test file is in the group of its folder.
+A group is one run of pytest with its own servers. Those that keep a model busy stand beside those that wait, and the
+longest come first. Each group's output is printed when it ends. Exit code 1 if one failed. A new test file is in the
+group of its folder.
 """
 
 import argparse
@@ -15,13 +16,13 @@ from glob import glob
 
 _WORKER = "services/worker/tests"
 GROUPS = (
-    f"{_WORKER}/contract",
     "tests/conformance",
-    f"{_WORKER} --ignore={_WORKER}/contract --ignore-glob=*/test_openai*.py --ignore-glob=*/test_triton*.py",
+    "libs services/batch services/meter services/scheduler tests/contract tests/e2e tests/integration",
+    f"{_WORKER}/contract",
+    "tests/faults",
     f"{_WORKER}/test_openai*.py {_WORKER}/test_triton*.py",
     "services/edge",
-    "tests/faults",
-    "libs services/batch services/meter services/scheduler tests/contract tests/e2e tests/integration",
+    f"{_WORKER} --ignore={_WORKER}/contract --ignore-glob=*/test_openai*.py --ignore-glob=*/test_triton*.py",
 )
 
 

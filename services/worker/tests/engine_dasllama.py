@@ -20,6 +20,8 @@ TITLE = "`openai` on dasLLAMA"
 CAPABILITIES = frozenset({"chat", "completions", "tools", "structured_output", "embeddings"})
 CAN = frozenset({"seeds", "frequency_penalty", "presence_penalty", "model", "batch"})
 PREFILL_WORDS = 3000
+# What asks it for many answers or long ones, where it breaks most (see below).
+SOAK = frozenset({"hundred", "batch", "tools", "forms", "cancel", "statistics", "death"})
 # Seen at any load, and more of it with more at once: it ends streams in the middle, writes events of one answer into
 # another's, or says nothing any more. The engine asks again, of a server like this one more often than by default.
 _PATIENCE = {

@@ -25,6 +25,8 @@ CAN = frozenset(
 )
 WHY = {"prefixes": "a server that keeps no salts apart is told to look for none, unless `SHARED_PREFIXES` allows it"}
 PREFILL_WORDS = 3000
+# The same grammars in the same program as the engine llama_cpp's; test_openai_upstream.py has a few of them.
+SOAK = frozenset({"tools"})
 _DOWN_SECONDS = 1.5
 _reviving: set[asyncio.Task[None]] = set()
 

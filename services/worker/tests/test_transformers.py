@@ -3,6 +3,9 @@ model runs, on the GPU if there is one; where they are not, those tests are skip
 
 import asyncio
 import json
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +141,28 @@ async def test_without_its_packages_it_does_not_start_and_says_why(shape: Path) 
     await engine.stop()
 
 
+async def test_the_child_leaves_ctrl_c_to_its_worker(tmp_path: Path) -> None:
+    """A terminal sends it to the whole group, and what runs is to be drained first."""
+    wanted = TransformersConfig(model_path=tmp_path, device="cpu").model_dump(mode="json")
+    settings = wanted | {"parent": os.getpid(), "threads": 1, "capacity": 1, "end_ids": []}
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inferbus_worker.engines.transformers_child",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    status = Path(f"/proc/{child.pid}/status")
+    try:
+        async with asyncio.timeout(60):
+            while not int(status.read_text().partition("SigIgn:")[2].split()[0], 16) & 1 << signal.SIGINT - 1:
+                await asyncio.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        answer, _ = await child.communicate(json.dumps(settings).encode() + b"\n")
+        assert "refused" in json.loads(answer)
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
 # --- the real packages ----------------------------------------------------------------------------------------------
 
 
@@ -202,6 +227,19 @@ async def test_a_cache_that_is_too_small_costs_time_and_no_token(small: Any) -> 
     await asyncio.wait_for(reading.read(), 120)
     assert reading.ends[longest].input_tokens + len(reading.ids[longest]) == 1024
     assert reading.ends[longest].reason is Finish.LENGTH
+
+
+@installed
+async def test_a_long_prompt_alone_is_no_silence(folder: Path) -> None:
+    """A worker would take an engine without steps for one that stands still."""
+    async for engine in started(folder):
+        engine.submit(Generation(KEY, Prompt((5,) * 2000), replace(GREEDY, max_tokens=2)))
+        silent = 0
+        async for step in engine.steps():
+            if step.keys or step.finished:
+                break
+            silent += 1
+        assert silent, "its 2000 tokens are read in 8 steps, and only the last of them makes a token"
 
 
 @installed

@@ -274,7 +274,7 @@ async def test_a_picture_in_and_megabytes_out_come_in_parts(triton: TritonServer
         assert np.array_equal(small.outputs["SCORES"], several[0].outputs["SCORES"])
     async with reading(triton, "vision", triton={"max_answer_bytes": 1 << 20}) as engine:
         answer = await engine.ask(call(IMAGE=image))
-        assert (answer.error.error_class, answer.error.reason) == (INVALID, "answer_too_large")
+        assert (answer.error.error_class, answer.error.reason) == (INVALID, "answer_too_large"), answer.error.diagnostic
         assert "1 MiB" in answer.error.message
         assert not answer.parts
         assert (await engine.ask(call(IMAGE=image, outputs=("SCORES",)))).outputs["SCORES"].shape == (1000,)
@@ -302,6 +302,7 @@ BAD: list[tuple[str, ModelInferRequest, str]] = [
     ("tabular", changed(call(FLOWERS=FLOWER), lambda r: r.inputs[0].shape.__setitem__(0, 2)), "Expected 32, got 16"),
     ("tabular", changed(call(FLOWERS=FLOWER), lambda r: r.inputs[0].shape.__setitem__(0, -1)), "Send a shape of the"),
     ("tabular", changed(call(FLOWERS=FLOWER), lambda r: r.inputs[0].shape.__setitem__(0, 1 << 62)), "Send a shape of"),
+    ("tabular", changed(call(FLOWERS=FLOWER), lambda r: r.inputs[0].shape.MergeFrom([1 << 61, 0])), "Send a shape of"),
     ("shout", call(SUFFIX=["!"]), "Send the input 'TEXTS'"),
     ("shout", call(TEXTS=[]), "TEXTS has no text"),
     ("shout", changed(call(TEXTS=["a"]), lambda r: r.raw_input_contents.__setitem__(0, b"\x09\0\0\0a")), "length 9"),

@@ -8,7 +8,7 @@ from inferbus.bus.v1 import control_pb2 as wire
 from inferbus_runtime import metrics
 from prometheus_client import Gauge
 
-from inferbus_worker.engine import Engine, EngineStatistics
+from inferbus_worker.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +41,20 @@ class EngineReport:
     def current(self) -> wire.EngineStatistics | None:
         """None if the engine fails to say it, which never keeps a worker from its work."""
         try:
-            told: EngineStatistics | None = self._engine.statistics()
+            said, message = self._asked()
         except Exception:
             if not self._failed:
                 log.exception("the engine's statistics failed; said once")
-            self._failed, told = True, None
-        said = {name: value for name in _FIELDS if (value := getattr(told, name, None)) is not None}
+            self._failed, said, message = True, {}, None
         if said != self._shown:
             self._show(said)
-        return wire.EngineStatistics(**said) if told is not None else None
+        return message
+
+    def _asked(self) -> tuple[dict[str, Any], wire.EngineStatistics]:
+        """ValueError, and whatever the engine raises: of a number that none of them can be, too."""
+        told = self._engine.statistics()
+        said = {name: value for name in _FIELDS if (value := getattr(told, name)) is not None}
+        return said, wire.EngineStatistics(**said)
 
     def _show(self, said: dict[str, Any]) -> None:
         metrics.WORKER_ACTIVE.set(said.get("running", nan))

@@ -27,6 +27,8 @@ OnEnd = Callable[[Running, FinishReason.ValueType, int], None]
 
 _START_RETRY_SECONDS = 0.5
 _SWEEP_SECONDS = 0.25
+# Longer than any engine gives itself by default.
+_STOP_SECONDS = 60.0
 
 
 class Generations:
@@ -36,7 +38,8 @@ class Generations:
     order of frames, so the attempt stays the same. More deaths than ``limit`` allows end everything that runs with an
     error, and :meth:`run` with an exception.
 
-    ``steps``: how many there were; ``starts``: of the engine, the first included. ``up`` is cleared while it is dead.
+    ``steps``: how many there were that the engine itself made; ``starts``: of the engine, the first included. ``up`` is
+    cleared while it is dead.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class Generations:
                 self._listening = True
                 async for step in self._engine.steps():
                     self._listening = False
-                    self.steps += 1
+                    self.steps += says_life(step)
                     await self.may_publish.wait()
                     self._apply(step)
                     await self._frames.room()
@@ -244,9 +247,21 @@ class Generations:
         return True
 
     async def _stop(self) -> None:
-        """One at a time: who starts the engine again must not do so while an earlier stop still frees things."""
+        """One at a time: who starts the engine again must not do so while an earlier stop still frees things. Raises
+        InferBusError if it does not stop: then only the end of this process does it."""
         async with self._stopping:
-            await self._engine.stop()
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._engine.stop()
+            except TimeoutError as error:
+                raise engine_failed(f"it did not stop in {_STOP_SECONDS:.0f} s") from error
+
+
+def says_life(step: Step) -> bool:
+    """Whether the engine itself moved: what was closed or refused ends without it."""
+    if step.keys or step.embeddings or step.outputs or not step.finished:
+        return True
+    return any(one.reason in (Finish.STOP, Finish.LENGTH) for one in step.finished)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("here", "lacking"), pairs, indirect=["here"], scope="session")
         return
     names = [name for name in _COLUMNS if shown.needs <= has(_COLUMNS[name])]
-    metafunc.parametrize("here", names, indirect=True, scope="session")
+    soaked = [name for name in names if shown.behaviour in getattr(_COLUMNS[name], "SOAK", ())]
+    params = [pytest.param(name, marks=pytest.mark.soak if name in soaked else ()) for name in names]
+    metafunc.parametrize("here", params, indirect=True, scope="session")
 
 
 @pytest.hookimpl(trylast=True)

@@ -8,6 +8,7 @@ CAPABILITIES    what the started engine says that it can
 CAN             features beyond them that it has (``behaviours.FEATURES``)
 PREFILL_WORDS   words that take it a while to read
 NEVER_RUN       set where no machine has run it yet: why
+SOAK            behaviours whose tests take long on it, or trip over its server's own faults: run by make soak
 WHY             of a feature that it lacks: the reason, for the table
 missing()       why it cannot run here; empty if it can
 made(cache)     context manager: the engine, not started, with its real servers running; further arguments change its

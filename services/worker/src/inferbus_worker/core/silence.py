@@ -24,4 +24,9 @@ class Silence:
             self.seconds = 0.0
         else:
             self.seconds += min(elapsed, self._longest)
-        return self.seconds >= self._limit
+        if self.seconds < self._limit:
+            return False
+        # Whatever follows, the engine is a new one.
+        self._steps = -1
+        self.seconds = 0.0
+        return True

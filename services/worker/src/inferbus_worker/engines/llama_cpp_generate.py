@@ -94,6 +94,7 @@ class Generating:
                 case Delta(ids) if run.repeats:
                     if not run.repeated(ids):
                         return differs()
+                    self._outbox.beat()
                     places.make_room()
                 case Delta():
                     if self._deliver(run, item):

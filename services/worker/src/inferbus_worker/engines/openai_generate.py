@@ -137,6 +137,8 @@ class Generating:
     def _deliver(self, run: Run, out: Out) -> None:
         if out.ids or out.text:
             self._outbox.add(run.key, out.ids, out.text, out.logprobs)
+        else:
+            self._outbox.beat()
 
     def _moved(self, run: Run) -> None:
         if not run.answered:

@@ -88,9 +88,12 @@ class Runs(Generic[RunT]):
         return cancel(run.task)
 
     def step_back(self, run: RunT) -> None:
-        """It gives up its place, and is the next to have one."""
+        """It gives up its place, and is the next to have one. Its task ends, also if that is what calls: else it
+        would go on reading beside its next one."""
         del self.running[run.key]
-        cancel(run.task)
+        if run.task is not None:
+            run.task.cancel()
+            run.task = None
         self.waiting.appendleft(run)
 
     def tasks(self) -> list[asyncio.Task[None]]:

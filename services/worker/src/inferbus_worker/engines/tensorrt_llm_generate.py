@@ -49,6 +49,8 @@ async def _follow(run: Run, served: Served, arguments: dict[str, Any], runs: Run
             cut = run.filter.feed(delta.text)
             if delta.ids or cut.text:
                 outbox.add(run.key, delta.ids, cut.text, delta.logprobs)
+            else:
+                outbox.beat()
             if cut.stopped:
                 return End(Finish.STOP)
             if delta.finish is not None:

@@ -112,7 +112,8 @@ class Transformers:
         while (child := self._child) is not None:
             await self._ready.wait()
             self._ready.clear()
-            if self._steps:
+            if self._steps or (not self._death and self._child is child):
+                # One without content: the child has said that it reads a prompt.
                 yield self._steps.take(clock.now_us())
                 self._room.set()
                 self._admit()

@@ -5,7 +5,7 @@ ContinuousBatchingConfig of configuration_utils; 5.17 lacks some. With its own p
 temperature, top_k and top_p. It has no seed, penalties, min_p, bias, grammar or alternatives for a single request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Any
@@ -93,7 +93,7 @@ class Batching:
 
 def batching_of(weights: Weights, settings: dict[str, Any], router: Any) -> Batching:
     """Its cache and its CUDA graphs are made when it returns. ``router``: takes the results, in the place of the
-    library's OutputRouter. Raises RefusedError."""
+    library's OutputRouter, and is told of each step (``stepped``). Raises RefusedError."""
     torch, transformers = import_module("torch"), import_module("transformers")
     try:
         library, processors = import_module(_PACKAGE), import_module(f"{_PACKAGE}.cb_logits_processors")
@@ -120,7 +120,22 @@ def batching_of(weights: Weights, settings: dict[str, Any], router: Any) -> Batc
     except (MemoryError, ValueError) as error:
         why = f"there is no memory for it: {error}"
         raise RefusedError("TRANSFORMERS__KV_TOKENS", why) from error
+    if not hasattr(manager.batch_processor, "update_batch"):
+        raise RefusedError("ENGINE", _lacks(f"{library.__name__} has no update_batch", transformers))
+    _tell_steps(manager.batch_processor, router.stepped)
     return Batching(manager, weights, settings["end_ids"])
+
+
+def _tell_steps(processor: Any, stepped: Callable[[], None]) -> None:
+    """The library delivers only steps with a token. Each ends with its ``update_batch``, in its own thread, once the
+    device has computed it."""
+    update = processor.update_batch
+
+    def update_and_tell() -> None:
+        update()
+        stepped()
+
+    processor.update_batch = update_and_tell
 
 
 def _config(weights: Weights, settings: dict[str, Any], kind: Any) -> Any:

@@ -3,12 +3,14 @@
 A fault of CUDA ends a process, and nothing less makes it well again: so it is one of its own. A message, either way, is
 a line of JSON, the first from the worker being the settings. To the child: ``add`` (serial, tokens at most, ids,
 sampling) and ``cancel`` (serials). From it: ``refused`` (setting, why) or ``ready``, then one line an engine step:
-``step`` (serials, the next token of each, serials that ended with it) and ``used`` (blocks of the KV cache).
+``step`` (serials, the next token of each, serials that ended with it) and ``used`` (blocks of the KV cache). Steps that
+only read a prompt have an empty line at most once a second: a sign of life.
 
 The line of a step is written by the thread that steps: while nobody reads, the pipe fills and generation stands still.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -30,15 +32,18 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _WATCH_SECONDS = 0.2
+_SIGN_SECONDS = 1.0
 _LONGEST_REASON = 2000
 
 
 class Steps:
-    """What the library's thread delivers to, in the place of its OutputRouter: each call is one engine step."""
+    """What the library's thread delivers to, in the place of its OutputRouter: each call is one engine step, and
+    :meth:`stepped` follows each step, also those in which nobody has a token."""
 
     def __init__(self, write: BinaryIO) -> None:
         self._write = write
         self._sent: dict[int, int] = {}
+        self._told_at = 0.0
         self.first = threading.Event()
         self.blocks_used: Callable[[], int] = lambda: 0
 
@@ -71,10 +76,19 @@ class Steps:
                 self._sent[serial] = sent + len(new)
         self.first.set()
         if serials or ended:
-            send(self._write, {"step": [serials, tokens, ended], "used": self.blocks_used()})
+            self._tell(serials, tokens, ended)
+
+    def stepped(self) -> None:
+        """Without it a long prompt alone would be taken for an engine that stands still."""
+        if self._sent and time.monotonic() - self._told_at >= _SIGN_SECONDS:
+            self._tell([], [], [])
 
     def deliver(self, output: Any) -> None:
         self.deliver_batch([output])
+
+    def _tell(self, serials: list[int], tokens: list[int], ended: list[int]) -> None:
+        send(self._write, {"step": [serials, tokens, ended], "used": self.blocks_used()})
+        self._told_at = time.monotonic()
 
     def fail_and_deliver(self, state: Any, error: Exception) -> None:
         end_process(f"the engine's loop failed: {error!r} with {state.request_id}")
@@ -95,6 +109,7 @@ def end_process(why: str) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the worker ends us after its drain
     # Libraries print. What the worker reads is ours alone, and theirs goes where errors go.
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)

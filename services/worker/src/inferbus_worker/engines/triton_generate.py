@@ -81,6 +81,8 @@ class Generating:
             self._outbox.add(run.key, fresh.token_ids, cut.text)
             if cut.stopped:
                 return End(Finish.STOP)
+        else:
+            self._outbox.beat()
         return None
 
     def _measure(self, run: Run, reader: Reader) -> None:
