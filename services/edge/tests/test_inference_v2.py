@@ -303,6 +303,30 @@ async def test_limits_count_calls_and_a_key_sees_its_models_only(
         assert ((await error_of(second))[0], int(second.headers["Retry-After"]) > 30) == (429, True)
 
 
+async def test_bytes_of_tensors_count_as_tokens_once_they_are_known(
+    worker: Any, model: str, http: Any, path: str, edge: Any, rig: Any
+) -> None:
+    await serve(worker, model, http)
+    secret = mint(model.encode().rjust(32, b"t"))
+    keys = Registry(worker.bus, "keys", KeyRecord)
+    await keys.start()
+    record = KeyRecord(
+        key_id=f"tokens_{model}", tenant_id="acme", project_id="web", scopes=["inference"],
+        limits=Limits(tokens_per_minute=10),
+    )  # fmt: skip
+    await keys.put(key_hash(secret), record)
+    await keys.stop()
+    async with rig.session(edge, secret) as mine, asyncio.timeout(10):
+        while (await mine.get(f"/v2/models/{model}")).status != 200:
+            await asyncio.sleep(0.01)
+        call = asyncio.create_task(mine.post(path, json=asking()))
+        await answer(worker, model)
+        assert (await call).status == 200
+        second = await mine.post(path, json=asking())
+        status, said = await error_of(second)
+        assert (status, "tokens" in said, int(second.headers["Retry-After"]) > 30) == (429, True, True)
+
+
 async def test_a_client_that_leaves_cancels_its_call(worker: Any, model: str, http: Any, path: str) -> None:
     await serve(worker, model, http)
     call = asyncio.create_task(http.post(path, json=asking()))
@@ -327,7 +351,10 @@ async def test_a_retry_under_an_idempotency_key_is_the_same_call(worker: Any, mo
     # By its name it is found as any answer.
     name = first.headers["x-inferbus-stream"]
     assert name.replace("-", "") == request.request_id.hex()
-    assert await (await http.get(f"/v1/streams/{name}?stream=false")).read() == await first.read()
+    for query in ("?stream=false", ""):  # it has no events
+        found = await http.get(f"/v1/streams/{name}{query}")
+        assert await found.read() == await first.read()
+        assert found.headers[LENGTH] == first.headers[LENGTH]
 
 
 async def test_who_joins_a_running_call_gets_all_of_its_answer(worker: Any, model: str, http: Any, path: str) -> None:

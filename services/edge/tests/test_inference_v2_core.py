@@ -24,9 +24,10 @@ from inferbus.inference.v1.inference_pb2 import (
 )
 from inferbus_edge.core.inference_v2 import JSON, PROTOBUF, check_call, check_version, metadata_of, plan_call
 from inferbus_edge.core.inference_v2_form import MAX_BYTES, InferenceForm
-from inferbus_edge.core.inference_v2_request import Inferring, parse_json, parse_protobuf
+from inferbus_edge.core.inference_v2_request import Inferring, inferring_of, parse_json, read_protobuf
 from inferbus_edge.core.inference_v2_tensors import (
     MAX_TEXTS,
+    Room,
     TensorError,
     check_raw,
     json_of,
@@ -47,6 +48,10 @@ BOUND = 1 << 20
 
 def body(*inputs: dict[str, Any], **fields: Any) -> bytes:
     return json.dumps({"inputs": list(inputs or (X,)), **fields}).encode()
+
+
+def parse_protobuf(sent: bytes) -> Inferring:
+    return inferring_of(read_protobuf(sent))
 
 
 def checked(asked: Inferring) -> Inferring:
@@ -81,10 +86,10 @@ TENSORS = st.one_of(
 @given(TENSORS)
 def test_what_json_says_comes_back(tensor: tuple[str, list[Any]]) -> None:
     datatype, values = tensor
-    raw = raw_of_json(datatype, values)
-    check_raw(datatype, [len(values)], raw)
-    shown = json.loads(json_of(datatype, raw))
-    assert raw_of_json(datatype, shown) == raw
+    raw = raw_of_json(datatype, values, Room())
+    check_raw(datatype, [len(values)], raw, Room())
+    shown = json.loads(json_of(datatype, raw, Room()))
+    assert raw_of_json(datatype, shown, Room()) == raw
     assert datatype in ("FP16", "FP32") or shown == values  # those are shown with as few digits as name them
 
 
@@ -95,7 +100,7 @@ def test_typed_contents_are_the_same_bytes_as_json(tensor: tuple[str, list[Any]]
     wide = datatype.lower() if datatype in ("INT64", "UINT64", "FP32", "FP64") else kind
     given_values = [one.encode() for one in values] if datatype == "BYTES" else values
     contents = InferTensorContents(**{f"{wide}_contents": given_values})
-    assert raw_of_contents(datatype, contents) == raw_of_json(datatype, values)
+    assert raw_of_contents(datatype, contents, Room()) == raw_of_json(datatype, values, Room())
 
 
 @pytest.mark.parametrize(
@@ -111,17 +116,17 @@ def test_typed_contents_are_the_same_bytes_as_json(tensor: tuple[str, list[Any]]
 )  # fmt: skip
 def test_values_that_a_datatype_cannot_have(datatype: str, values: list[Any], fault: str) -> None:
     with pytest.raises(TensorError, match=fault):
-        raw_of_json(datatype, values)
+        raw_of_json(datatype, values, Room())
 
 
 def test_nan_and_infinities_go_as_contents_and_are_null_in_json() -> None:
-    raw = raw_of_contents("FP32", InferTensorContents(fp32_contents=[math.nan, math.inf, 1.5]))
-    assert json_of("FP32", raw) == b"[null,null,1.5]"
+    raw = raw_of_contents("FP32", InferTensorContents(fp32_contents=[math.nan, math.inf, 1.5]), Room())
+    assert json_of("FP32", raw, Room()) == b"[null,null,1.5]"
 
 
 def test_bf16_is_shown_as_the_number_that_it_is() -> None:
     upper = np.array([1.5, -2.0], np.float32).view(np.uint32) >> 16
-    assert json_of("BF16", upper.astype("<u2").tobytes()) == b"[1.5,-2.0]"
+    assert json_of("BF16", upper.astype("<u2").tobytes(), Room()) == b"[1.5,-2.0]"
 
 
 @pytest.mark.parametrize(
@@ -129,18 +134,18 @@ def test_bf16_is_shown_as_the_number_that_it_is() -> None:
     [
         ("FP32", [2], b"1234567"), ("FP32", [2], b"123456789"), ("BOOL", [1 << 61], b""), ("INT8", [], b""),
         ("BYTES", [1], b""), ("BYTES", [1], b"\1\0\0"), ("BYTES", [1], b"\2\0\0\0a"), ("BYTES", [1], texts(b"a", b"b")),
-        ("BYTES", [MAX_TEXTS + 1], b"\0\0\0\0" * (MAX_TEXTS + 1)),
+        ("BYTES", [MAX_TEXTS + 1], b"\0\0\0\0" * (MAX_TEXTS + 1)), ("FP32", [1 << 61, 1 << 61, 0], b""),
     ],
 )  # fmt: skip
 def test_raw_data_that_its_shape_does_not_have(datatype: str, shape: list[int], raw: bytes) -> None:
     with pytest.raises(TensorError):
-        check_raw(datatype, shape, raw)
+        check_raw(datatype, shape, raw, Room())
 
 
 def test_raw_data_of_no_elements() -> None:
-    check_raw("BYTES", [0, 4], b"")
-    check_raw("FP64", [3, 0], b"")
-    check_raw("INT8", [], b"1")  # a scalar
+    check_raw("BYTES", [0, 4], b"", Room())
+    check_raw("FP64", [3, 0], b"", Room())
+    check_raw("INT8", [], b"1", Room())  # a scalar
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -281,6 +286,28 @@ def test_messages_that_are_refused(change: Any, param: str) -> None:
     assert caught.value.param == param
 
 
+def test_elements_are_bounded_over_all_tensors_of_a_call() -> None:
+    """Each takes the event loop's time, whatever tensor it is in."""
+    half = MAX_TEXTS // 2 + 1
+    words = [{"name": name, "shape": [half], "datatype": "BYTES", "data": [""] * half} for name in "ab"]
+    parse_json(body(words[0]))
+    raw, typed = ModelInferRequest(), ModelInferRequest()
+    for name in "ab":
+        raw.inputs.add(name=name, datatype="BYTES", shape=[half])
+        raw.raw_input_contents.append(bytes(4 * half))
+        tensor = typed.inputs.add(name=name, datatype="INT8", shape=[MAX_VALUES])
+        tensor.contents.int_contents.extend([1] * MAX_VALUES)
+    asked: list[Callable[[], object]] = [
+        lambda: parse_json(body(*words)),
+        lambda: check_call(parse_protobuf(raw.SerializeToString()), ModelMetadataResponse()),
+        lambda: parse_protobuf(typed.SerializeToString()),
+    ]
+    for one in asked:
+        with pytest.raises(InferBusError, match=r"'b' has more than .* with those before it") as caught:
+            one()
+        assert caught.value.error_class == ErrorClass.ERROR_CLASS_INVALID_ARGUMENT
+
+
 def test_a_call_that_is_larger_than_its_body_was() -> None:
     message = ModelInferRequest()
     message.inputs.add(name="n", datatype="INT64", shape=[4000]).contents.int64_contents.extend([1] * 4000)
@@ -362,7 +389,8 @@ def response() -> ModelInferResponse:
     message = ModelInferResponse(model_name="inside", model_version="1", id="inside")
     message.parameters["note"].string_param = "n"
     message.parameters["triton_inside"].bool_param = True
-    message.outputs.add(name="y", datatype="FP32", shape=[2, 2])
+    shown = message.outputs.add(name="y", datatype="FP32", shape=[2, 2])
+    shown.parameters["triton_place"].string_param = "inside"
     message.outputs.add(name="z", datatype="BYTES", shape=[2])
     message.raw_output_contents.extend([NUMBERS.tobytes(), texts("ä".encode(), b"b")])
     return message
@@ -421,6 +449,7 @@ def test_grpc_gets_the_message_under_the_public_name() -> None:
     message = ModelInferResponse.FromString(form.body())
     assert (message.model_name, message.model_version, message.id) == ("m", "rev", "mine")
     assert message.raw_output_contents == response().raw_output_contents
+    assert (list(message.parameters), list(message.outputs[0].parameters)) == (["note"], [])
 
 
 def test_a_later_attempt_voids_what_an_earlier_one_left() -> None:

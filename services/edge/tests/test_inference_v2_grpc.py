@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 from inferbus.bus.v1.frame_pb2 import Close, Output
 from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits, ModelRecord
 from inferbus.common.v1.usage_pb2 import FinishReason
@@ -95,6 +97,17 @@ async def test_server_and_health_need_no_key(client: Any, edge: Any) -> None:
     assert await client.is_server_live()
     assert await client.is_server_ready()
     assert (await client.get_server_metadata()).name == "inferbus"
+
+
+async def test_a_stranger_holds_no_stream_open(edge: Any) -> None:
+    """It would take the place of a caller with a key. Whether the edge serves, it still says."""
+    async with grpc.aio.insecure_channel(edge.inference_grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        found = await health.Check(health_pb2.HealthCheckRequest())
+        assert found.status == health_pb2.HealthCheckResponse.SERVING
+        listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(()))
+        for stream in (health.Watch(health_pb2.HealthCheckRequest()), listed):
+            assert await asyncio.wait_for(stream.code(), 5) == grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_models_need_one(client: Any, words: str) -> None:
@@ -181,6 +194,29 @@ async def test_what_is_no_message_and_what_is_not_served(edge: Any, model: str, 
         assert await code(INFER.replace("ModelInfer", "ModelStreamInfer"), b"") == "UNIMPLEMENTED"
         # What administers is on another port.
         assert await code("/inferbus.edge.v1.EdgeService/ListKeys", b"") == "UNIMPLEMENTED"
+
+
+async def test_a_message_that_is_compressed_or_does_not_come(
+    nats_server: NatsServer, rig: ModuleType, tmp_path: Path, key: dict[str, str]
+) -> None:
+    """A small one could be made of a large one, and a call without one would be a place taken for ever."""
+    async with (
+        rig.run_edge(nats_server, tmp_path, INFERENCE_GRPC_ADDRESS="127.0.0.1:0", BODY_TIMEOUT="300ms") as edge,
+        grpc.aio.insecure_channel(edge.inference_grpc) as channel,
+        asyncio.timeout(20),
+    ):
+        message = ModelInferRequest(model_name="none", id="a" * 400).SerializeToString()
+        infer = channel.unary_unary(INFER)
+        plain = infer(message, metadata=tuple(key.items()))
+        assert "1 to 256 inputs" in await plain.details()
+        small = infer(message, metadata=tuple(key.items()), compression=grpc.Compression.Gzip)
+        assert await small.code() == grpc.StatusCode.UNIMPLEMENTED
+        silent = channel.stream_unary(INFER)(metadata=tuple(key.items()))
+        assert await silent.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "in time" in await silent.details()
+        empty = channel.stream_unary(INFER)(metadata=tuple(key.items()))
+        await empty.done_writing()
+        assert await empty.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_language_model_says_which_api_it_has(client: Any, model: str, key: dict[str, str]) -> None:

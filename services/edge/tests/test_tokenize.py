@@ -201,11 +201,13 @@ class Fleet:
     slow: dict[str, Slow]
     channels: dict[str, grpc.aio.Channel]
 
-    async def add(self, name: str, address: str) -> None:
-        record = WorkerRecord(worker=name, model="slow", address=address, state=WorkerState.WORKER_STATE_ACTIVE)
+    async def add(
+        self, name: str, address: str, state: WorkerState.ValueType = WorkerState.WORKER_STATE_ACTIVE
+    ) -> None:
+        record = WorkerRecord(worker=name, model="slow", address=address, state=state)
         await self.registry.put(name, record, timedelta(seconds=30))
         async with asyncio.timeout(5):
-            while name not in self.registry.items():
+            while self.registry.items().get(name) != record:
                 await asyncio.sleep(0.01)
 
 
@@ -261,6 +263,14 @@ async def test_who_leaves_the_fleet_still_answers_what_it_was_asked(fleet: Fleet
     other = next(one for one in fleet.slow if one != address)
     assert not fleet.slow[other].asked.is_set()
     await fleet.add(name, address)
+
+
+async def test_workers_that_take_no_work_still_count_tokens(fleet: Fleet) -> None:
+    for name, record in list(fleet.registry.items().items()):
+        await fleet.add(name, record.address, WorkerState.WORKER_STATE_DRAINING)
+        fleet.slow[record.address].may.set()
+    assert await fleet.workers.count("slow", ChatInput()) == 3
+    assert not fleet.workers.active("slow")
 
 
 async def test_a_channel_that_is_closed_under_a_call_is_no_client_that_left(fleet: Fleet) -> None:

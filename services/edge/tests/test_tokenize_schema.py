@@ -94,13 +94,15 @@ RECORDS = st.lists(
 
 
 @given(fleet=RECORDS, turn=st.integers(min_value=0))
-def test_only_active_workers_of_the_model_are_asked_each_once(fleet: list[WorkerRecord], turn: int) -> None:
+def test_workers_of_the_model_are_asked_each_once_and_draining_ones_only_if_none_is_active(
+    fleet: list[WorkerRecord], turn: int
+) -> None:
     chosen = addresses(fleet, "m", turn)
-    able = {
-        one.address
-        for one in fleet
-        if one.address and one.model == "m" and one.state == WorkerState.WORKER_STATE_ACTIVE
-    }
+    active, draining = (
+        {one.address for one in fleet if one.address and one.model == "m" and one.state == state}
+        for state in (WorkerState.WORKER_STATE_ACTIVE, WorkerState.WORKER_STATE_DRAINING)
+    )
+    able = active or draining
     assert sorted(chosen) == sorted(able)
     assert chosen == addresses(list(reversed(fleet)), "m", turn)
     if chosen:  # over successive turns each is asked first

@@ -411,6 +411,15 @@ async def test_a_cancel_ends_the_call_at_the_server_too(triton: TritonServer) ->
         assert engine.engine.statistics().running == 0
 
 
+async def test_calls_whose_answers_might_not_fit_into_memory_wait(triton: TritonServer) -> None:
+    async with reading(triton, "tabular", capacity=40, triton={"max_answer_bytes": 16 << 20}) as engine:
+        answers = [engine.submit(call(FLOWERS=FLOWER)) for _ in range(34)]
+        said = engine.engine.statistics()
+        assert (said.running, said.waiting) == (32, 2)
+        await engine.ended(*answers)
+        assert {answer.end.reason for answer in answers if answer.end} == {Finish.STOP}
+
+
 async def test_what_is_left_of_a_cancelled_answer_is_dropped(triton: TritonServer) -> None:
     image = np.zeros((3, 224, 224), np.float32)
     async with reading(triton, "vision") as engine:

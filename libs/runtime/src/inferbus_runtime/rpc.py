@@ -1,7 +1,8 @@
 """gRPC between services: one way to serve and one way to call.
 
 Both sides carry the operator's token and the trace, and turn InferBusError into a status and back. Health and
-reflection are open, so that probes and grpcurl work; all else needs the token, if there is one.
+reflection are open, so that probes and grpcurl work; all else needs the token, if there is one. A server that strangers
+reach has neither reflection nor Health.Watch: streams without a key would take the places of its callers.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from opentelemetry.trace import SpanKind
 
 from inferbus_runtime import metrics, tls
-from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.errors import InferBusError, invalid
 from inferbus_runtime.health import Health
 from inferbus_runtime.rpc_errors import error_of, status_of
 from inferbus_runtime.tls import TlsFiles
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 OPEN_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 HEALTH_SERVICE = "grpc.health.v1.Health"
+_WATCH = f"/{HEALTH_SERVICE}/Watch"
 # Calls run at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself.
 MAX_CALLS = 4096
 # What has not ended by the drain is cut off after this long.
@@ -63,6 +65,12 @@ SERVER_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+# Calls at once on one connection of a stranger's; more wait on his side.
+MAX_STREAMS = 100
+_UNCOMPRESSED = 1
+# Whether a stranger's side reads is asked this often.
+_PING_MS = 30_000
+
 Admit = Callable[[str, Mapping[str, Any]], None]
 """(method, metadata) of a call; raises InferBusError for one that is refused."""
 
@@ -73,12 +81,15 @@ MAX_AGE = timedelta(hours=1)
 @dataclass(frozen=True, slots=True)
 class Public:
     """``admit``: asked before a call's message is read. ``max_request_bytes``: of a message; a larger one is
-    RESOURCE_EXHAUSTED. ``idle_timeout``: a connection without a call for so long is closed. ``call_timeout``: the
-    longest that a call may take."""
+    RESOURCE_EXHAUSTED. ``read_timeout``: a unary call whose message has not come by then is refused. ``idle_timeout``:
+    a connection without a call for so long is closed. ``unread_timeout``: one whose peer reads nothing at all.
+    ``call_timeout``: the longest that a call may take, once its message is there."""
 
     admit: Admit
     max_request_bytes: int
+    read_timeout: timedelta
     idle_timeout: timedelta
+    unread_timeout: timedelta
     call_timeout: timedelta
 
     @property
@@ -86,6 +97,13 @@ class Public:
         millisecond = timedelta(milliseconds=1)
         return (
             ("grpc.max_receive_message_length", self.max_request_bytes),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            (
+                "grpc.compression_enabled_algorithms_bitset",
+                _UNCOMPRESSED,
+            ),  # a small message could be made of a large one
+            ("grpc.keepalive_time_ms", _PING_MS),
+            ("grpc.keepalive_timeout_ms", self.unread_timeout // millisecond),
             ("grpc.max_connection_idle_ms", self.idle_timeout // millisecond),
             ("grpc.max_connection_age_ms", MAX_AGE // millisecond),
             ("grpc.max_connection_age_grace_ms", self.call_timeout // millisecond),
@@ -117,17 +135,19 @@ async def serve(
 
     With ``token``, calls must carry ``authorization: Bearer <token>``. With ``identity``, who has no certificate of its
     authority gets no connection, not even for health; if it names no authority, nobody is asked for one. ``public``: of
-    a server that strangers reach. At the end calls have half a second before they are cancelled; none runs once the
-    context is left. Raises OSError if ``address`` is taken, TlsError if the files are not usable.
+    a server that strangers reach; of health and reflection it has Health.Check only. At the end calls have half a
+    second before they are cancelled; none runs once the context is left. Raises OSError if ``address`` is taken,
+    TlsError if the files are not usable.
     """
     credentials = None if identity is None else _server_credentials(identity)
     health = Health(service_names)
-    calls = _ServerCalls(token, None if public is None else public.admit)
+    calls = _ServerCalls(token, public)
     options = (*SERVER_OPTIONS, *(() if public is None else public.options))
     server = grpc.aio.server(interceptors=[calls], options=options, maximum_concurrent_rpcs=MAX_CALLS)
     add(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+    if public is None:
+        reflection.enable_server_reflection((*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
     try:
         if credentials is None:
             port = server.add_insecure_port(address)
@@ -172,29 +192,34 @@ def _channel_credentials(identity: TlsFiles) -> grpc.ChannelCredentials:
 class _ServerCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Token, span and errors around every call of our own services."""
 
-    def __init__(self, token: str | None, admit: Admit | None) -> None:
+    def __init__(self, token: str | None, public: Public | None) -> None:
         self._expected = None if token is None else f"Bearer {token}".encode()
-        self._admit = admit
+        self._public = public
         self._running: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         if details.method.startswith(OPEN_SERVICES):
+            if details.method == _WATCH and self._public is not None:
+                return None  # UNIMPLEMENTED, which the protocol of health allows; its clients then ask no more
             return await continuation(details)
         metadata = dict(details.invocation_metadata or ())
         if self._expected is not None:
             given = metadata.get("authorization", "")
             if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected):
                 return _refusing(_no_token())
-        if self._admit is not None:
+        if self._public is not None:
             try:
-                self._admit(details.method, metadata)
+                self._public.admit(details.method, metadata)
             except InferBusError as error:
                 return _refusing(error)
         handler = await continuation(details)
         if handler is None:
             return None  # gRPC answers UNIMPLEMENTED
-        kind, behaviour = KINDS[handler.request_streaming, handler.response_streaming]
-        call = self._guarded(getattr(handler, behaviour), details.method, metadata)
+        kind, name = KINDS[handler.request_streaming, handler.response_streaming]
+        behaviour = getattr(handler, name)
+        if self._public is not None and name == "unary_unary":
+            kind, behaviour = grpc.stream_stream_rpc_method_handler, _timed(behaviour, self._public.read_timeout)
+        call = self._guarded(behaviour, details.method, metadata)
         return kind(call, handler.request_deserializer, handler.response_serializer)
 
     async def ended(self) -> None:
@@ -222,7 +247,7 @@ class _ServerCalls(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     raise
                 except Exception as error:  # noqa: BLE001 - logged and turned into a status
                     current.end(error)
-                    status = status_of(_public(error, method))
+                    status = status_of(_told(error, method, public=self._public is not None))
                     code = status[0].name
                     await context.abort(*status)
                 finally:
@@ -256,14 +281,34 @@ def _refusing(error: InferBusError) -> Any:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _public(error: Exception, method: str) -> InferBusError:
-    """What the caller is told of ``error``; the log is told the rest."""
+def _timed(behaviour: Callable[[Any, Any], Any], read_timeout: timedelta) -> Callable[[Any, Any], Any]:
+    """A unary call as one whose messages we read and write: its own would be waited for without an end, before it is
+    known to us. What it sends, and so its client, is the same."""
+
+    async def call(requests: Any, context: Any) -> None:
+        try:
+            async with asyncio.timeout(read_timeout.total_seconds()):
+                request = await anext(requests, None)
+        except TimeoutError:
+            raise invalid("The message did not arrive in time.", reason="request_timeout") from None
+        if request is None:
+            raise invalid("The call has no message.", reason="invalid_type")
+        await context.write(await behaviour(request, context))
+
+    return call
+
+
+def _told(error: Exception, method: str, *, public: bool) -> InferBusError:
+    """What the caller is told of ``error``; the log is told the rest. ``public``: the caller is a stranger, whose own
+    mistakes are for nobody's attention."""
     if isinstance(error, grpc.aio.AioRpcError):
         error = error_of(error)
     if not isinstance(error, InferBusError):
         log.error("a gRPC call failed", exc_info=error, extra={"rpc_method": method})
         return InferBusError(ErrorClass.ERROR_CLASS_INTERNAL, "internal_error", "Internal error.")
     level = logging.ERROR if error.error_class == ErrorClass.ERROR_CLASS_INTERNAL else logging.INFO
+    if public and error.error_class not in (ErrorClass.ERROR_CLASS_INTERNAL, ErrorClass.ERROR_CLASS_UNAVAILABLE):
+        level = logging.DEBUG
     fields = {"rpc_method": method, "reason": error.reason, "diagnostic": error.diagnostic}
     log.log(level, "a gRPC call was refused", extra=fields)
     return error

@@ -9,7 +9,7 @@ from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus_runtime.errors import unavailable
 
 from inferbus_edge.auth import Auth
-from inferbus_edge.core.plan import Plan
+from inferbus_edge.core.plan import BYTES_PER_TOKEN, Plan
 from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.streaming import Answer
 
@@ -69,7 +69,11 @@ class Admission:
 
 
 def used(plan: Plan, answer: Answer) -> int:
-    """Tokens, input and output. Who left before the end has used what was generated until then."""
+    """Tokens, input and output; of tensors what they count as. Who left before the end has used what was generated
+    until then."""
+    sent = plan.tensor_bytes
+    if sent and (answer.usage is not None or answer.output_bytes or answer.gone):
+        return (sent + answer.output_bytes) // BYTES_PER_TOKEN
     if answer.usage is not None:
         return answer.usage.input_tokens + answer.usage.output_tokens
     return plan.input_estimate + answer.output_tokens if answer.output_tokens or answer.gone else 0

@@ -201,7 +201,12 @@ async def _inference_grpc(config: Config, process: Process, address: str, door: 
             token=None,
             identity=config.http_tls,
             public=rpc.Public(
-                servicer.admit, config.max_body_bytes, config.idle_timeout, call_timeout=config.request_timeout
+                servicer.admit,
+                config.max_body_bytes,
+                read_timeout=config.body_timeout,
+                idle_timeout=config.idle_timeout,
+                unread_timeout=config.unread_timeout,
+                call_timeout=config.request_timeout,
             ),
         )
     )

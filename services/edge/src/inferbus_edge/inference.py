@@ -38,6 +38,7 @@ from inferbus_edge.sinks import Body, FormBody, FormStream
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Answer, Streams
 from inferbus_edge.unattended import Unattended
+from inferbus_edge.unread import Unread
 from inferbus_edge.wire import CLIENT_GONE
 from inferbus_edge.writing import response_of, sink_of
 
@@ -91,6 +92,7 @@ class Inference:
         self._holds = Holds(auth, settings.max_hold)
         self._returning = Returning(following, self._holds, settings.background_timeout, settings.max_unsent_bytes)
         self._unattended = unattended
+        self._unread = Unread()
         self.admission = Admission(auth, limits, self._running, settings.max_active)
         self._retries = Retries(self.admission, self._holds, self._returning, publisher, stored, unattended, settings)
 
@@ -100,6 +102,7 @@ class Inference:
         """The answer; InferBusError as long as nothing of it was sent. ``body``: as it came, for idempotency."""
         model = self._catalogue.require(key, plan)
         self.admission.room()
+        self._unread.check(key.tenant_id)
         self._holds.asked(call)  # said wrongly it is refused before anything is claimed
         if plan.detached:
             call = replace(call, request_id=detached(call.request_id))
@@ -112,8 +115,10 @@ class Inference:
         with span(f"{plan.operation} {plan.model}", call.said, kind=SpanKind.SERVER, **facts) as trace:
             name = call.said.get(HEADER.lower())
             if not name:  # an empty one names nothing
-                return await self._begin(call, key, plan, model, self.admission.ticket(key, plan), trace)
-            return await self._once(call, key, plan, model, name, fingerprint_of(call.address, body), trace)
+                response = await self._begin(call, key, plan, model, self.admission.ticket(key, plan), trace)
+            else:
+                response = await self._once(call, key, plan, model, name, fingerprint_of(call.address, body), trace)
+            return self._unread.keep(key.tenant_id, response)
 
     async def _once(
         self, call: Asked, key: KeyRecord, plan: Plan, model: ModelRecord, name: str, fingerprint: bytes, trace: Span
@@ -256,6 +261,7 @@ class Inference:
         known to exist and has not begun. Raises InferBusError NOT_FOUND for one that the log does not have any more, or
         that is not of the caller's project."""
         self.admission.room()
+        self._unread.check(key.tenant_id)
         self.admission.count(key)
         self._holds.asked(call)  # said wrongly it is refused, and not in the middle of the log
         call = replace(call, request_id=first)
@@ -263,7 +269,7 @@ class Inference:
         answer = await self._returning.find(call, key, stream=stream, after=after, absent=absent)
         if answer is None:
             raise not_found()
-        return await self._returning.deliver(answer, call)
+        return self._unread.keep(key.tenant_id, await self._returning.deliver(answer, call))
 
     async def snapshot(self, key: KeyRecord, first: bytes, wait: float = 0.0) -> bytes | None:
         """See :meth:`Unattended.snapshot`. Counts as a request. Raises InferBusError, also RESOURCE_EXHAUSTED."""
@@ -308,8 +314,8 @@ class Inference:
                 streams.keep_alive(seconds, now)
 
     async def drain(self) -> None:
-        """Take no new requests; returns when the present ones have ended. Those that run without a client are not
-        waited for: whoever asks for them finds them on the log."""
+        """Take no new requests; returns when the present ones have ended, and answers with tensors are written. Those
+        that run without a client are not waited for: whoever asks for them finds them on the log."""
         self.admission.draining = True
         for answer in self._streams.answers():
             if answer.goes_on or (is_detached(answer.first) and isinstance(answer.sink, Body)):
@@ -320,6 +326,7 @@ class Inference:
                 if not answer.attended:
                     streams.release(answer)
             await streams.idle()
+        await self._unread.idle()
 
     def end_all(self) -> None:
         """The drain's deadline is over: end what is left, so that every client knows. Detached ones run on."""

@@ -15,11 +15,11 @@ from inferbus_contracts.ids import uuid_text
 from inferbus_runtime import clock
 
 from inferbus_edge.core.errors import internal
-from inferbus_edge.core.inference_v2 import EXTENSIONS, PROTOBUF, SERVER_NAME, metadata_of
-from inferbus_edge.core.inference_v2_request import parse_protobuf
+from inferbus_edge.core.inference_v2 import EXTENSIONS, PROTOBUF, SERVER_NAME, check_names, metadata_of
+from inferbus_edge.core.inference_v2_request import inferring_of, read_protobuf
 from inferbus_edge.returning import STREAM_HEADER
 from inferbus_edge.routes.inference_v2_door import InferenceDoor
-from inferbus_edge.server import Asked, new_request_id
+from inferbus_edge.server import Asked, WholeResponse, new_request_id
 
 SERVICE = "inference.GRPCInferenceService"
 # What says nothing of models needs no key.
@@ -75,17 +75,26 @@ class InferenceV2Servicer:
         # Also of a call that is refused: by its id logs and traces know it.
         await context.send_initial_metadata((("x-request-id", uuid_text(call.request_id)),))
         key = self._door.enter(said)
-        asked = parse_protobuf(body)
-        message = asked.message
+        message = read_protobuf(body)
         model = self._door.model(key, message.model_name, message.model_version)
+        check_names(message, metadata_of(model))  # before contents are looked at: of these there may be many
+        asked = inferring_of(message)
         message.ClearField("model_name")
         message.ClearField("model_version")
         response = await self._door.answer(call, key, model, asked, PROTOBUF, body)
         told = [(name.lower(), value) for name, value in response.headers.items()]
         context.set_trailing_metadata(tuple(one for one in told if one[0].startswith(_TOLD)))
-        if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
-            raise internal("an inference call was answered in a stream")
-        return response.body
+        return body_of(response, context)
+
+
+def body_of(response: web.StreamResponse, context: Any) -> bytes:
+    """Which counts as unread until the call has ended."""
+    if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
+        raise internal("an inference call was answered in a stream")
+    if isinstance(response, WholeResponse):
+        written = response.handed_on()
+        context.add_done_callback(lambda _context: written())
+    return response.body
 
 
 def _unary(behaviour: Callable[[Any, Any], Awaitable[Message]], request: type[Message]) -> Any:

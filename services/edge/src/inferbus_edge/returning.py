@@ -14,6 +14,7 @@ from inferbus_contracts.ids import unix_ms_of, uuid_text
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
+from inferbus_edge.core.forms import WHOLE
 from inferbus_edge.core.lookups import Lookups
 from inferbus_edge.following import Following
 from inferbus_edge.holding import Holds
@@ -58,7 +59,8 @@ class Returning:
                 return None
             described: dict[str, Any] = orjson.loads(reply)
             fields, limit = self.fields(call), self._max_unsent_bytes
-            sink = sink_of(call, described, fields, limit, stream=stream, after=after, corked=True)
+            events = stream and described["api"] not in WHOLE
+            sink = sink_of(call, described, fields, limit, stream=events, after=after, corked=True)
             if described.get("background", False) and isinstance(sink, FormStream):
                 sink.accept(clock.monotonic())  # it was accepted before: what became of it is an event, also an error
             hold = self._holds.of(call, key, described.get("hold", 0.0))

@@ -8,10 +8,12 @@ import asyncio
 import logging
 import secrets
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -94,6 +96,28 @@ class WrittenResponse(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing: the end is out."""
+
+
+def _nothing() -> None:
+    pass
+
+
+class WholeResponse(web.Response):
+    """One that may be large. ``written``: called when the client has it, or cannot get it."""
+
+    written: "weakref.finalize[..., web.StreamResponse] | None" = None
+
+    def handed_on(self) -> Callable[[], object]:
+        """For who writes the body himself: to be called instead of ``written``, which is not called any more."""
+        found = None if self.written is None else self.written.detach()
+        return _nothing if found is None else partial(found[1], *found[2])
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        try:
+            await super().write_eof(data)
+        finally:
+            if self.written is not None:
+                self.written()
 
 
 class Routes:
@@ -204,7 +228,7 @@ def json_response(
 
 def body_response(body: bytes, request_id: bytes, headers: Mapping[str, str]) -> web.Response:
     """``headers``: the Content-Type, and further ones."""
-    return web.Response(body=body, headers={**own_headers(request_id), **headers})
+    return WholeResponse(body=body, headers={**own_headers(request_id), **headers})
 
 
 def own_headers(request_id: bytes) -> dict[str, str]:

@@ -45,8 +45,8 @@ class Answer:
     says how. ``first``: the id of the first choice, which names the whole."""
 
     __slots__ = (
-        "attended", "done", "error", "expires", "first", "goes_on", "gone", "hold", "on_log", "parts", "resumed",
-        "settle", "sink", "timing", "usage",
+        "attended", "done", "error", "expires", "first", "goes_on", "gone", "hold", "on_log", "output_bytes",
+        "parts", "resumed", "settle", "sink", "timing", "usage",
     )  # fmt: skip
 
     def __init__(self, first: bytes, choices: int, sink: Sink, timing: Timing, hold: float = 0.0) -> None:
@@ -61,6 +61,7 @@ class Answer:
         self.parts = [Part(self, choice) for choice in range(choices)]
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: InferBusError | None = None
+        self.output_bytes = 0  # of tensors, of all attempts
         self.usage: Usage | None = None  # of all choices, once they have ended
         self.gone = False  # the client is: nothing can be said to it
         self.goes_on = False  # the client is gone and its generations are not
@@ -162,6 +163,7 @@ class Streams:
         for output in frame.outputs:
             part = parts.get(output.request_id)
             if part is not None and self._wanted(part, output, frame):
+                part.answer.output_bytes += len(output.data)
                 part.sink.binary(output.index, output.data)
         for close in frame.closes:
             self._close(close, frame.contexts[close.context_index].revision, now)

@@ -1,7 +1,8 @@
 """Which workers serve a model, and asking one of them about its tokens.
 
 Tokenizers live in the workers. A question is no work: it goes by gRPC, past bus and scheduler, to any worker that
-serves the model; if that one is just going, to the next.
+serves the model; if that one is just going, to the next. Who takes no work at the moment (an engine that is about to be
+replaced) still knows its tokens, and is asked if there is nobody else.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ class Workers:
             await asyncio.wait(self._closing)
 
     def active(self, model: str) -> bool:
-        """Whether somebody serves the model now."""
+        """Whether somebody takes work for the model now."""
         active = WorkerState.WORKER_STATE_ACTIVE
         return any(one.model == model and one.state == active for one in self._fleet.items().values())
 
@@ -110,12 +111,12 @@ class Workers:
 
 
 def addresses(fleet: Iterable[WorkerRecord], model: str, turn: int) -> list[str]:
-    """Whom to ask about ``model``, in this order: its active workers, beginning with another one each ``turn``."""
-    able = sorted(
-        record.address
-        for record in fleet
-        if record.model == model and record.state == WorkerState.WORKER_STATE_ACTIVE and record.address
-    )
+    """Whom to ask about ``model``, in this order: its active workers, beginning with another one each ``turn``; if
+    there is none, its draining ones."""
+    serving = [record for record in fleet if record.model == model and record.address]
+    for state in (WorkerState.WORKER_STATE_ACTIVE, WorkerState.WORKER_STATE_DRAINING):
+        if able := sorted(record.address for record in serving if record.state == state):
+            break
     start = turn % len(able) if able else 0
     return able[start:] + able[:start]
 

@@ -178,8 +178,8 @@ class TritonConfig(Section):
     """How often the metrics page is read."""
     kv_block_tokens: int = Field(default=0, ge=0)
     """Tokens of a KV cache block: with it, input tokens read from the cache are reported; 0: they are not."""
-    max_answer_bytes: int = Field(default=64 << 20, ge=1 << 20)
-    """A call with tensors whose answer is larger ends with an error that says so."""
+    max_answer_bytes: int = Field(default=8 << 20, ge=1 << 20, le=16 << 20)
+    """A call with tensors whose answer is larger ends with an error that says so; at most 16 MiB, as an edge takes."""
 
 
 class OpenAiConfig(Section):

@@ -21,6 +21,9 @@ FORMS: dict[str, Callable[[bytes, Mapping[str, Any], bool], Form]] = {
     "responses": ResponsesForm,
 }
 
+# These come in one piece, however they are asked for.
+WHOLE = frozenset({"embeddings", "inference"})
+
 
 def form_of(first: bytes, reply: Mapping[str, Any], *, stream: bool) -> Form:
     """A fresh form. KeyError for an API that this edge does not know."""

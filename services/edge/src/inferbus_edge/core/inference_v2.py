@@ -8,11 +8,11 @@ from inferbus.bus.v1.registry_pb2 import ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import PriorityClass
-from inferbus.inference.v1.inference_pb2 import ModelMetadataResponse, TensorMetadata
+from inferbus.inference.v1.inference_pb2 import ModelInferRequest, ModelMetadataResponse, TensorMetadata
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.core.inference_v2_request import Inferring
-from inferbus_edge.core.inference_v2_tensors import TensorError, check_raw, refusal, shown
+from inferbus_edge.core.inference_v2_tensors import Room, TensorError, check_raw, refusal, shown
 from inferbus_edge.core.plan import Need, Plan
 
 CAPABILITY = "inference"
@@ -64,13 +64,19 @@ def check_version(model: ModelRecord, version: str) -> None:
         )
 
 
+def check_names(message: ModelInferRequest, metadata: ModelMetadataResponse) -> None:
+    """Raises InferBusError INVALID_ARGUMENT if these tensors are not the model's by their names. A model that says
+    nothing of its tensors takes any."""
+    _check_names("inputs", [one.name for one in message.inputs], {one.name: one for one in metadata.inputs})
+    _check_names("outputs", [one.name for one in message.outputs], {one.name: one for one in metadata.outputs})
+
+
 def check_call(asked: Inferring, metadata: ModelMetadataResponse) -> None:
     """Raises InferBusError INVALID_ARGUMENT if these are not the model's tensors. Which inputs may be missing only the
     model's server knows, and says."""
-    message = asked.message
+    message, room = asked.message, Room()
+    check_names(message, metadata)
     inputs = {one.name: one for one in metadata.inputs}
-    _check_names("inputs", [one.name for one in message.inputs], inputs)
-    _check_names("outputs", [one.name for one in message.outputs], {one.name: one for one in metadata.outputs})
     for at, (tensor, raw) in enumerate(zip(message.inputs, message.raw_input_contents, strict=True)):
         param, name, expected = f"inputs[{at}]", tensor.name[:_SHOWN], inputs.get(tensor.name)
         if expected is not None and tensor.datatype != expected.datatype:
@@ -80,7 +86,7 @@ def check_call(asked: Inferring, metadata: ModelMetadataResponse) -> None:
             fault = f"Input '{name}' has the shape {shown(tensor.shape)}, and the model takes {shown(expected.shape)}"
             raise invalid(f"{fault}{' (-1: any length)' * (-1 in expected.shape)}.", param=f"{param}.shape")
         try:
-            check_raw(tensor.datatype, tensor.shape, raw)
+            check_raw(tensor.datatype, tensor.shape, raw, room)
         except TensorError as error:
             raise refusal("Input", tensor.name, error, param) from None
 
@@ -103,7 +109,6 @@ def plan_call(asked: Inferring, model: str, encoding: str, max_bytes: int) -> Pl
 
 
 def _check_names(kind: str, names: Sequence[str], known: dict[str, TensorMetadata]) -> None:
-    """A model that says nothing of its tensors takes any."""
     for at, name in enumerate(names):
         param = f"{kind}[{at}].name"
         if name in names[:at]:

@@ -13,10 +13,11 @@ from inferbus_runtime.errors import InferBusError, invalid
 from inferbus_edge.core.errors import internal
 from inferbus_edge.core.inference_v2 import PROTOBUF
 from inferbus_edge.core.inference_v2_request import LENGTH_HEADER
-from inferbus_edge.core.inference_v2_tensors import TensorError, json_of, raw_of_contents, refusal
+from inferbus_edge.core.inference_v2_tensors import Room, TensorError, json_of, raw_of_contents, refusal
 
-# Of a whole answer. What an edge keeps of it until its end is memory that all its tenants share.
-MAX_BYTES = 64 << 20
+# Of a whole answer. What an edge keeps of it until its end is memory that all its tenants share. A worker of ours gives
+# no larger one, however it is configured.
+MAX_BYTES = 16 << 20
 
 
 class InferenceForm:
@@ -71,8 +72,8 @@ class InferenceForm:
         message = self._message()
         if self._reply["encoding"] == PROTOBUF:
             return message.SerializeToString()
-        outputs, binary = [], []
-        raws: Sequence[bytes] = message.raw_output_contents or [_raw(one) for one in message.outputs]
+        outputs, binary, typed, room = [], [], Room(), Room()
+        raws: Sequence[bytes] = message.raw_output_contents or [_raw(one, typed) for one in message.outputs]
         for number, (tensor, raw) in enumerate(zip(message.outputs, raws, strict=True)):
             shown: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
             parameters = _shown(tensor.parameters)
@@ -80,7 +81,7 @@ class InferenceForm:
                 parameters["binary_data_size"] = len(raw)
                 binary.append(raw)
             else:
-                shown["data"] = orjson.Fragment(_json(tensor, raw, f"outputs[{number}]"))
+                shown["data"] = orjson.Fragment(_json(tensor, raw, f"outputs[{number}]", room))
             outputs.append({**shown, "parameters": parameters} if parameters else shown)
         head = orjson.dumps(
             {
@@ -108,6 +109,9 @@ class InferenceForm:
             raise internal("the answer of an inference call has not one raw content an output")
         message.model_name, message.model_version = self._reply["model"], self._revision
         message.id = self._reply["id"]
+        for parameters in (message.parameters, *(one.parameters for one in message.outputs)):
+            for name in [one for one in parameters if one.startswith("triton_")]:
+                del parameters[name]  # what the model's server says of itself is not for the caller
         return message
 
     def _is_binary(self, name: str) -> bool:
@@ -115,16 +119,16 @@ class InferenceForm:
         return outputs.get(name, self._reply.get("binary", False))
 
 
-def _raw(tensor: InferOutputTensor) -> bytes:
+def _raw(tensor: InferOutputTensor, room: Room) -> bytes:
     try:
-        return raw_of_contents(tensor.datatype, tensor.contents)
+        return raw_of_contents(tensor.datatype, tensor.contents, room)
     except TensorError as error:
         raise internal(f"output {tensor.name} {error}") from error
 
 
-def _json(tensor: InferOutputTensor, raw: bytes, param: str) -> bytes:
+def _json(tensor: InferOutputTensor, raw: bytes, param: str, room: Room) -> bytes:
     try:
-        return json_of(tensor.datatype, raw)
+        return json_of(tensor.datatype, raw, room)
     except TensorError as error:
         fault = TensorError(f"{error}; ask for it as binary data ('binary_data': true)")
         raise refusal("Output", tensor.name, fault, param, reason="answer_not_json") from None
@@ -133,9 +137,8 @@ def _json(tensor: InferOutputTensor, raw: bytes, param: str) -> bytes:
 
 
 def _shown(parameters: Any) -> dict[str, Any]:
-    """What the model's server says of itself is not for the caller."""
     return {
         name: getattr(one, kind)
         for name, one in parameters.items()
-        if (kind := one.WhichOneof("parameter_choice")) is not None and not name.startswith("triton_")
+        if (kind := one.WhichOneof("parameter_choice")) is not None
     }

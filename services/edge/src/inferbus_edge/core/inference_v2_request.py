@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from inferbus_edge.core.inference_v2_tensors import (
     DATATYPES,
+    Room,
     TensorError,
     raw_of_contents,
     raw_of_json,
@@ -83,7 +84,7 @@ def parse_json(body: bytes, header_length: str | None = None) -> Inferring:
     binary = _flag(parameters, "binary_data_output", "parameters", otherwise=False)
     message = ModelInferRequest(id=request.id or "")
     _put(message.parameters, parameters, "parameters")
-    at = 0
+    at, room = 0, Room()
     for number, one in enumerate(request.inputs):
         param = f"inputs[{number}]"
         parameters = dict(one.parameters)
@@ -91,7 +92,7 @@ def parse_json(body: bytes, header_length: str | None = None) -> Inferring:
         if (size is None) == (one.data is None):
             raise invalid(f"Input '{one.name[:64]}' needs either 'data' or a 'binary_data_size'.", param=param)
         if size is None:
-            raw = _raw_of_json(one, param)
+            raw = _raw_of_json(one, param, room)
         else:
             raw = _cut(rest, at, size, f"{param}.parameters.binary_data_size")
             at += len(raw)
@@ -109,8 +110,8 @@ def parse_json(body: bytes, header_length: str | None = None) -> Inferring:
     return Inferring(message, binary, outputs)
 
 
-def parse_protobuf(body: bytes) -> Inferring:
-    """Raises InferBusError INVALID_ARGUMENT with the parameter at fault, and nothing else."""
+def read_protobuf(body: bytes) -> ModelInferRequest:
+    """The message, all but its contents checked. Raises as :func:`parse_json`."""
     try:
         message = ModelInferRequest.FromString(body)
     except DecodeError:
@@ -126,7 +127,12 @@ def parse_protobuf(body: bytes) -> Inferring:
         check_parameters(output.parameters, f"outputs[{number}].parameters")
     if message.raw_input_contents and len(message.raw_input_contents) != len(message.inputs):
         raise invalid("'raw_input_contents' has one entry for each input, or none at all.", param="raw_input_contents")
-    raws = []
+    return message
+
+
+def inferring_of(message: ModelInferRequest) -> Inferring:
+    """Of what :func:`read_protobuf` gave, which it changes. Raises as :func:`parse_json`."""
+    raws, room = [], Room()
     for number, tensor in enumerate(message.inputs):
         param = f"inputs[{number}]"
         _known(tensor.datatype, param)
@@ -137,7 +143,7 @@ def parse_protobuf(body: bytes) -> Inferring:
                 raise invalid("'contents' and 'raw_input_contents' exclude each other.", param=f"{param}.contents")
             continue
         try:
-            raws.append(raw_of_contents(tensor.datatype, tensor.contents))
+            raws.append(raw_of_contents(tensor.datatype, tensor.contents, room))
         except TensorError as error:
             raise refusal("Input", tensor.name, error, f"{param}.contents") from None
         tensor.ClearField("contents")
@@ -167,9 +173,9 @@ def _halves(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     return body[:length], body[length:]
 
 
-def _raw_of_json(tensor: InputTensor, param: str) -> bytes:
+def _raw_of_json(tensor: InputTensor, param: str, room: Room) -> bytes:
     try:
-        return raw_of_json(_known(tensor.datatype, param), tensor.data or ())
+        return raw_of_json(_known(tensor.datatype, param), tensor.data or (), room)
     except TensorError as error:
         raise refusal("Input", tensor.name, error, f"{param}.data") from None
 

@@ -38,8 +38,10 @@ _CONTENTS = {
     BYTES: "bytes_contents",
 }
 _LENGTH = struct.Struct("<I")
-# Of a tensor of BYTES, however it is sent: each takes the event loop half a microsecond.
+# Elements of BYTES, however they are sent: each takes the event loop half a microsecond.
 MAX_TEXTS = 50_000
+# Of a shape's lengths, those of 0 left out: what a model's server makes of them stays far below 64 bits.
+MAX_PRODUCT = 1 << 48
 # What JSON may give for an element, by the kind of its numpy type.
 _TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
@@ -48,12 +50,40 @@ class TensorError(Exception):
     """``str()`` goes after the tensor's name, for the caller."""
 
 
-def check_raw(datatype: str, shape: Sequence[int], raw: bytes) -> None:
+class Room:
+    """For the elements that all tensors of one call, or of one answer, may have together: each takes the event loop's
+    time."""
+
+    def __init__(self) -> None:
+        self._values = MAX_VALUES
+        self._texts = MAX_TEXTS
+
+    def take_values(self, count: int) -> None:
+        """Raises TensorError if there is no room for so many."""
+        self._values -= count
+        if self._values < 0:
+            raise TensorError(f"has more than {MAX_VALUES} elements outside of binary data, with those before it")
+
+    def take_texts(self, count: int) -> None:
+        """As :meth:`take_values`."""
+        self._texts -= count
+        if self._texts < 0:
+            raise TensorError(f"has more than {MAX_TEXTS} texts, with those before it")
+
+    @property
+    def texts(self) -> int:
+        """For which there is room."""
+        return self._texts
+
+
+def check_raw(datatype: str, shape: Sequence[int], raw: bytes, room: Room) -> None:
     """Raises TensorError if ``raw`` is not what a tensor of this datatype and shape is."""
+    if math.prod(max(one, 1) for one in shape) > MAX_PRODUCT:
+        raise TensorError(f"has the shape {shown(shape)}, which is too large")
     count = math.prod(shape)
     size = _SIZES.get(datatype)
     if size is None:
-        found = len(_ends(raw))
+        found = len(_ends(raw, room))
         if found != count:
             raise TensorError(f"has the shape {shown(shape)}, which is {count} elements, and holds {found}")
     elif len(raw) != count * size:
@@ -62,7 +92,7 @@ def check_raw(datatype: str, shape: Sequence[int], raw: bytes) -> None:
         )
 
 
-def raw_of_json(datatype: str, values: Sequence[Any]) -> bytes:
+def raw_of_json(datatype: str, values: Sequence[Any], room: Room) -> bytes:
     """``values`` as JSON had them, flat or nested as the shape is. Raises TensorError."""
     if datatype == _BF16:
         raise TensorError("is of BF16, which JSON has no values for; send it as binary data")
@@ -71,7 +101,7 @@ def raw_of_json(datatype: str, values: Sequence[Any]) -> bytes:
     if datatype == BYTES:
         if found - {str}:
             raise TensorError("is of BYTES: its elements are texts in JSON")
-        _check_texts(flat)
+        room.take_texts(len(flat))
         try:
             return _joined([one.encode() for one in flat])
         except UnicodeEncodeError:
@@ -86,7 +116,7 @@ def raw_of_json(datatype: str, values: Sequence[Any]) -> bytes:
     return array.tobytes()
 
 
-def raw_of_contents(datatype: str, contents: InferTensorContents) -> bytes:
+def raw_of_contents(datatype: str, contents: InferTensorContents, room: Room) -> bytes:
     """Raises TensorError."""
     field = _CONTENTS.get(datatype)
     if field is None:
@@ -95,23 +125,22 @@ def raw_of_contents(datatype: str, contents: InferTensorContents) -> bytes:
     if given - {field}:
         raise TensorError(f"is of {datatype}: its elements stand in 'contents.{field}' and nowhere else")
     values = getattr(contents, field)
-    if len(values) > MAX_VALUES:
-        raise TensorError(f"has more than {MAX_VALUES} elements in 'contents'; use raw_input_contents")
     if datatype == BYTES:
-        _check_texts(values)
+        room.take_texts(len(values))
+    else:
+        room.take_values(len(values))
     return _joined(values) if datatype == BYTES else _array(datatype, list(values)).tobytes()
 
 
-def json_of(datatype: str, raw: bytes) -> bytes:
+def json_of(datatype: str, raw: bytes, room: Room) -> bytes:
     """A JSON list of the elements; NaN and infinities are null. Raises TensorError if JSON cannot hold them, and
     ValueError if ``raw`` is no such tensor."""
     if datatype == BYTES:
         try:
-            return orjson.dumps([one.decode() for one in _elements(raw)])
+            return orjson.dumps([one.decode() for one in _elements(raw, room)])
         except UnicodeDecodeError:
             raise TensorError("holds bytes that are no text") from None
-    if len(raw) > MAX_VALUES * _SIZES[datatype]:
-        raise TensorError(f"has more than {MAX_VALUES} elements")
+    room.take_values(len(raw) // _SIZES[datatype])
     if datatype == _BF16:
         values = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view(np.float32)
     else:
@@ -146,30 +175,26 @@ def _array(datatype: str, values: Sequence[Any]) -> np.ndarray[Any, Any]:
         raise TensorError(f"holds a number that {datatype} cannot have") from None
 
 
-def _check_texts(texts: Sequence[Any]) -> None:
-    if len(texts) > MAX_TEXTS:
-        raise TensorError(f"has more than {MAX_TEXTS} elements")
-
-
 def _joined(texts: Sequence[bytes]) -> bytes:
     return b"".join(part for one in texts for part in (_LENGTH.pack(len(one)), one))
 
 
-def _elements(raw: bytes) -> list[bytes]:
+def _elements(raw: bytes, room: Room) -> list[bytes]:
     """Raises TensorError as :func:`_ends`."""
-    ends = _ends(raw)
+    ends = _ends(raw, room)
     return [raw[start + _LENGTH.size : end] for start, end in zip((0, *ends), ends, strict=False)]
 
 
-def _ends(raw: bytes) -> list[int]:
-    """Where each element of BYTES ends. Raises TensorError if ``raw`` is none, or more than MAX_TEXTS."""
+def _ends(raw: bytes, room: Room) -> list[int]:
+    """Where each element of BYTES ends. Raises TensorError if ``raw`` is none, or more than there is room for."""
     found: list[int] = []
     at, last = 0, len(raw) - _LENGTH.size
     while at <= last:
         at += _LENGTH.size + _LENGTH.unpack_from(raw, at)[0]
         found.append(at)
-        if len(found) > MAX_TEXTS:
-            raise TensorError(f"has more than {MAX_TEXTS} elements")
+        if len(found) > room.texts:
+            break
+    room.take_texts(len(found))
     if at != len(raw):
         raise TensorError("ends within an element: each stands after its length in 4 bytes")
     return found

@@ -5,6 +5,10 @@ from typing import Any
 
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 
+# Tensors have no tokens: for limits of tokens a minute so many bytes of them, in and out, are one. It is counted when
+# they are known, and not before: a picture may be more than a minute has.
+BYTES_PER_TOKEN = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -38,6 +42,11 @@ class Plan:
     previous: bytes = b""
     detached: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of its inputs; 0 if it has words."""
+        return sum(len(one.inference.request) for one in self.requests)
 
     @property
     def api(self) -> str:

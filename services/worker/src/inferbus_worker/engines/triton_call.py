@@ -17,11 +17,15 @@ from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.engines.triton_errors import Trouble, engine_full, trouble_of
 from inferbus_worker.engines.triton_health import described
 
+# Of a shape's lengths, those of 0 left out: of larger ones the server's own product overflows.
+_MAX_PRODUCT = 1 << 48
 # A region of the server's shared memory may hold another tenant's tensors.
 _SHARED_MEMORY = "shared_memory_"
 # What would tie calls to each other, pass others in the server's queue, or is the server's own.
 _NOT_FOR_CALLERS = re.compile(r"(sequence_|triton_).*|priority", re.DOTALL)
 _SHOWN = 64
+# gRPC's own words, on our side of the connection, of an answer above what it may receive.
+_NOT_READ = re.compile(r"(?<!SERVER: )Received message larger than max")
 # Around the server's words: whose request it was, and advice for who configures the model.
 _PREFIX = re.compile(r"^\[request id: .*?\] ", re.DOTALL)
 _ADVICE = re.compile(r"\.? (NOTE: |Please ).*", re.DOTALL)
@@ -56,8 +60,9 @@ def request_of(model: str, encoded: bytes, needed: Collection[str] = ()) -> Any:
 
 def _check_inputs(inputs: Any, needed: Collection[str], size: int) -> None:
     for tensor in inputs:
-        # Each element takes a byte at least. Of the largest shapes the server's own product overflows.
-        if any(length < 0 for length in tensor.shape) or prod(tensor.shape) > size:
+        # Each element takes a byte at least.
+        lengths = prod(max(length, 1) for length in tensor.shape)
+        if any(length < 0 for length in tensor.shape) or prod(tensor.shape) > size or lengths > _MAX_PRODUCT:
             text = f"Send a shape of the input '{tensor.name[:_SHOWN]}' that fits its data, without a length below 0."
             raise invalid(text, param="inputs")
     given = {tensor.name for tensor in inputs}
@@ -71,9 +76,13 @@ def answer_of(response: Any, limit: int) -> bytes:
     response.ClearField("model_name")
     response.ClearField("model_version")
     if response.ByteSize() > limit:
-        text = f"The answer has more than {limit >> 20} MiB. Ask for fewer outputs, or send a smaller batch."
-        raise invalid(text, param="outputs", reason="answer_too_large")
+        raise _too_large(limit)
     return bytes(response.SerializeToString())
+
+
+def _too_large(limit: int) -> InferBusError:
+    text = f"The answer has more than {limit >> 20} MiB. Ask for fewer outputs, or send a smaller batch."
+    return invalid(text, param="outputs", reason="answer_too_large")
 
 
 def is_gone(error: grpc.RpcError) -> bool:
@@ -82,14 +91,17 @@ def is_gone(error: grpc.RpcError) -> bool:
     return trouble is Trouble.GONE or (error.code() is grpc.StatusCode.UNAVAILABLE and trouble is not Trouble.FULL)
 
 
-def error_of_call(error: grpc.RpcError, model: str, tensors: Collection[str]) -> InferBusError:
-    """What ends one call, of the server's ``model`` with these ``tensors``, while others go on."""
+def error_of_call(error: grpc.RpcError, model: str, tensors: Collection[str], limit: int) -> InferBusError:
+    """What ends one call, of the server's ``model`` with these ``tensors``, while others go on. ``limit``: see
+    :func:`answer_of`."""
     text = str(error.details())
     match error.code():
         case grpc.StatusCode.INVALID_ARGUMENT:
             unfit = invalid(unfit_text(text, model, tensors), param="inputs")
             unfit.diagnostic = text
             return unfit
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if _NOT_READ.search(text):
+            return _too_large(limit)
         case _ if trouble_of(text) is Trouble.FULL:
             return engine_full(text)
         case grpc.StatusCode.CANCELLED:

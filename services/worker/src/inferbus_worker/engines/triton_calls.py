@@ -37,6 +37,8 @@ CAPABILITIES = ("inference",)
 STEP_BYTES = 1 << 19
 # While more waits to be taken, no further call begins.
 _BUFFERED_BYTES = 16 << 20
+# What running calls may answer, all at their largest, counts with what waits: a call that would pass this waits itself.
+_ANSWERING_BYTES = 512 << 20
 # Part of the time after which the worker takes the whole engine for dead, and makes all that it was at again.
 _PATIENCE = 0.9
 
@@ -145,11 +147,16 @@ class Calls:
     # --- one call ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while not self._death and self._buffered < _BUFFERED_BYTES and (call := self._runs.next()) is not None:
+        while not self._death and self._has_room() and (call := self._runs.next()) is not None:
             if not self._runs.running:
                 self._health.moved()
             call.sent_at = clock.monotonic()
             self._runs.begin(call, self._made(call))
+
+    def _has_room(self) -> bool:
+        """For one more answer."""
+        answers = (len(self._runs.running) + 1) * self._service.settings.max_answer_bytes
+        return self._buffered < _BUFFERED_BYTES and self._buffered + answers <= _ANSWERING_BYTES
 
     async def _made(self, call: _Call) -> None:
         try:

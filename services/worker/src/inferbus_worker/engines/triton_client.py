@@ -17,14 +17,15 @@ from inferbus_worker.engines.triton_health import described
 
 log = logging.getLogger(__name__)
 
-# Prompts and tensors have no bound here; a server that is back is found within a second.
+# What is sent has no bound here; a server that is back is found within a second.
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
+# Of a message around what is bounded in it: names, shapes, what the server says of itself.
+RECEIVE_SLACK = 1 << 20
 
 
 class AbsentModelError(Exception):
@@ -32,15 +33,26 @@ class AbsentModelError(Exception):
 
 
 class TritonClient:
-    """One connection. Calls end within ``call_seconds``, loads within ``load_seconds``, and raise grpc.RpcError."""
+    """One connection. Calls end within ``call_seconds``, loads within ``load_seconds``, and raise grpc.RpcError: also
+    of a message of the server that is larger than ``receive_bytes``, which is not read."""
 
-    def __init__(self, address: str, *, tls: bool, ca: Path | None, call_seconds: float, load_seconds: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls: bool,
+        ca: Path | None,
+        call_seconds: float,
+        load_seconds: float,
+        receive_bytes: int,
+    ) -> None:
         """Reads ``ca``; raises OSError."""
+        options = (*_OPTIONS, ("grpc.max_receive_message_length", receive_bytes))
         if tls:
             credentials = grpc.ssl_channel_credentials(ca.read_bytes() if ca is not None else None)
-            self._channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         else:
-            self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(address, options=options)
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._call_seconds = call_seconds
         self._load_seconds = load_seconds

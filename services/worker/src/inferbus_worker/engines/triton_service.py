@@ -15,7 +15,7 @@ from inferbus_runtime import clock
 from inferbus_worker.config import TritonConfig
 from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engine import Sampling
-from inferbus_worker.engines.triton_client import AbsentModelError, TritonClient
+from inferbus_worker.engines.triton_client import RECEIVE_SLACK, AbsentModelError, TritonClient
 from inferbus_worker.engines.triton_errors import Trouble, trouble_of
 from inferbus_worker.engines.triton_health import ProbeError, described
 from inferbus_worker.engines.triton_model import Family, Served, family_of, served_of
@@ -139,6 +139,7 @@ async def start(settings: TritonConfig, context_length: int | None) -> Service |
         client = TritonClient(
             settings.url, tls=settings.tls, ca=settings.tls_ca,
             call_seconds=settings.call_timeout.total_seconds(), load_seconds=seconds,
+            receive_bytes=settings.max_answer_bytes + RECEIVE_SLACK,
         )  # fmt: skip
     except OSError as error:
         raise start_failed(f"the certificate authority cannot be read: {error}") from error

@@ -111,17 +111,18 @@ class TensorService:
 
         Raises InferBusError for what is about this call alone, and grpc.RpcError for what the model may have died of.
         """
+        limit = self.settings.max_answer_bytes
         try:
             answer = await self.client.infer(request)
         except grpc.RpcError as error:
             if is_gone(error):
                 raise
             sent = {tensor.name for tensor in (*request.inputs, *request.outputs) if tensor.name}
-            refused = error_of_call(error, self.tensors.name, self.tensors.names | sent)
+            refused = error_of_call(error, self.tensors.name, self.tensors.names | sent, limit)
             if refused.error_class != ErrorClass.ERROR_CLASS_INVALID_ARGUMENT:
                 log.warning("a call failed", extra={"error": refused.diagnostic})
             raise refused from error
-        return answer_of(answer, self.settings.max_answer_bytes)
+        return answer_of(answer, limit)
 
     async def probe(self) -> None:
         """Raises ProbeError, grpc.RpcError.
