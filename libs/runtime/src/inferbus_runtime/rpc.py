@@ -98,10 +98,8 @@ class Public:
         return (
             ("grpc.max_receive_message_length", self.max_request_bytes),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
-            (
-                "grpc.compression_enabled_algorithms_bitset",
-                _UNCOMPRESSED,
-            ),  # a small message could be made of a large one
+            # A small message could be made of a large one.
+            ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
             ("grpc.keepalive_time_ms", _PING_MS),
             ("grpc.keepalive_timeout_ms", self.unread_timeout // millisecond),
             ("grpc.max_connection_idle_ms", self.idle_timeout // millisecond),
