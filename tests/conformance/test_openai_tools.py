@@ -119,7 +119,7 @@ async def test_auto_and_none(client: openai.AsyncOpenAI) -> None:
             client.chat.completions.create(
                 **ask(tool_choice="auto", temperature=1, seed=seed, max_completion_tokens=40)
             )
-            for seed in range(2)
+            for seed in range(4)
         )
     )
     for answer in answers:
@@ -136,7 +136,7 @@ async def test_calls_in_parallel_have_ids_of_their_own(client: openai.AsyncOpenA
             client.chat.completions.create(
                 **ask(tool_choice="required", temperature=1, seed=seed, parallel_tool_calls=True)
             )
-            for seed in range(2)
+            for seed in range(4)
         )
     )
     for answer in answers:
