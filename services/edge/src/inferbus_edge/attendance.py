@@ -31,7 +31,7 @@ class Attendance:
             return
         self._lifetimes.arrive(answer.first, shared=answer.resumed)
         if answer.resumed:
-            self._say([answer.first], [])
+            self._say([answer.first], [], arrived=True)
 
     def stray(self, request_id: bytes, now: float) -> None:
         self._cancel(self._lifetimes.stray(request_id, choice_id(request_id, 0), now))
@@ -46,6 +46,8 @@ class Attendance:
         answer.attended = False
         ending = self._lifetimes.leave(answer.ids, reason, answer.hold, clock.monotonic())
         self._cancel(ending)
+        if self._lifetimes.waits(answer.first):
+            self._say([], [answer.first])
         return ending is None
 
     def broken(self, answer: Answer, reason: str) -> None:
@@ -72,7 +74,9 @@ class Attendance:
     def on_attached(self, message: Attached) -> None:
         if message.edge == self._edge:
             return
-        news = self._lifetimes.elsewhere(message.request_ids, message.held_ids, clock.monotonic())
+        news = self._lifetimes.elsewhere(
+            message.edge, message.request_ids, message.held_ids, clock.monotonic(), arrived=message.arrived
+        )
         if news:
             self._say(news, [])
 
@@ -89,9 +93,9 @@ class Attendance:
                 said = now
                 self._say(attached, held)
 
-    def _say(self, attached: list[bytes], held: list[bytes]) -> None:
+    def _say(self, attached: list[bytes], held: list[bytes], *, arrived: bool = False) -> None:
         try:
-            self._send(Attached(edge=self._edge, request_ids=attached, held_ids=held))
+            self._send(Attached(edge=self._edge, request_ids=attached, held_ids=held, arrived=arrived))
         except BufferError as error:
             log.warning("other edges were not told of streams that came here", extra={"error": repr(error)})
 

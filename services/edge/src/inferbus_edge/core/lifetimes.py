@@ -5,6 +5,9 @@ after the hold that the request or its tenant asked for. Three others are left a
 (it says so every few seconds), one that runs without a client (detached), and for a while one that nobody here knows:
 this edge was started anew, and its clients are on their way back, here or to another edge.
 
+If a client comes back to another edge before the first edge has seen it go, both have it for a moment: neither leaves
+it to the other, and how long it is held is for the one that it came to last to say.
+
 Times are monotonic seconds. A request is named by the id of its first choice.
 """
 
@@ -20,6 +23,8 @@ CANCEL_AGAIN_SECONDS = 1.0
 # Longer than the word of another edge is on its way.
 SHARED_HOLD_SECONDS = 1.0
 _MAX_CANCELLED = 10_000
+_ORPHAN = "orphan"
+_NOT_HELD: tuple[float, tuple[bytes, ...], str] = (0.0, (), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,10 @@ class Lifetimes:
         self._orphan_seconds = orphan_seconds
         self._attached: dict[bytes, int] = {}
         self._shared: set[bytes] = set()
-        # Until when another edge delivers it, or waits for its client.
-        self._elsewhere: dict[bytes, float] = {}
+        # Its client came to another edge later than to this one: that one's hold counts.
+        self._outlived: set[bytes] = set()
+        # Until when which other edge delivers it, or any waits for its client.
+        self._elsewhere: dict[bytes, dict[str, float]] = {}
         self._held_elsewhere: dict[bytes, float] = {}
         # first id -> (when to cancel, ids, reason)
         self._held: dict[bytes, tuple[float, tuple[bytes, ...], str]] = {}
@@ -51,6 +58,7 @@ class Lifetimes:
         """A client is attached; ``shared``: again, here or from another edge."""
         self._attached[first] = self._attached.get(first, 0) + 1
         self._held.pop(first, None)
+        self._outlived.discard(first)
         if shared:
             self._shared.add(first)
 
@@ -61,22 +69,25 @@ class Lifetimes:
             self._attached[first] = left
         else:
             self._attached.pop(first, None)
-            self._shared.discard(first)
+            self._forget(first)
 
     def leave(self, ids: tuple[bytes, ...], reason: str, hold: float, now: float) -> Ending | None:
         """A client went without its end. ``ids``: all choices, the first one first."""
         first = ids[0]
-        shared = first in self._shared
+        shared, outlived = first in self._shared, first in self._outlived
         self.finish(first)
-        if first in self._attached or self._until(self._elsewhere, first, now) or is_detached(first):
+        if first in self._attached or is_detached(first):
             return None
+        if outlived:
+            hold = 0.0
+            self._outlived.add(first)
         if shared:
-            # Another edge may have it without having said so yet; and this one says that it waits.
+            # Another edge may have it without having said so yet; and this one says that it waits. It is not left to that
+            # edge even if it has said so: its client may have gone in the same moment.
             hold = max(hold, SHARED_HOLD_SECONDS)
+            self._shared.add(first)
         if hold > 0:
             self._held[first] = (now + hold, ids, reason)
-            if shared:
-                self._shared.add(first)
             return None
         return self.cancel(ids, reason, now)
 
@@ -90,18 +101,24 @@ class Lifetimes:
             self._cancelled.popitem(last=False)
         return Ending(ids, reason)
 
-    def elsewhere(self, attached: Iterable[bytes], held: Iterable[bytes], now: float) -> list[bytes]:
-        """What another edge says. Returns what it must be answered: requests that have a client here and were not known
-        to be shared."""
+    def elsewhere(
+        self, edge: str, attached: Iterable[bytes], held: Iterable[bytes], now: float, *, arrived: bool = False
+    ) -> list[bytes]:
+        """What another edge says; ``arrived``: the clients of these have just come to it. Returns what it must be
+        answered: requests that have a client here and were not known to be shared."""
         news = []
         for first in attached:
-            self._elsewhere[first] = now + ATTACHED_SECONDS
-            self._drop_hold(first)
+            self._elsewhere.setdefault(first, {})[edge] = now + ATTACHED_SECONDS
+            if self._held.get(first, _NOT_HELD)[2] == _ORPHAN:
+                self._drop_hold(first)
+            if arrived and (first in self._attached or first in self._held):
+                self._outlived.add(first)
             if first in self._attached and first not in self._shared:
                 self._shared.add(first)
                 news.append(first)
         for first in held:
             self._held_elsewhere[first] = now + ATTACHED_SECONDS
+            self._elsewhere.get(first, {}).pop(edge, None)
             if first in self._attached:
                 self._shared.add(first)
                 news.append(first)
@@ -120,31 +137,47 @@ class Lifetimes:
             return None
         if first in self._attached or is_detached(first):
             return None
-        if self._until(self._elsewhere, first, now) or self._until(self._held_elsewhere, first, now):
+        if self._is_elsewhere(first, now) or self._held_elsewhere.get(first, 0.0) > now:
             return None
-        self._held[first] = (now + self._orphan_seconds, (request_id,), "orphan")
+        self._held[first] = (now + self._orphan_seconds, (request_id,), _ORPHAN)
         return None
 
     def due(self, now: float) -> list[Ending]:
-        """Holds that are over."""
-        over = [one for one in self._held.values() if one[0] <= now]
-        for record in (self._elsewhere, self._held_elsewhere):
-            for first in [one for one, until in record.items() if until <= now]:
-                del record[first]
+        """Holds that are over, of requests that no other edge delivers."""
+        silent = [one for one in self._elsewhere if not self._is_elsewhere(one, now)]
+        died = [first for first in silent if self._elsewhere.pop(first)]  # or let go: then it is empty
+        died += [first for first, until in self._held_elsewhere.items() if until <= now]
+        for first in died:
+            self._held_elsewhere.pop(first, None)
+            if first in self._outlived and first in self._held:  # its client may be on its way back
+                self._held[first] = (now + self._orphan_seconds, *self._held[first][1:])
+        over = [held for first, held in self._held.items() if held[0] <= now and not self._is_wanted(first)]
         return [self.cancel(ids, reason, now) for _, ids, reason in over]
 
     def ended(self, first: bytes) -> None:
         """Its end is on the log: nothing is left to cancel."""
         self._drop_hold(first)
 
+    def waits(self, first: bytes) -> bool:
+        """Its client has gone from here, and another edge may know it: that must hear it."""
+        return first in self._held and first in self._shared
+
     def shared(self) -> tuple[list[bytes], list[bytes]]:
         """What to say to the other edges: (attached, held)."""
         attached = [first for first in self._shared if first in self._attached]
-        return attached, [first for first in self._shared if first in self._held]
+        return attached, [first for first in self._shared if first in self._held and first not in self._outlived]
+
+    def _is_wanted(self, first: bytes) -> bool:
+        """By another edge, from what it said last."""
+        return first in self._elsewhere or (first in self._outlived and first in self._held_elsewhere)
+
+    def _is_elsewhere(self, first: bytes, now: float) -> bool:
+        return any(until > now for until in self._elsewhere.get(first, {}).values())
 
     def _drop_hold(self, first: bytes) -> None:
         if self._held.pop(first, None) is not None and first not in self._attached:
-            self._shared.discard(first)
+            self._forget(first)
 
-    def _until(self, record: dict[bytes, float], first: bytes, now: float) -> bool:
-        return record.get(first, 0.0) > now
+    def _forget(self, first: bytes) -> None:
+        self._shared.discard(first)
+        self._outlived.discard(first)

@@ -315,7 +315,10 @@ class Attached(_message.Message):
     EDGE_FIELD_NUMBER: _builtins.int
     REQUEST_IDS_FIELD_NUMBER: _builtins.int
     HELD_IDS_FIELD_NUMBER: _builtins.int
+    ARRIVED_FIELD_NUMBER: _builtins.int
     edge: _builtins.str
+    arrived: _builtins.bool
+    """The clients of request_ids have come to this edge just now: for how long one is held is for this edge to say."""
     @_builtins.property
     def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Requests that have a client here."""
@@ -330,10 +333,11 @@ class Attached(_message.Message):
         edge: _builtins.str = ...,
         request_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         held_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        arrived: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edge", b"edge", "held_ids", b"held_ids", "request_ids", b"request_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "edge", b"edge", "held_ids", b"held_ids", "request_ids", b"request_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
