@@ -82,8 +82,8 @@ class Lifetimes:
             hold = 0.0
             self._outlived.add(first)
         if shared:
-            # Another edge may have it without having said so yet; and this one says that it waits. It is not left to that
-            # edge even if it has said so: its client may have gone in the same moment.
+            # Another edge may have it without having said so yet; and this one says that it waits. It is not left to
+            # that edge even if it has said so: its client may have gone in the same moment.
             hold = max(hold, SHARED_HOLD_SECONDS)
             self._shared.add(first)
         if hold > 0:
