@@ -32,7 +32,7 @@ BODY: dict[str, Any] = {
     "temperature": 0,
 }
 # A loaded machine takes seconds for the first token after a start.
-PATIENCE = {"ENGINE_STALL": "6s", "MAX_ENGINE_RESTARTS": "20"}
+PATIENCE = {"ENGINE_STALL": "6s"}
 # What no tenant may read: of machines, of our parts, of what an upstream says.
 INTERNAL = (
     "127.0.0.1", "10.1.2.3", "localhost", "://", "/srv", ".py", "llama", "openai", "upstream", "triton", "stub",

@@ -555,16 +555,20 @@ async def test_a_call_is_cancelled_and_one_whose_worker_died_is_made_again_as_an
     page = {"metrics_url": f"http://{triton.metrics}/metrics", "metrics_interval": timedelta(seconds=0.05)}
     async with reading(triton, "shout", triton=page) as others:
         busy = [others.submit(call(TEXTS=["a"], parameters=NEVER)) for _ in range(2)]
-        async with asyncio.timeout(10):
-            while others.engine.statistics().engine_waiting != 1:
-                await asyncio.sleep(0.02)
-            request = asked(edge, call(TEXTS=["gone"]))
-            gone = await edge.place(worker.name, request)
-            bus.send(Cancel(request_id=request.request_id, reason="client_gone"))
-            await edge.closed(gone)
-            received = await edge.place(worker.name, asked(edge, call(TEXTS=["kept"])))
-            while others.engine.statistics().engine_waiting != 2:
-                await asyncio.sleep(0.02)
+
+        async def waiting(count: int) -> None:
+            async with asyncio.timeout(30):
+                while others.engine.statistics().engine_waiting != count:
+                    await asyncio.sleep(0.02)
+
+        await waiting(1)
+        request = asked(edge, call(TEXTS=["gone"]))
+        gone = await edge.place(worker.name, request)
+        await waiting(2)
+        bus.send(Cancel(request_id=request.request_id, reason="client_gone"))
+        await edge.closed(gone)
+        received = await edge.place(worker.name, asked(edge, call(TEXTS=["kept"])))
+        await waiting(3)  # the server looks at what was cancelled when its turn comes
         await worker.kill()
         for answer in busy:
             others.engine.close(answer.key)
