@@ -1,7 +1,6 @@
 """One stack for the whole suite: two edges, the real models, and the customers' own clients in front of it."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anthropic
@@ -34,28 +33,10 @@ async def client(stack: Stack) -> AsyncIterator[openai.AsyncOpenAI]:
         yield made
 
 
-# The synchronous clients send what the asynchronous ones send: that they read every kind of answer is shown by the
-# tests of ``each_...``; the others run with them in `make soak`.
-_MAINLY_ASYNC = ["async", pytest.param("sync", marks=pytest.mark.soak)]
-
-
 @pytest.fixture(params=["sync", "async"])
-def each_sdk(request: pytest.FixtureRequest, stack: Stack, client: openai.AsyncOpenAI) -> Iterator[Caller]:
-    """OpenAI's SDK, once sync and once async."""
-    with _openai(request.param, stack, client) as caller:
-        yield caller
-
-
-@pytest.fixture(params=_MAINLY_ASYNC)
 def sdk(request: pytest.FixtureRequest, stack: Stack, client: openai.AsyncOpenAI) -> Iterator[Caller]:
-    """OpenAI's SDK, async; in the long run also sync."""
-    with _openai(request.param, stack, client) as caller:
-        yield caller
-
-
-@contextmanager
-def _openai(kind: str, stack: Stack, client: openai.AsyncOpenAI) -> Iterator[Caller]:
-    if kind == "async":
+    """OpenAI's SDK, once sync and once async."""
+    if request.param == "async":
         yield Caller(client)
         return
     with openai.OpenAI(base_url=stack.base_url, api_key=stack.api_key, max_retries=0, timeout=SECONDS) as made:
@@ -63,25 +44,12 @@ def _openai(kind: str, stack: Stack, client: openai.AsyncOpenAI) -> Iterator[Cal
 
 
 @pytest.fixture(params=["sync", "async"])
-async def each_claude(request: pytest.FixtureRequest, stack: Stack) -> AsyncIterator[Caller]:
-    """Anthropic's SDK, once sync and once async."""
-    async with _anthropic(request.param, stack) as caller:
-        yield caller
-
-
-@pytest.fixture(params=_MAINLY_ASYNC)
 async def claude(request: pytest.FixtureRequest, stack: Stack) -> AsyncIterator[Caller]:
-    """Anthropic's SDK, async; in the long run also sync."""
-    async with _anthropic(request.param, stack) as caller:
-        yield caller
-
-
-@asynccontextmanager
-async def _anthropic(kind: str, stack: Stack) -> AsyncIterator[Caller]:
+    """Anthropic's SDK, once sync and once async."""
     settings: dict[str, Any] = {
         "base_url": stack.root_url, "api_key": stack.api_key, "max_retries": 0, "timeout": SECONDS,
     }  # fmt: skip
-    if kind == "async":
+    if request.param == "async":
         async with anthropic.AsyncAnthropic(**settings) as made:
             yield Caller(made)
     else:

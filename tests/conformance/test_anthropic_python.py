@@ -47,12 +47,12 @@ def input_of(message: Message) -> int:
     return usage.input_tokens + (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
 
 
-async def test_a_message_unary_and_streamed(each_claude: Caller, http: httpx.AsyncClient) -> None:
-    unary: Message = await each_claude.one(CREATE, **ask())
+async def test_a_message_unary_and_streamed(claude: Caller, http: httpx.AsyncClient) -> None:
+    unary: Message = await claude.one(CREATE, **ask())
     assert (unary.type, unary.role, unary.model, unary.stop_reason) == ("message", "assistant", MODEL, "max_tokens")
     assert input_of(unary) == await chat_tokens(http, ask()["messages"])
     assert unary.usage.output_tokens == 12
-    events = await each_claude.events(CREATE, **ask())
+    events = await claude.events(CREATE, **ask())
     kinds = [event.type for event in events if event.type not in ("content_block_delta", "ping")]
     assert kinds == ["message_start", "content_block_start", "content_block_stop", "message_delta", "message_stop"]
     joined = "".join(event.delta.text for event in events if event.type == "content_block_delta")
@@ -60,7 +60,7 @@ async def test_a_message_unary_and_streamed(each_claude: Caller, http: httpx.Asy
     (delta,) = [event for event in events if event.type == "message_delta"]
     assert delta.delta.stop_reason == "max_tokens"
     assert delta.usage.output_tokens == 12
-    helped, final = await each_claude.helper("messages.stream", **ask())
+    helped, final = await claude.helper("messages.stream", **ask())
     assert text_of(final) == text_of(unary)
     assert final.usage.output_tokens == 12
     assert "".join(event.text for event in helped if event.type == "text") == text_of(unary)
@@ -116,11 +116,11 @@ async def test_tools(claude: Caller) -> None:
     assert input_of(after) > 20
 
 
-async def test_structured_output(each_claude: Caller) -> None:
+async def test_structured_output(claude: Caller) -> None:
     class Answer(BaseModel):
         colour: Literal["red", "green"]
 
-    parsed = await each_claude.one("messages.parse", **ask("Which colour?", max_tokens=40), output_format=Answer)
+    parsed = await claude.one("messages.parse", **ask("Which colour?", max_tokens=40), output_format=Answer)
     assert isinstance(parsed.parsed_output, Answer)
     assert parsed.stop_reason == "end_turn"
 
@@ -132,7 +132,7 @@ async def test_tokens_are_counted_as_they_are_billed(claude: Caller) -> None:
     assert (await claude.one("messages.count_tokens", **asked)).input_tokens == input_of(answer)
 
 
-async def test_typed_errors(stack: Stack, each_claude: Caller) -> None:
+async def test_typed_errors(stack: Stack, claude: Caller) -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}}
     for more in (
         {"temperature": 1.5},
@@ -144,28 +144,28 @@ async def test_typed_errors(stack: Stack, each_claude: Caller) -> None:
         {"extra_body": {"no_such": 1}},
     ):
         with pytest.raises(anthropic.BadRequestError) as bad:
-            await each_claude.one(CREATE, **ask(**more))
+            await claude.one(CREATE, **ask(**more))
         body: Any = bad.value.body
         assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
         assert body["error"]["message"]
         assert bad.value.request_id
     with pytest.raises(anthropic.NotFoundError):
-        await each_claude.one(CREATE, **ask(model="no-such-model"))
+        await claude.one(CREATE, **ask(model="no-such-model"))
     with pytest.raises(anthropic.AuthenticationError):
-        await Caller(each_claude.client.with_options(api_key="ib-wrong")).one(CREATE, **ask())
+        await Caller(claude.client.with_options(api_key="ib-wrong")).one(CREATE, **ask())
     admin = await stack.new_key(scopes=["tenant_admin"])
     with pytest.raises(anthropic.PermissionDeniedError):
-        await Caller(each_claude.client.with_options(api_key=admin)).one(CREATE, **ask())
-    limited = Caller(each_claude.client.with_options(api_key=await stack.new_key(limits={"requests_per_minute": 1})))
+        await Caller(claude.client.with_options(api_key=admin)).one(CREATE, **ask())
+    limited = Caller(claude.client.with_options(api_key=await stack.new_key(limits={"requests_per_minute": 1})))
     await limited.one(CREATE, **ask(max_tokens=1))
     with pytest.raises(anthropic.RateLimitError) as limit:
         await limited.one(CREATE, **ask())
     assert limit.value.response.headers["retry-after"]
-    headers = {"Idempotency-Key": f"each_claude-{type(each_claude.client).__name__}"}
-    first = await each_claude.one(CREATE, **ask(), extra_headers=headers)
-    assert await each_claude.one(CREATE, **ask(), extra_headers=headers) == first
+    headers = {"Idempotency-Key": f"claude-{type(claude.client).__name__}"}
+    first = await claude.one(CREATE, **ask(), extra_headers=headers)
+    assert await claude.one(CREATE, **ask(), extra_headers=headers) == first
     with pytest.raises(anthropic.ConflictError):
-        await each_claude.one(CREATE, **ask(max_tokens=5), extra_headers=headers)
+        await claude.one(CREATE, **ask(max_tokens=5), extra_headers=headers)
 
 
 async def test_a_bearer_key_serves_as_well(stack: Stack) -> None:

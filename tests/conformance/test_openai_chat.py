@@ -46,10 +46,10 @@ async def refused(client: openai.AsyncOpenAI, param: str, **more: Any) -> str:
     return error.value.body["code"]
 
 
-async def test_a_streamed_answer_is_the_unary_one(each_sdk: Caller, http: httpx.AsyncClient) -> None:
+async def test_a_streamed_answer_is_the_unary_one(sdk: Caller, http: httpx.AsyncClient) -> None:
     body = ask()
-    unary: ChatCompletion = await each_sdk.one(CREATE, **body)
-    chunks: list[ChatCompletionChunk] = await each_sdk.events(CREATE, **body, stream_options={"include_usage": True})
+    unary: ChatCompletion = await sdk.one(CREATE, **body)
+    chunks: list[ChatCompletionChunk] = await sdk.events(CREATE, **body, stream_options={"include_usage": True})
     assert joined(chunks) == text_of(unary)
     assert ends(chunks) == [unary.choices[0].finish_reason] == ["length"]
     assert {chunk.id for chunk in chunks} != {unary.id}
@@ -205,18 +205,18 @@ async def test_labels_are_taken(client: openai.AsyncOpenAI) -> None:
     await refused(client, "metadata", metadata={f"key{at}": "v" for at in range(17)})
 
 
-async def test_a_stored_completion_is_found_and_deleted(each_sdk: Caller) -> None:
-    answer = await each_sdk.one(CREATE, **ask(store=True, metadata={"a": "b"}))
-    again = await each_sdk.one("chat.completions.retrieve", answer.id)
+async def test_a_stored_completion_is_found_and_deleted(sdk: Caller) -> None:
+    answer = await sdk.one(CREATE, **ask(store=True, metadata={"a": "b"}))
+    again = await sdk.one("chat.completions.retrieve", answer.id)
     assert (again.id, text_of(again), again.usage) == (answer.id, text_of(answer), answer.usage)
-    messages = await each_sdk.listed("chat.completions.messages.list", answer.id)
+    messages = await sdk.listed("chat.completions.messages.list", answer.id)
     assert [(one.role, one.content) for one in messages] == [("user", ask()["messages"][0]["content"])]
-    assert (await each_sdk.one("chat.completions.delete", answer.id)).deleted
+    assert (await sdk.one("chat.completions.delete", answer.id)).deleted
     with pytest.raises(openai.NotFoundError):
-        await each_sdk.one("chat.completions.retrieve", answer.id)
-    unstored = await each_sdk.one(CREATE, **ask())
+        await sdk.one("chat.completions.retrieve", answer.id)
+    unstored = await sdk.one(CREATE, **ask())
     with pytest.raises(openai.NotFoundError):
-        await each_sdk.one("chat.completions.retrieve", unstored.id)
+        await sdk.one("chat.completions.retrieve", unstored.id)
 
 
 async def test_messages_of_every_kind_reach_the_model(client: openai.AsyncOpenAI) -> None:

@@ -20,19 +20,19 @@ BODY = {
 }
 
 
-async def test_bad_request(each_sdk: Caller) -> None:
+async def test_bad_request(sdk: Caller) -> None:
     with pytest.raises(openai.BadRequestError) as error:
-        await each_sdk.one(CREATE, **{**BODY, "temperature": 9})
+        await sdk.one(CREATE, **{**BODY, "temperature": 9})
     assert (error.value.param, error.value.type) == ("temperature", "invalid_request_error")
     assert error.value.request_id
     with pytest.raises(openai.BadRequestError):
-        await each_sdk.events(CREATE, **{**BODY, "temperature": 9})
+        await sdk.events(CREATE, **{**BODY, "temperature": 9})
 
 
-async def test_authentication(stack: Stack, each_sdk: Caller) -> None:
+async def test_authentication(stack: Stack, sdk: Caller) -> None:
     for wrong in ("ib-wrong", "x", stack.api_key[:-1] + ("A" if stack.api_key[-1] != "A" else "B")):
         with pytest.raises(openai.AuthenticationError):
-            await Caller(each_sdk.client.with_options(api_key=wrong)).one(CREATE, **BODY)
+            await Caller(sdk.client.with_options(api_key=wrong)).one(CREATE, **BODY)
 
 
 async def test_permission(stack: Stack) -> None:
@@ -43,21 +43,21 @@ async def test_permission(stack: Stack) -> None:
     assert error.value.code == "insufficient_scope"
 
 
-async def test_not_found(each_sdk: Caller) -> None:
+async def test_not_found(sdk: Caller) -> None:
     with pytest.raises(openai.NotFoundError) as error:
-        await each_sdk.one(CREATE, **{**BODY, "model": "no-such-model"})
+        await sdk.one(CREATE, **{**BODY, "model": "no-such-model"})
     assert (error.value.code, error.value.param) == ("model_not_found", "model")
 
 
-async def test_conflict_and_what_an_idempotency_key_is_for(stack: Stack, each_sdk: Caller) -> None:
-    headers = {"Idempotency-Key": f"conflict-{type(each_sdk.client).__name__}"}
-    first = await each_sdk.one(CREATE, **BODY, extra_headers=headers)
-    again = await each_sdk.one(CREATE, **BODY, extra_headers=headers)
+async def test_conflict_and_what_an_idempotency_key_is_for(stack: Stack, sdk: Caller) -> None:
+    headers = {"Idempotency-Key": f"conflict-{type(sdk.client).__name__}"}
+    first = await sdk.one(CREATE, **BODY, extra_headers=headers)
+    again = await sdk.one(CREATE, **BODY, extra_headers=headers)
     assert again == first
     async with openai_client(stack, 1) as other:
         assert await other.chat.completions.create(**BODY, extra_headers=headers) == first
     with pytest.raises(openai.ConflictError) as error:
-        await each_sdk.one(CREATE, **{**BODY, "max_completion_tokens": 5}, extra_headers=headers)
+        await sdk.one(CREATE, **{**BODY, "max_completion_tokens": 5}, extra_headers=headers)
     assert error.value.code == "idempotency_key_reused"
 
 

@@ -27,9 +27,9 @@ async def refused(client: openai.AsyncOpenAI, param: str, **more: Any) -> None:
 # --- completions ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_completion_unary_and_streamed(each_sdk: Caller, http: httpx.AsyncClient) -> None:
-    unary = await each_sdk.one(CREATE, **ask())
-    chunks = await each_sdk.events(CREATE, **ask(), stream_options={"include_usage": True})
+async def test_a_completion_unary_and_streamed(sdk: Caller, http: httpx.AsyncClient) -> None:
+    unary = await sdk.one(CREATE, **ask())
+    chunks = await sdk.events(CREATE, **ask(), stream_options={"include_usage": True})
     assert unary.object == chunks[0].object == "text_completion"
     assert unary.choices[0].text
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == unary.choices[0].text
@@ -37,7 +37,7 @@ async def test_a_completion_unary_and_streamed(each_sdk: Caller, http: httpx.Asy
     assert unary.usage.prompt_tokens == len(await tokens_of(http, PROMPT, special=True))
     assert unary.usage.completion_tokens == 8
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (unary.usage.prompt_tokens, 8)
-    default = await each_sdk.one(CREATE, model=MODEL, prompt=PROMPT, temperature=0)
+    default = await sdk.one(CREATE, model=MODEL, prompt=PROMPT, temperature=0)
     assert default.usage.completion_tokens == 16
 
 
@@ -95,9 +95,9 @@ def dot(one: list[float], two: list[float]) -> float:
     return sum(a * b for a, b in zip(one, two, strict=True))
 
 
-async def test_embeddings(each_sdk: Caller, http: httpx.AsyncClient) -> None:
+async def test_embeddings(sdk: Caller, http: httpx.AsyncClient) -> None:
     texts = ["A cat sits on the mat.", "A kitten is lying on a rug.", "Interest rates rose by a quarter point."]
-    answer = await each_sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=texts)
+    answer = await sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=texts)
     vectors = [one.embedding for one in answer.data]
     assert [one.index for one in answer.data] == [0, 1, 2]
     assert {len(vector) for vector in vectors} == {384}
@@ -106,15 +106,15 @@ async def test_embeddings(each_sdk: Caller, http: httpx.AsyncClient) -> None:
     tokens = [await tokens_of(http, text, EMBEDDING_MODEL, special=True) for text in texts]
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, tokens))
 
-    alone = await each_sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=texts[0], encoding_format="float")
+    alone = await sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=texts[0], encoding_format="float")
     assert alone.data[0].embedding == pytest.approx(vectors[0], abs=1e-5)
-    coded = await each_sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=texts[0], encoding_format="base64")
+    coded = await sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=texts[0], encoding_format="base64")
     assert isinstance(coded.data[0].embedding, str)
-    short = await each_sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=texts[0], dimensions=64, user="u")
+    short = await sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=texts[0], dimensions=64, user="u")
     (cut,) = [one.embedding for one in short.data]
     length = math.sqrt(dot(vectors[0][:64], vectors[0][:64]))
     assert cut == pytest.approx([value / length for value in vectors[0][:64]], abs=1e-5)
-    by_token = await each_sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=tokens)
+    by_token = await sdk.one("embeddings.create", model=EMBEDDING_MODEL, input=tokens)
     for vector, other in zip(by_token.data, vectors, strict=True):
         assert dot(vector.embedding, other) == pytest.approx(1, abs=1e-4)
 
@@ -139,13 +139,13 @@ async def test_embeddings_refuse_what_they_cannot_do(client: openai.AsyncOpenAI)
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-async def test_models_are_those_of_the_key(stack: Stack, each_sdk: Caller) -> None:
-    listed = await each_sdk.listed("models.list")
+async def test_models_are_those_of_the_key(stack: Stack, sdk: Caller) -> None:
+    listed = await sdk.listed("models.list")
     assert {MODEL, EMBEDDING_MODEL} <= {model.id for model in listed}
-    one = await each_sdk.one("models.retrieve", MODEL)
+    one = await sdk.one("models.retrieve", MODEL)
     assert (one.id, one.object) == (MODEL, "model")
     with pytest.raises(openai.NotFoundError):
-        await each_sdk.one("models.retrieve", "no-such-model")
+        await sdk.one("models.retrieve", "no-such-model")
     secret = await stack.new_key(models=[EMBEDDING_MODEL])
     async with openai_client(stack, api_key=secret) as narrow:
         assert [model.id async for model in narrow.models.list()] == [EMBEDDING_MODEL]

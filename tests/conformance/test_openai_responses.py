@@ -44,8 +44,8 @@ async def settled(client: openai.AsyncOpenAI, response_id: str) -> Response:
     return found
 
 
-async def test_a_response_unary_and_streamed(each_sdk: Caller, http: httpx.AsyncClient) -> None:
-    unary: Response = await each_sdk.one(CREATE, **ask())
+async def test_a_response_unary_and_streamed(sdk: Caller, http: httpx.AsyncClient) -> None:
+    unary: Response = await sdk.one(CREATE, **ask())
     assert (unary.object, unary.status, unary.model) == ("response", "incomplete", MODEL)
     assert unary.incomplete_details.reason == "max_output_tokens"
     (message,) = unary.output
@@ -55,7 +55,7 @@ async def test_a_response_unary_and_streamed(each_sdk: Caller, http: httpx.Async
     assert unary.usage.total_tokens == unary.usage.input_tokens + 12
     assert unary.temperature == 0
     assert unary.max_output_tokens == 12
-    events = await each_sdk.events(CREATE, **ask())
+    events = await sdk.events(CREATE, **ask())
     assert [event.sequence_number for event in events] == list(range(len(events)))
     deltas = [event for event in events if event.type == "response.output_text.delta"]
     assert "".join(event.delta for event in deltas) == unary.output_text
@@ -70,20 +70,20 @@ async def test_a_response_unary_and_streamed(each_sdk: Caller, http: httpx.Async
     assert {event.item_id for event in deltas} == {final.output[0].id}
 
 
-async def test_a_whole_answer_is_completed(each_sdk: Caller) -> None:
+async def test_a_whole_answer_is_completed(sdk: Caller) -> None:
     class Answer(BaseModel):
         colour: Literal["red", "green"]
 
     body = ask("Which colour?", max_output_tokens=40)
-    parsed = await each_sdk.one("responses.parse", **body, text_format=Answer)
+    parsed = await sdk.one("responses.parse", **body, text_format=Answer)
     assert isinstance(parsed.output_parsed, Answer)
     assert (parsed.status, parsed.incomplete_details, parsed.error) == ("completed", None, None)
-    events, final = await each_sdk.helper("responses.stream", **body, text_format=Answer)
+    events, final = await sdk.helper("responses.stream", **body, text_format=Answer)
     assert events[-1].type == "response.completed"
     assert final.output_parsed == parsed.output_parsed
     assert final.text.format.type == "json_schema"
     for form in ({"type": "text"}, {"type": "json_object"}):
-        answer = await each_sdk.one(CREATE, **ask("Say something as JSON.", text={"format": form}))
+        answer = await sdk.one(CREATE, **ask("Say something as JSON.", text={"format": form}))
         assert answer.output_text.startswith("{") == (form["type"] == "json_object")
 
 
@@ -119,12 +119,12 @@ async def test_input_tokens_are_counted_as_they_are_billed(sdk: Caller) -> None:
     ).input_tokens == answer.usage.input_tokens
 
 
-async def test_a_response_is_kept_chained_and_deleted(each_sdk: Caller, http: httpx.AsyncClient) -> None:
-    first = await each_sdk.one(CREATE, **ask("My name is Ada.", metadata={"a": "b"}, instructions="Be kind."))
-    found = await each_sdk.one("responses.retrieve", first.id)
+async def test_a_response_is_kept_chained_and_deleted(sdk: Caller, http: httpx.AsyncClient) -> None:
+    first = await sdk.one(CREATE, **ask("My name is Ada.", metadata={"a": "b"}, instructions="Be kind."))
+    found = await sdk.one("responses.retrieve", first.id)
     assert (found.id, found.output_text, found.metadata) == (first.id, first.output_text, {"a": "b"})
     assert found.usage == first.usage
-    second = await each_sdk.one(CREATE, **ask("What is my name?", previous_response_id=first.id))
+    second = await sdk.one(CREATE, **ask("What is my name?", previous_response_id=first.id))
     chat = [
         {"role": "user", "content": "My name is Ada."},
         {"role": "assistant", "content": first.output_text},
@@ -132,21 +132,21 @@ async def test_a_response_is_kept_chained_and_deleted(each_sdk: Caller, http: ht
     ]
     assert second.previous_response_id == first.id
     assert second.usage.input_tokens == await chat_tokens(http, chat)  # the instructions are not inherited
-    items = await each_sdk.listed("responses.input_items.list", second.id, order="asc")
+    items = await sdk.listed("responses.input_items.list", second.id, order="asc")
     texts = [part.text for item in items for part in item.content]
     assert texts == ["My name is Ada.", first.output_text, "What is my name?"]
-    newest = await each_sdk.listed("responses.input_items.list", second.id, limit=1)
+    newest = await sdk.listed("responses.input_items.list", second.id, limit=1)
     assert [item.id for item in newest] == [item.id for item in reversed(items)]
-    await each_sdk.one("responses.delete", first.id)
+    await sdk.one("responses.delete", first.id)
     with pytest.raises(openai.NotFoundError):
-        await each_sdk.one("responses.retrieve", first.id)
+        await sdk.one("responses.retrieve", first.id)
     with pytest.raises(openai.APIStatusError) as gone:
-        await each_sdk.one(CREATE, **ask("And now?", previous_response_id=first.id))
+        await sdk.one(CREATE, **ask("And now?", previous_response_id=first.id))
     assert gone.value.status_code in (400, 404)
     assert gone.value.body["code"] == "previous_response_not_found"
-    unkept = await each_sdk.one(CREATE, **ask(store=False))
+    unkept = await sdk.one(CREATE, **ask(store=False))
     with pytest.raises(openai.NotFoundError):
-        await each_sdk.one("responses.retrieve", unkept.id)
+        await sdk.one("responses.retrieve", unkept.id)
 
 
 async def test_function_tools(sdk: Caller) -> None:
