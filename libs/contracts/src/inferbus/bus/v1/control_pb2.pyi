@@ -306,8 +306,8 @@ Global___GpuStatus: _TypeAlias = GpuStatus  # noqa: Y015
 @_typing.final
 class Attached(_message.Message):
     """Core subject, no storage: an edge delivers these requests to clients, and another edge may know them, too. Said when a
-    client comes back, when another edge says it of a request that is also delivered here, and every few seconds: as long
-    as it is heard, no other edge cancels them.
+    client comes back or a shared one has gone, when another edge says it of a request that is also delivered here, and every
+    few seconds: as long as it is heard that an edge delivers them, no other edge cancels them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
