@@ -3,9 +3,12 @@
 import asyncio
 import os
 import signal
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import nkeys
+import psutil
 import pytest
 from inferbus.bus.v1.control_pb2 import Heartbeat
 from inferbus.bus.v1.registry_pb2 import ModelRecord
@@ -147,3 +150,66 @@ async def test_a_name_that_the_broker_would_not_take_is_refused_before_it_is_sen
     assert bus.nc._resp_map == {}
     assert changes.lost == 0
     assert bus.connected
+
+
+async def turns_of_the_loop(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def ended_by_a_cancel(task: asyncio.Task[object]) -> None:
+    assert task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=5)
+    assert done, "it goes on"
+    assert task.cancelled(), "it did not hear it"
+
+
+@pytest.mark.parametrize("turns", range(3))
+@pytest.mark.parametrize("what", ["request", "flush"])
+async def test_a_cancel_that_comes_with_the_answer_is_heard(bus: Bus, what: str, turns: int) -> None:
+    """nats-py's own time limits lose it in some turns of the loop."""
+    await bus.api("INFO")
+    asked: Coroutine[Any, Any, object] = bus.api("INFO") if what == "request" else bus.nc.flush()
+    task = asyncio.create_task(asked)
+    await asyncio.sleep(0)
+    waits = bus.nc._resp_map if what == "request" else bus.nc._pongs
+    assert len(waits) == 1
+    while waits:
+        await asyncio.sleep(0)
+    await turns_of_the_loop(turns)
+    if not task.done():
+        await ended_by_a_cancel(task)
+    assert (await bus.api("INFO"))["streams"]
+
+
+async def test_a_start_that_is_cancelled_ends_and_leaves_no_connection(nats_server: NatsServer) -> None:
+    def connections() -> int:
+        here = psutil.Process().net_connections("tcp")
+        return sum(each.raddr[1:] == (nats_server.port,) and each.status == "ESTABLISHED" for each in here)
+
+    async def start() -> None:
+        async with connect(BusConfig(nats_server.url, "starts")):
+            await asyncio.sleep(30)
+
+    before = connections()
+    for turns in range(150):
+        task = asyncio.create_task(start())
+        await turns_of_the_loop(turns)
+        await ended_by_a_cancel(task)
+    await until(lambda: connections() == before)
+
+
+async def test_a_broker_that_no_longer_reads_is_left(tmp_path: Path) -> None:
+    """What it did not read keeps nobody from connecting again."""
+    async with NatsServer(tmp_path) as server, connect(BusConfig(server.url, "waits")) as bus:
+        changes = Changes(bus)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for _ in range(40):
+                await bus.nc.publish("nobody.hears", b"x" * (1 << 20))
+            await asyncio.sleep(0.5)  # the kernel's buffers are full now, and so is asyncio's
+            await bus.nc.force_reconnect()
+            await until(lambda: changes.lost == 1)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await until(lambda: changes.back == 1)

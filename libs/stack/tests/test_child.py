@@ -10,7 +10,8 @@ import psutil
 import pytest
 from inferbus_stack.child import ChildError, ChildSpec, bound_log, death, start_child
 
-# Writes its ready file, then sleeps. "deaf": does not listen to SIGTERM; "parent": has a child of its own.
+# Writes its ready file, then sleeps. "deaf": does not listen to SIGTERM; "parent": has a child of its own; "mute": is
+# never ready.
 SERVICE = """
 import json, os, pathlib, signal, subprocess, sys, time
 mode, ready = sys.argv[1], pathlib.Path(sys.argv[2])
@@ -18,7 +19,7 @@ if mode == "deaf": signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "fails": print("no such model"); sys.exit(3)
 grandchild = subprocess.Popen(["sleep", "300"]).pid if mode == "parent" else 0
 draft = ready.with_suffix(".draft")
-draft.write_text(json.dumps({"pid": os.getpid(), "grandchild": grandchild})); draft.replace(ready)
+draft.write_text(json.dumps({"pid": os.getpid(), "grandchild": grandchild})); mode == "mute" or draft.replace(ready)
 time.sleep(300)
 """
 
@@ -59,9 +60,9 @@ async def test_a_death_while_starting_shows_its_last_words(tmp_path: Path) -> No
 
 
 async def test_one_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
-    child = await start_child(spec(tmp_path, "plain"))
+    child = await start_child(spec(tmp_path, "mute"))
     with pytest.raises(ChildError, match="not ready within"):
-        await child.become_ready(0.0)
+        await child.become_ready(0.1)
     await child.stop()
 
 

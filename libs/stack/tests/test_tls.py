@@ -226,6 +226,27 @@ async def test_on_the_bus_the_nkey_stays_the_identity(ours: dict[str, TlsFiles],
                     pass
 
 
+async def test_a_broker_that_is_silent_is_given_up_in_time(ours: dict[str, TlsFiles], tmp_path: Path) -> None:
+    """Somewhere in the handshake: behind a wall that drops packets, or on a machine that stands still."""
+    opened: list[asyncio.StreamWriter] = []
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        seed = SecretFolder(tmp_path).nkey("edge-0").seed
+        for seconds in (0.5, 7.0):  # before and after nats-py's own limit of a handshake
+            config = BusConfig(url, "edge-0", seed, ours["edge-0"])
+            with pytest.raises(InferBusError, match="bus_unavailable"):
+                async with asyncio.timeout(20), connect(config, timeout=seconds):
+                    pass
+        assert len(opened) >= 3, "the second one did not stop at its first try"
+        for writer in opened:
+            writer.close()
+
+
 async def test_a_broker_that_says_it_has_no_tls_is_not_believed(ours: dict[str, TlsFiles], tmp_path: Path) -> None:
     """Somebody in between could say so, to read along."""
     heard = bytearray()

@@ -14,9 +14,11 @@ from inferbus_contracts.subjects import HEARTBEAT_SUBJECTS, subject_of, subject_
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError, unavailable
 from inferbus_runtime.tls import TlsFiles, client_context
-from nats.aio.client import Client
+from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Srv
 from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
 from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NatsTimeoutError
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from inferbus_bus.errors import RETRY_AFTER, StreamApiError
@@ -30,6 +32,8 @@ _PENDING_BYTES = 64 << 20
 # reader here bounds what it asks for, or reads in a callback that does not wait.
 _SUBSCRIPTION_BYTES = 512 << 20
 _SUBSCRIPTION_MESSAGES = 1 << 20
+# How long a connection that is given up may take to send the rest.
+_CLOSE_SECONDS = 2.0
 # What nats-server takes as subject and reply of a message, by default (max_control_line, less two sizes and spaces).
 # It cuts off who sends more.
 _LINE_BYTES = 4096 - 32
@@ -70,6 +74,22 @@ def send_now(publish: Coroutine[Any, Any, None]) -> None:
     raise BufferError("the outgoing buffer is full: the broker does not read")
 
 
+class _Transport(TcpTransport):
+    """nats-py's, but its end does not wait for a peer that is gone.
+
+    asyncio's ``wait_closed`` ends when all that was written has been read over there, and never if the connection was
+    given up in the middle of its TLS handshake; nats-py does not reconnect before it.
+    """
+
+    async def wait_closed(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await super().wait_closed()  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            if self._bare_io_writer is not None:
+                self._bare_io_writer.transport.abort()
+
+
 class BusClient(Client):
     """nats-py's client. One that may reconnect does so whatever the broker says, and never closes by itself."""
 
@@ -90,7 +110,27 @@ class BusClient(Client):
     ) -> Msg:
         """Raises like :meth:`publish`."""
         _check_line(subject, _REPLY_BYTES)  # here, before nats-py notes who waits for the answer
-        return await super().request(subject, payload, timeout, old_style, headers)
+        async with _limit(timeout):
+            return await super().request(subject, payload, None, old_style, headers)  # type: ignore[arg-type]
+
+    async def flush(self, timeout: float = 10.0) -> None:
+        """Wait until the broker has read all that was sent. Raises nats-py's TimeoutError."""
+        pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        async with _limit(timeout):
+            await self._send_ping(pong)
+            await pong
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        if not self._transport:
+            self._transport = _Transport()  # type: ignore[no-untyped-call]
+        s.last_attempt = clock.monotonic()
+        await self._transport.connect(
+            s.uri, buffer_size=DEFAULT_BUFFER_SIZE, connect_timeout=self.options["connect_timeout"]
+        )
+
+    async def abandon(self) -> None:
+        """Close what never came to be used: nobody is told."""
+        await self._close(Client.CLOSED, do_cbs=False)
 
     async def _process_err(self, err_msg: str) -> None:
         """The broker's ``-ERR``, with which it closes the connection. nats-py would close its side, too, and stay
@@ -104,6 +144,17 @@ class BusClient(Client):
             # As after a failure to connect: with a pause before the next try, should it fail each time.
             self._current_server.last_attempt = clock.monotonic()
         await self._process_op_err(error)
+
+
+@asynccontextmanager
+async def _limit(seconds: float) -> AsyncIterator[None]:
+    """In place of nats-py's own time limits: with Python 3.11's ``asyncio.wait_for``, a cancel that comes together
+    with the answer is lost (cpython issue 86296), and who was cancelled goes on for ever."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise NatsTimeoutError from error
 
 
 def _check_line(subject: str, reply_bytes: int = 0) -> None:
@@ -221,12 +272,15 @@ async def _refused(error: Exception) -> None:
 
 
 async def open_client(config: BusConfig, **options: Any) -> Client:
-    """A connected nats-py client with the house's settings. Raises TlsError if the files of ``tls`` are not usable."""
+    """A connected nats-py client with the house's settings. Raises TlsError if the files of ``tls`` are not usable.
+
+    A cancel ends it at once and leaves no connection behind.
+    """
     nc = BusClient()
     if config.tls is not None:
         # The handshake comes before the first word: a server in between that says "no TLS here" is not listened to.
         options |= {"tls": client_context(config.tls), "tls_handshake_first": True}
-    await nc.connect(
+    connecting = nc.connect(
         config.url,
         name=config.name,
         nkeys_seed_str=config.seed,
@@ -240,6 +294,15 @@ async def open_client(config: BusConfig, **options: Any) -> Client:
         skip_subject_validation=True,  # subjects come from one table, already escaped
         **options,
     )
+    trying = asyncio.create_task(connecting)
+    try:
+        await asyncio.shield(trying)
+    except BaseException:
+        while not trying.done():  # one cancel may be lost, see _limit, and nats-py would try again for ever
+            trying.cancel()
+            await asyncio.wait({trying}, timeout=0.05)
+        await nc.abandon()
+        raise
     return nc
 
 

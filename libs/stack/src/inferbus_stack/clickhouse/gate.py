@@ -39,7 +39,8 @@ class Gate:
             raise self._full()
         self._waiting += 1
         try:
-            await asyncio.wait_for(self._slots.acquire(), _LONGEST_WAIT_SECONDS)
+            async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
+                await self._slots.acquire()
         except TimeoutError:
             raise self._full() from None
         finally:

@@ -121,7 +121,8 @@ class Generating:
     async def _broken(self, error: Exception) -> End | None:
         """A broken connection almost always means a dead child: then steps() says so, once for all."""
         try:
-            await asyncio.wait_for(self._server.dead.wait(), _DEATH_SECONDS)
+            async with asyncio.timeout(_DEATH_SECONDS):
+                await self._server.dead.wait()
         except TimeoutError:
             return End(Finish.ERROR, engine_failed(repr(error)))
         return None
