@@ -114,13 +114,14 @@ class BusClient(Client):
             return await super().request(subject, payload, None, old_style, headers)  # type: ignore[arg-type]
 
     async def flush(self, timeout: float = 10.0) -> None:
-        """Wait until the broker has read all that was sent. Raises nats-py's TimeoutError."""
+        """Wait until the broker has read all that was sent; ``timeout`` in seconds. Raises nats-py's TimeoutError."""
         pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         async with _limit(timeout):
             await self._send_ping(pong)
             await pong
 
     async def _connect_to_server(self, s: Srv) -> None:
+        # As nats-py's own, for the schemes nats and tls; it lets nobody choose the transport.
         if not self._transport:
             self._transport = _Transport()  # type: ignore[no-untyped-call]
         s.last_attempt = clock.monotonic()
@@ -274,7 +275,7 @@ async def _refused(error: Exception) -> None:
 async def open_client(config: BusConfig, **options: Any) -> Client:
     """A connected nats-py client with the house's settings. Raises TlsError if the files of ``tls`` are not usable.
 
-    A cancel ends it at once and leaves no connection behind.
+    A cancel, or an error, ends it within seconds and leaves no connection behind.
     """
     nc = BusClient()
     if config.tls is not None:
