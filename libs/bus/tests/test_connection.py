@@ -182,7 +182,8 @@ async def test_a_cancel_that_comes_with_the_answer_is_heard(bus: Bus, what: str,
     assert (await bus.api("INFO"))["streams"]
 
 
-async def test_a_start_that_is_cancelled_ends_and_leaves_no_connection(nats_server: NatsServer) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_start_that_is_cancelled_ends_and_leaves_no_connection(nats_server: NatsServer, times: int) -> None:
     def connections() -> int:
         here = psutil.Process().net_connections("tcp")
         return sum(each.raddr[1:] == (nats_server.port,) and each.status == "ESTABLISHED" for each in here)
@@ -195,7 +196,12 @@ async def test_a_start_that_is_cancelled_ends_and_leaves_no_connection(nats_serv
     for turns in range(150):
         task = asyncio.create_task(start())
         await turns_of_the_loop(turns)
-        await ended_by_a_cancel(task)
+        for _ in range(times - 1):
+            task.cancel()
+            await turns_of_the_loop(1)
+        if not task.done():
+            await ended_by_a_cancel(task)
+        assert task.cancelled()
     await until(lambda: connections() == before)
 
 

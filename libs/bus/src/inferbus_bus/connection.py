@@ -129,8 +129,11 @@ class BusClient(Client):
             s.uri, buffer_size=DEFAULT_BUFFER_SIZE, connect_timeout=self.options["connect_timeout"]
         )
 
-    async def abandon(self) -> None:
+    async def abandon(self, connecting: asyncio.Task[None]) -> None:
         """Close what never came to be used: nobody is told."""
+        while not connecting.done():  # one cancel may be lost, see _limit, and nats-py would try again for ever
+            connecting.cancel()
+            await asyncio.wait({connecting}, timeout=0.05)
         await self._close(Client.CLOSED, do_cbs=False)
 
     async def _process_err(self, err_msg: str) -> None:
@@ -156,6 +159,20 @@ async def _limit(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise NatsTimeoutError from error
+
+
+async def _to_its_end(closing: Coroutine[Any, Any, None]) -> None:
+    """Whoever is cancelled meanwhile, and hears it after that: half closed, a connection would stay."""
+    task = asyncio.create_task(closing)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _check_line(subject: str, reply_bytes: int = 0) -> None:
@@ -299,10 +316,7 @@ async def open_client(config: BusConfig, **options: Any) -> Client:
     try:
         await asyncio.shield(trying)
     except BaseException:
-        while not trying.done():  # one cancel may be lost, see _limit, and nats-py would try again for ever
-            trying.cancel()
-            await asyncio.wait({trying}, timeout=0.05)
-        await nc.abandon()
+        await _to_its_end(nc.abandon(trying))
         raise
     return nc
 
@@ -339,4 +353,4 @@ async def connect(config: BusConfig, *, timeout: float = 30.0) -> AsyncIterator[
     try:
         yield bus
     finally:
-        await bus.nc.close()
+        await _to_its_end(bus.nc.close())
