@@ -178,11 +178,11 @@ class OpenAi:
         http, health = self._http, self._health
         self._outbox.close()
         self._reset()
-        if health is not None:
-            health.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if health is not None:
+            await health.stop()
         if http is not None:
             await http.close()
 

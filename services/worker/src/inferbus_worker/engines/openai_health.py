@@ -122,6 +122,8 @@ class Health:
             self.died = why
             self._on_death(why)
 
-    def stop(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
+    async def stop(self) -> None:
+        """Returns when nothing is asked any more."""
+        if (asking := self._asking) is not None:
+            asking.cancel()
+            await asyncio.wait({asking})

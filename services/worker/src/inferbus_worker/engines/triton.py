@@ -171,10 +171,10 @@ class Triton:
         service, health, calls = self._up, self._health, self._calls
         self._outbox.close()
         self._reset()
-        health.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await health.stop()
         if service is not None:
             await service.stop()
         if calls is not None:

@@ -136,12 +136,12 @@ class Calls:
     async def stop(self) -> None:
         self._stopped = True
         self._ready.set()  # whoever waits for a step sees that there is no server any more
-        self._health.stop()
         tasks = [*self._runs.tasks(), self._watching]
         self._answers, self._ended = {}, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._health.stop()
         await self._service.stop()
 
     # --- one call ---------------------------------------------------------------------------------------------------

@@ -75,9 +75,11 @@ class Health:
             if now - max(self._moved_at, self._proved_at) >= self._limits.interval:
                 self._begin_check()  # not awaited: single streams are looked at meanwhile
 
-    def stop(self) -> None:
-        if self._checking is not None:
-            self._checking.cancel()
+    async def stop(self) -> None:
+        """Returns when no probe runs."""
+        if (checking := self._checking) is not None:
+            checking.cancel()
+            await asyncio.wait({checking})
 
     def _begin_check(self) -> asyncio.Task[bool]:
         if self._checking is None:
