@@ -5,8 +5,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,15 @@ class Stack:
         pid = self.pids[name]
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    @contextmanager
+    def nothing_restarts(self) -> Iterator[None]:
+        """What is killed meanwhile stays away so long: the supervisor stands still."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
 
     async def restarted(self, name: str, old_pid: int, timeout: float = 60) -> None:
         """Returns when stack.json names a new process."""
