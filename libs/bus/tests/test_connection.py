@@ -219,3 +219,16 @@ async def test_a_broker_that_no_longer_reads_is_left(tmp_path: Path) -> None:
         finally:
             os.kill(server.pid, signal.SIGCONT)
         await until(lambda: changes.back == 1)
+
+
+async def test_a_service_ends_though_its_broker_no_longer_reads(tmp_path: Path) -> None:
+    async with NatsServer(tmp_path) as server:
+        try:
+            async with asyncio.timeout(20), connect(BusConfig(server.url, "ends")) as bus:
+                os.kill(server.pid, signal.SIGSTOP)
+                for _ in range(40):
+                    await bus.nc.publish("nobody.hears", b"x" * (1 << 20))
+                await asyncio.sleep(0.5)
+                await bus.nc.publish("nobody.hears", b"x" * (1 << 20))
+        finally:
+            os.kill(server.pid, signal.SIGCONT)

@@ -32,7 +32,7 @@ _PENDING_BYTES = 64 << 20
 # reader here bounds what it asks for, or reads in a callback that does not wait.
 _SUBSCRIPTION_BYTES = 512 << 20
 _SUBSCRIPTION_MESSAGES = 1 << 20
-# How long a connection that is given up may take to send the rest.
+# How long a connection that is given up, or closed, may take to send the rest.
 _CLOSE_SECONDS = 2.0
 # What nats-server takes as subject and reply of a message, by default (max_control_line, less two sizes and spaces).
 # It cuts off who sends more.
@@ -86,8 +86,11 @@ class _Transport(TcpTransport):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await super().wait_closed()  # type: ignore[no-untyped-call]
         except TimeoutError:
-            if self._bare_io_writer is not None:
-                self._bare_io_writer.transport.abort()
+            self.abort()
+
+    def abort(self) -> None:
+        if self._bare_io_writer is not None:
+            self._bare_io_writer.transport.abort()
 
 
 class BusClient(Client):
@@ -128,6 +131,18 @@ class BusClient(Client):
         await self._transport.connect(
             s.uri, buffer_size=DEFAULT_BUFFER_SIZE, connect_timeout=self.options["connect_timeout"]
         )
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # nats-py first sends all that it holds, and a broker that stands still reads none of it.
+        late = asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._cut_off)
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            late.cancel()
+
+    def _cut_off(self) -> None:
+        if isinstance(self._transport, _Transport):
+            self._transport.abort()
 
     async def abandon(self, connecting: asyncio.Task[None]) -> None:
         """Close what never came to be used: nobody is told."""
