@@ -35,7 +35,8 @@ class Config(ServiceConfig):
     idempotent_hold: timedelta = Field(default=timedelta(minutes=1), ge=timedelta(0))
     """How long it goes on for a request with an Idempotency-Key, which says that its client will come again."""
     orphan_hold: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
-    """After a restart: how long a generation that the edge does not know goes on, until its client is back."""
+    """After a restart: how long a generation that the edge does not know goes on, until its client is back. Beside
+    other edges no less than 3s: they say every 2 s what they deliver, and what it has not heard of it cancels."""
     idempotency_retention: timedelta = Field(default=timedelta(hours=24), ge=timedelta(seconds=1))
     """How long an Idempotency-Key stands for its first request."""
     response_retention: timedelta = Field(default=timedelta(days=30), ge=timedelta(seconds=1))
