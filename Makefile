@@ -37,6 +37,7 @@ help: ## list the targets
 	@$(MAKE) --no-print-directory triton || echo "no tritonserver for this machine: the tests of engine triton will be skipped"
 	@$(MAKE) --no-print-directory upstream || echo "no dasLLAMA for this machine: the tests of engine openai with it will be skipped"
 	@command -v npm >/dev/null || echo "npm is missing: the tests with SDKs for Node will be skipped"
+	@command -v chromium chromium-browser google-chrome >/dev/null || echo "chromium is missing: the tests of the console will be skipped"
 	@! command -v npm >/dev/null || { mkdir -p .venv/node && cp tests/conformance/node/package.json .venv/node && \
 		npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix .venv/node; }
 	@touch $@

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from inferbus.bus.v1.control_pb2 import Heartbeat
 from inferbus.bus.v1.registry_pb2 import ModelRecord
-from inferbus_bus.connection import Bus, BusConfig, connect
+from inferbus_bus.connection import Bus, BusConfig, connect, open_client, send_now
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
 from inferbus_runtime.errors import InferBusError
@@ -232,3 +232,21 @@ async def test_a_service_ends_though_its_broker_no_longer_reads(tmp_path: Path) 
                 await bus.nc.publish("nobody.hears", b"x" * (1 << 20))
         finally:
             os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_the_end_is_told_though_the_rest_cannot_be_sent_any_more(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def told() -> None:
+        ended.set()
+
+    async with NatsServer(tmp_path) as server:
+        nc = await open_client(BusConfig(server.url, "ends"), allow_reconnect=False, closed_cb=told)
+        os.kill(server.pid, signal.SIGSTOP)
+        for _ in range(2):  # the first fills all buffers, the second waits for them
+            for _ in range(20):
+                send_now(nc.publish("nobody.hears", b"x" * (1 << 20)))
+            await asyncio.sleep(0.5)
+        os.kill(server.pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            await ended.wait()

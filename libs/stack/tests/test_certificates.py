@@ -35,10 +35,11 @@ def test_a_certificate_says_which_process_it_is_and_where_it_is_reached(tmp_path
 
 def test_a_stack_has_one_for_each_process_and_strangers_see_none_that_may_call(tmp_path: Path) -> None:
     options = StackOptions(
-        Home(tmp_path), "synthetic", host="10.1.2.3", workers=2, edges=2, tls=True, tls_names=("api.example.com",)
-    )
+        Home(tmp_path), "synthetic", host="10.1.2.3", workers=2, edges=2, meters=2, tls=True,
+        tls_names=("api.example.com",),
+    )  # fmt: skip
     by_name = {one.name: one for one in certificates(options)}
-    services = ("edge-0", "edge-1", "scheduler", "worker-0", "worker-1", "meter")
+    services = ("edge-0", "edge-1", "scheduler", "worker-0", "worker-1", "meter", "meter-1")
     assert set(by_name) == {*services, "edge-0-http", "edge-1-http", "nats", "admin"}
     assert by_name["edge-1-http"].hosts == ("localhost", "127.0.0.1", "10.1.2.3", "api.example.com")
     assert not by_name["edge-0-http"].client

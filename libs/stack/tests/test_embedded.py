@@ -10,11 +10,13 @@ import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.registry_pb2 import PriceRecord
 from inferbus.bus.v1.request_pb2 import ChatMessage, GenerateRequest
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.frames import FramePublisher
 from inferbus_bus.log import FrameLog
 from inferbus_bus.publish import Publisher
+from inferbus_bus.registry import Registry
 from inferbus_stack import embedded
 from inferbus_stack.child import Child, ChildSpec, start_child
 from inferbus_stack.home import Home, keep_ports
@@ -76,6 +78,27 @@ async def test_messages_lie_encrypted_on_disk_and_survive_a_kill(plan: Plan) -> 
             log = FrameLog(meter)
             stored = [data async for batch in log.read(*(await log.bounds())) for _, _, data in batch]
     assert [Frame.FromString(data).text for data in stored] == [PROMPT.encode() * 50]
+
+
+async def test_example_prices_are_given_once_and_do_not_come_back(plan: Plan) -> None:
+    async def versions(delete: str = "", put: str = "") -> set[str]:
+        async with connect(bus_config(plan, BUS_ADMIN)) as admin:
+            registry = Registry(admin, "prices", PriceRecord)
+            await registry.start()
+            found = set(registry.items())
+            if delete:
+                await registry.delete(delete)
+            if put:
+                await registry.put(put, PriceRecord(rate_version=put))
+            await registry.stop()
+            return found
+
+    async with running(embedded.nats_server(plan)):
+        await seed(bus_config(plan, BUS_ADMIN), ())
+        examples = await versions(delete="synthetic-1", put="ours")
+        assert {"default-1", "synthetic-1"} < examples  # named by their versions
+        await seed(bus_config(plan, BUS_ADMIN), ())
+        assert await versions() == examples - {"synthetic-1"} | {"ours"}
 
 
 async def test_no_secret_is_in_a_configuration_file(plan: Plan) -> None:

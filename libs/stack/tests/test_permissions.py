@@ -14,9 +14,18 @@ import nats.errors
 import pytest
 import pytest_asyncio
 from inferbus.bus.v1.audit_pb2 import AuditEvent
+from inferbus.bus.v1.brand_pb2 import BrandRecord
 from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
 from inferbus.bus.v1.frame_pb2 import Frame
-from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord, PriceRecord, WorkerRecord
+from inferbus.bus.v1.registry_pb2 import (
+    ErasureRecord,
+    IdempotencyRecord,
+    KeyRecord,
+    ModelRecord,
+    PriceRecord,
+    ResponseRecord,
+    WorkerRecord,
+)
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.connection import Bus, BusConfig, connect, inbox_prefix
 from inferbus_bus.frames import FramePublisher, FrameReader
@@ -24,8 +33,10 @@ from inferbus_bus.lease import hold
 from inferbus_bus.log import FrameLog
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
+from inferbus_bus.store import Store
 from inferbus_bus.streams import ensure_streams
 from inferbus_bus.workqueue import Delivery, WorkQueue
+from inferbus_contracts.subjects import subject_token
 from inferbus_stack.nats import NatsServer, free_port
 from inferbus_stack.nats_config import BusUser, NatsLimits, render
 from inferbus_stack.permissions import Role, permissions
@@ -167,13 +178,14 @@ async def test_registries_are_read_by_all_who_need_them_and_written_by_their_own
             await registry.stop()
 
     await writes("edge-0", "keys", "a" * 64, KeyRecord(key_id="k"))
+    await writes("edge-0", "brands", "acme", BrandRecord(tenant_id="acme"))
     await writes("worker-0", "models", "smollm2.135m", ModelRecord(name="smollm2.135m"))
     await writes("worker-0", "fleet", "worker-0", WorkerRecord(worker="worker-0"), timedelta(seconds=6))
-    await writes("admin", "prices", "default", PriceRecord(model="default"))
+    await writes("meter", "prices", "v1", PriceRecord(rate_version="v1"))
     readers = {
-        "edge-1": [("keys", KeyRecord), ("models", ModelRecord)],
+        "edge-1": [("keys", KeyRecord), ("models", ModelRecord), ("brands", BrandRecord)],
         "scheduler": [("fleet", WorkerRecord), ("models", ModelRecord)],
-        "meter": [("prices", PriceRecord)],
+        "meter": [("prices", PriceRecord), ("fleet", WorkerRecord)],
         "batch": [("models", ModelRecord)],
     }
     for name, buckets in readers.items():
@@ -186,6 +198,36 @@ async def test_registries_are_read_by_all_who_need_them_and_written_by_their_own
     for name in ("scheduler", "meter"):
         async with connect(broker.config(name)) as bus, hold(bus, name, "me", timedelta(seconds=5)):
             pass
+
+
+@pytest.mark.usefixtures("nothing_refused")
+async def test_the_meter_takes_out_what_an_edge_keeps_entry_by_entry(broker: Broker) -> None:
+    async with connect(broker.config("edge-0")) as edge, connect(broker.config("meter")) as meter:
+        publisher = Publisher(edge)
+        await publisher.start()
+        responses = Store(edge, "responses", ResponseRecord, publisher)
+        keys = Store(edge, "idempotency", IdempotencyRecord, publisher)
+        for name in ("acme/p/1", "acme/p/2"):
+            await responses.create(name, ResponseRecord(input=b"text"), timedelta(hours=1))
+            await keys.create(name, IdempotencyRecord(request_id=b"r" * 16), timedelta(hours=1))
+        erasures = Registry(meter, "erasures", ErasureRecord)
+        await erasures.start()
+        await erasures.create("e1", ErasureRecord(erasure_id="e1"))
+        await erasures.stop()
+        seen = Registry(meter, "idempotency", IdempotencyRecord)
+        await seen.start()
+        assert {"acme/p/1", "acme/p/2"} <= set(seen.items())
+        await seen.stop()
+        info = await meter.api("STREAM.INFO.KV_responses", {"subjects_filter": "$KV.responses.>"})
+        assert info["state"]["subjects"]
+        for bucket in ("responses", "idempotency"):
+            subject = f"$KV.{bucket}.{subject_token('acme/p/1')}"
+            assert (await meter.api(f"STREAM.PURGE.KV_{bucket}", {"filter": subject}))["purged"] == 1
+        assert [await responses.get("acme/p/1"), await keys.get("acme/p/1")] == [None, None]
+        assert await responses.get("acme/p/2") is not None
+        assert await keys.get("acme/p/2") is not None
+        # What is gone leaves nothing in the way of a new one.
+        await keys.create("acme/p/1", IdempotencyRecord(request_id=b"n" * 16), timedelta(hours=1))
 
 
 @pytest.mark.usefixtures("nothing_refused")
@@ -213,9 +255,14 @@ async def test_control_messages_reach_whom_they_are_for(broker: Broker) -> None:
 REFUSED_PUBLISHES = {
     "edge-0": (
         "tok.edge-0.worker-0",
+        "dlv.edge-1",
         "work.worker-0",
         "ctl.heartbeat.worker-0",
         "$KV.prices.default",
+        "$KV.budgets.x",
+        "$KV.credits.x",
+        "$KV.budget_alerts.x",
+        "$KV.leases.budget-edge-1",
         "$KV.models.m",
         "$KV.fleet.worker-0",
         "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.>",
@@ -243,6 +290,7 @@ REFUSED_PUBLISHES = {
         "work.worker-0",
         "work.worker-1",
         "$KV.keys.x",
+        "$KV.brands.x",
         "$KV.prices.x",
         "$KV.leases.scheduler",
         "$KV.fleet.worker-1",
@@ -257,11 +305,23 @@ REFUSED_PUBLISHES = {
     "meter": (
         "req.interactive.m",
         "tok.edge-0.worker-0",
-        "$KV.prices.default",
+        "dlv.edge-0",
         "$KV.keys.x",
+        "$KV.fleet.worker-0",
+        "$KV.brands.x",
         "audit.x",
+        "audit.acme.key.created",
         "ctl.cancel",
         "$KV.leases.scheduler",
+        "$KV.leases.budget-edge-0",
+        "$KV.responses.x",
+        "$KV.idempotency.x",
+        "$JS.API.CONSUMER.CREATE.KV_responses.spy.$KV.responses.>",
+        "$JS.API.DIRECT.GET.KV_responses.$KV.responses.x",
+        "$JS.API.STREAM.PURGE.TOKENS",
+        "$JS.API.STREAM.PURGE.AUDIT",
+        "$JS.API.STREAM.PURGE.KV_keys",
+        "$JS.API.STREAM.MSG.DELETE.AUDIT",
     ),
 }
 REFUSED_SUBSCRIBES = {

@@ -78,8 +78,18 @@ class _Transport(TcpTransport):
     """nats-py's, but its end does not wait for a peer that is gone.
 
     asyncio's ``wait_closed`` ends when all that was written has been read over there, and never if the connection was
-    given up in the middle of its TLS handshake; nats-py does not reconnect before it.
+    given up in the middle of its TLS handshake; nats-py does not reconnect before it. While it closes a connection, it
+    sends the rest, and tells nobody of the end if that cannot be sent any more: ``ending`` says that it need not.
     """
+
+    ending = False
+
+    async def drain(self) -> None:
+        try:
+            await super().drain()  # type: ignore[no-untyped-call]
+        except ConnectionError:
+            if not self.ending:
+                raise
 
     async def wait_closed(self) -> None:
         try:
@@ -134,6 +144,8 @@ class BusClient(Client):
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         # nats-py first sends all that it holds, and a broker that stands still reads none of it.
+        if isinstance(self._transport, _Transport):
+            self._transport.ending = True
         late = asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._cut_off)
         try:
             await super()._close(status, do_cbs)

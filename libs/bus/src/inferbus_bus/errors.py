@@ -44,3 +44,13 @@ def bus_unavailable(diagnostic: str) -> InferBusError:
     return unavailable(
         "bus_unavailable", "The service is restarting; retry.", retry_after=RETRY_AFTER, diagnostic=diagnostic
     )
+
+
+class NotSentError(InferBusError):
+    """UNAVAILABLE ``bus_unavailable``, and what was to be published is certainly not stored."""
+
+    def __init__(self, diagnostic: str) -> None:
+        known = bus_unavailable(diagnostic)
+        super().__init__(
+            known.error_class, known.reason, known.message, retry_after=known.retry_after, diagnostic=diagnostic
+        )

@@ -20,6 +20,7 @@ _WINDOW = 1000
 _EXPIRES = timedelta(seconds=5)
 _INACTIVE = timedelta(seconds=60)
 _RETRY_SECONDS = 0.2
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Stored = tuple[int, int, bytes]
 """(stream sequence, Unix microseconds when it was stored, data)."""
@@ -34,8 +35,14 @@ class FrameLog:
 
     async def bounds(self) -> tuple[int, int]:
         """(first, last) stream sequence that is stored; last < first if there is none. Raises like :meth:`Bus.api`."""
-        state = (await self._bus.api(f"STREAM.INFO.{self._stream}"))["state"]
-        return int(state["first_seq"]), int(state["last_seq"])
+        first, last, _ = await self.state()
+        return first, last
+
+    async def state(self) -> tuple[int, int, int]:
+        """The bounds, and when the stream was made, in Unix microseconds: by that it differs from one before it."""
+        info = await self._bus.api(f"STREAM.INFO.{self._stream}")
+        made = (datetime.fromisoformat(info["created"]) - _EPOCH) // timedelta(microseconds=1)
+        return int(info["state"]["first_seq"]), int(info["state"]["last_seq"]), made
 
     async def edges(self) -> list[str]:
         """Whose frames are stored: the edges named in the subjects of TOKENS. Raises like :meth:`Bus.api`."""
@@ -133,7 +140,7 @@ class _Cursor:
             if self._lost or not self._bus.connected:
                 await self._again()
                 continue
-            self._pull()
+            self._pull(last)
             self._wake.clear()
             try:
                 async with asyncio.timeout(_EXPIRES.total_seconds() + 2):
@@ -143,7 +150,7 @@ class _Cursor:
         batch, self._ready = self._ready, []
         self._position = batch[-1][0]
         if self._asked <= self._window // 2 and not self._lost:
-            self._pull()
+            self._pull(last)
         return batch
 
     async def _again(self) -> None:
@@ -155,8 +162,10 @@ class _Cursor:
         if self._bus.connected:
             await self.open(self._start, self._position)
 
-    def _pull(self) -> None:
+    def _pull(self, last: int | None) -> None:
         want = self._window - self._asked - len(self._ready)
+        if last is not None:  # not what lies behind it
+            want = min(want, last - (self._ready[-1][0] if self._ready else self._position) - self._asked)
         if want <= 0 or not self._bus.connected:
             return
         self._asked += want

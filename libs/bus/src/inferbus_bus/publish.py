@@ -15,7 +15,7 @@ from inferbus_runtime.errors import InferBusError
 from nats.aio.msg import Msg
 
 from inferbus_bus.connection import Bus, send_now
-from inferbus_bus.errors import bus_unavailable, publish_error
+from inferbus_bus.errors import NotSentError, bus_unavailable, publish_error
 
 
 class PubAck(NamedTuple):
@@ -33,7 +33,7 @@ _SWEEP_SECONDS = 0.25
 def parse_ack(data: bytes, status: str | None) -> Outcome:
     """What the server's answer to a publish means."""
     if status is not None:  # 503: nobody listens on the subject, so no stream takes it
-        return bus_unavailable(f"no stream answered (status {status})")
+        return NotSentError(f"no stream answered (status {status})")
     answer = json.loads(data)
     if "error" in answer:
         return publish_error(answer["error"])
@@ -57,8 +57,9 @@ class Publisher:
     async def publish(self, message: Any, headers: Mapping[str, str] | None = None, timeout: float = 5.0) -> PubAck:
         """Returns when the message is stored.
 
-        Raises InferBusError: UNAVAILABLE ``bus_unavailable`` (at once if disconnected; after ``timeout`` seconds the
-        message may or may not be stored, and publishing it again is harmless), RESOURCE_EXHAUSTED ``stream_full``.
+        Raises InferBusError: UNAVAILABLE ``bus_unavailable`` (at once if disconnected, as NotSentError; after
+        ``timeout`` seconds the message may or may not be stored, and publishing it again is harmless),
+        RESOURCE_EXHAUSTED ``stream_full``.
         """
         return await self.publish_raw(
             subject_of(message), message.SerializeToString(), {"Nats-Msg-Id": message_id(message), **(headers or {})},
@@ -91,7 +92,7 @@ class Publisher:
 
     def _publish(self, subject: str, data: bytes, headers: dict[str, str], on_ack: OnAck, timeout: float) -> None:
         if not self._bus.connected:
-            _tell(on_ack, bus_unavailable("not connected to NATS"))
+            _tell(on_ack, NotSentError("not connected to NATS"))
             return
         self._count += 1
         reply = f"{self._prefix}{self._count}"
@@ -104,7 +105,7 @@ class Publisher:
             return
         except Exception as error:  # noqa: BLE001 (whatever the client raises, the message was not sent)
             del self._pending[reply]
-            _tell(on_ack, bus_unavailable(f"publish to {subject}: {error!r}"))
+            _tell(on_ack, NotSentError(f"publish to {subject}: {error!r}"))
             return
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)

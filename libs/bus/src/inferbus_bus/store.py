@@ -30,39 +30,11 @@ class Store(Generic[T]):
 
     async def get(self, name: str) -> tuple[T, int] | None:
         """The record and its revision; None if there is none. Raises InferBusError UNAVAILABLE."""
-        found, revision = await self._last(name)
+        found, revision = await self.last(name)
         return None if found is None else (found, revision)
 
-    async def create(self, name: str, record: T, ttl: timedelta | None = None) -> PubAck:
-        """Store if nothing is there. Raises InferBusError CONFLICT if there is, UNAVAILABLE, RESOURCE_EXHAUSTED."""
-        try:
-            return await self.update(name, record, 0, ttl)
-        except InferBusError as error:
-            # What was deleted or has run out leaves a marker with a revision of its own.
-            found, revision = await self._last(name)
-            if found is not None or revision == 0:
-                raise error from None
-        return await self.update(name, record, revision, ttl)
-
-    async def update(self, name: str, record: T, revision: int, ttl: timedelta | None = None) -> PubAck:
-        """Store if the name's last change is still ``revision``. Raises like :meth:`create`. ``ttl``: whole seconds."""
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
-        if ttl is not None:
-            headers["Nats-TTL"] = f"{max(1, round(ttl.total_seconds()))}s"
-        return await self._publisher.publish_raw(self._subject(name), record.SerializeToString(), headers)
-
-    async def delete(self, name: str, revision: int | None = None) -> PubAck:
-        """With ``revision`` only if that is still the name's last change. Raises like :meth:`create`."""
-        headers = {"KV-Operation": "DEL", "Nats-TTL": _MARKER_TTL}
-        if revision is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
-        return await self._publisher.publish_raw(self._subject(name), b"", headers)
-
-    def _subject(self, name: str) -> str:
-        return self._prefix + subject_token(name)
-
-    async def _last(self, name: str) -> tuple[T | None, int]:
-        """(record or None, revision of the last change; 0: there never was one)."""
+    async def last(self, name: str) -> tuple[T | None, int]:
+        """(record or None, revision of the last change; 0: there never was one). Raises InferBusError UNAVAILABLE."""
         try:
             reply = await self._bus.nc.request(
                 f"$JS.API.DIRECT.GET.{self._stream}.{self._subject(name)}", b"", timeout=5.0
@@ -84,3 +56,31 @@ class Store(Generic[T]):
         if any(marker in headers for marker in _MARKERS):
             return None, revision
         return self._record.FromString(reply.data), revision  # type: ignore[return-value]
+
+    async def create(self, name: str, record: T, ttl: timedelta | None = None) -> PubAck:
+        """Store if nothing is there. Raises InferBusError CONFLICT if there is, UNAVAILABLE, RESOURCE_EXHAUSTED."""
+        try:
+            return await self.update(name, record, 0, ttl)
+        except InferBusError as error:
+            # What was deleted or has run out leaves a marker with a revision of its own.
+            found, revision = await self.last(name)
+            if found is not None or revision == 0:
+                raise error from None
+        return await self.update(name, record, revision, ttl)
+
+    async def update(self, name: str, record: T, revision: int, ttl: timedelta | None = None) -> PubAck:
+        """Store if the name's last change is still ``revision``. Raises like :meth:`create`. ``ttl``: whole seconds."""
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        if ttl is not None:
+            headers["Nats-TTL"] = f"{max(1, round(ttl.total_seconds()))}s"
+        return await self._publisher.publish_raw(self._subject(name), record.SerializeToString(), headers)
+
+    async def delete(self, name: str, revision: int | None = None) -> PubAck:
+        """With ``revision`` only if that is still the name's last change. Raises like :meth:`create`."""
+        headers = {"KV-Operation": "DEL", "Nats-TTL": _MARKER_TTL}
+        if revision is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
+        return await self._publisher.publish_raw(self._subject(name), b"", headers)
+
+    def _subject(self, name: str) -> str:
+        return self._prefix + subject_token(name)

@@ -39,6 +39,8 @@ def bucket_config(spec: BucketSpec, replicas: int) -> dict[str, Any]:
     }  # fmt: skip
     if spec.leases:
         config |= {"subject_delete_marker_ttl": nanoseconds(_MARKER_TTL)}
+    if spec.write_once:  # the broker refuses whatever has a key that is there
+        config |= {"discard_new_per_subject": True, "deny_purge": True}
     return config
 
 

@@ -10,9 +10,17 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from inferbus.bus.v1.audit_pb2 import AuditEvent
+from inferbus.bus.v1.brand_pb2 import BrandRecord
 from inferbus.bus.v1.control_pb2 import Attached, Cancel, Heartbeat, Spend
+from inferbus.bus.v1.delivery_pb2 import Deliveries
 from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.invoice_pb2 import BillingProfileRecord, InvoiceContentRecord, InvoiceRecord
 from inferbus.bus.v1.registry_pb2 import (
+    BudgetAlertRecord,
+    BudgetLedgerRecord,
+    BudgetRecord,
+    CreditRecord,
+    ErasureRecord,
     IdempotencyRecord,
     KeyRecord,
     KeyUseRecord,
@@ -56,13 +64,14 @@ class StreamSpec:
 @dataclass(frozen=True, slots=True)
 class BucketSpec:
     """One KV bucket. ``leases``: entries carry a time to live of their own, and their end is seen by watchers.
-    ``max_bytes``: what it may hold before it refuses more."""
+    ``max_bytes``: what it may hold before it refuses more. ``write_once``: an entry is never changed or deleted."""
 
     name: str
     record: type[Any]
     description: str
     leases: bool = False
     max_bytes: int = 64 << 20
+    write_once: bool = False
 
 
 # A frame published again after an outage must still be recognised: the window is longer than any retry.
@@ -89,6 +98,11 @@ STREAMS = (
     StreamSpec(
         "AUDIT", ("audit.>",), "limits", timedelta(days=400), 16 * _GIB, _WINDOW, False, "who changed what", 10_000
     ),
+    # 30 bytes a request, and as long as the frames that they are compared with.
+    StreamSpec(
+        "DELIVERIES", ("dlv.>",), "limits", timedelta(hours=72), 1 * _GIB, _WINDOW, False,
+        "what edges have handed to clients",
+    ),
 )  # fmt: skip
 
 BUCKETS = (
@@ -99,8 +113,29 @@ BUCKETS = (
     # 1,000 of 1 KiB: a share is never used up.
     BucketSpec("projects", ProjectRecord, "scopes of keys and limits inside a tenant", max_bytes=256 << 20),
     BucketSpec("members", MemberRecord, "users and service accounts", max_bytes=_FULL_SHARES * TENANT_SHARE_BYTES),
+    # 64 KiB of logo at most: 1,900 tenants with the largest.
+    BucketSpec("brands", BrandRecord, "how the console looks under a tenant's domain", max_bytes=128 << 20),
     BucketSpec("models", ModelRecord, "public model names"),
-    BucketSpec("prices", PriceRecord, "price book by model"),
+    BucketSpec("prices", PriceRecord, "price book by rate version"),
+    BucketSpec("budgets", BudgetRecord, "what tenants, projects and keys may spend"),
+    BucketSpec("credits", CreditRecord, "what was paid in beforehand"),
+    BucketSpec(
+        "budget_ledgers",
+        BudgetLedgerRecord,
+        "which edge may spend how much of a budget",
+        leases=True,
+        max_bytes=256 << 20,
+    ),
+    BucketSpec("budget_alerts", BudgetAlertRecord, "thresholds of budgets that were passed", leases=True),
+    BucketSpec("billing_profiles", BillingProfileRecord, "who sells and who buys, as invoices say it"),
+    # 0.5 KiB an entry: every meter holds them all. Ten years of 3,000 invoices a month.
+    BucketSpec(
+        "invoices", InvoiceRecord, "register of invoices, in order of issue", max_bytes=256 << 20, write_once=True
+    ),
+    BucketSpec(
+        "invoice_contents", InvoiceContentRecord, "what invoices say, by hash", max_bytes=2 * _GIB, write_once=True
+    ),
+    BucketSpec("erasures", ErasureRecord, "what was erased: it is erased again whenever it comes back"),
     BucketSpec("fleet", WorkerRecord, "live workers and their leases", leases=True),
     BucketSpec("leases", WorkerRecord, "who may act alone", leases=True),
     BucketSpec("idempotency", IdempotencyRecord, "requests by idempotency key", leases=True, max_bytes=256 << 20),
@@ -111,6 +146,11 @@ CANCEL_SUBJECT = "ctl.cancel"
 HEARTBEAT_SUBJECTS = "ctl.heartbeat.*"
 ATTACHED_SUBJECT = "ctl.attached"
 SPEND_SUBJECT = "ctl.spend"
+
+
+def stream_spec(name: str) -> StreamSpec:
+    """The stream of that name. KeyError if there is none."""
+    return {one.name: one for one in STREAMS}[name]
 
 
 def bucket_spec(name: str) -> BucketSpec:
@@ -148,6 +188,11 @@ def tenant_audit(tenant_id: str) -> str:
     return f"audit.{subject_token(tenant_id)}.>"
 
 
+def delivery_subject(edge: str) -> str:
+    """What one edge has delivered."""
+    return f"dlv.{subject_token(edge)}"
+
+
 def edge_tokens(edge: str) -> str:
     """All that is published for one edge."""
     return f"tok.{subject_token(edge)}.*"
@@ -161,6 +206,7 @@ _SUBJECTS: dict[type[Any], Callable[[Any], str]] = {
     Heartbeat: lambda message: f"ctl.heartbeat.{subject_token(message.worker)}",
     Attached: lambda _: ATTACHED_SUBJECT,
     Spend: lambda _: SPEND_SUBJECT,
+    Deliveries: lambda message: delivery_subject(message.edge),
     AuditEvent: lambda message: f"audit.{subject_token(message.tenant_id)}.{message.action}",
 }
 
@@ -170,10 +216,12 @@ def subject_of(message: Any) -> str:
     return _SUBJECTS[type(message)](message)
 
 
-def message_id(message: GenerateRequest | Work | Frame | AuditEvent) -> str:
+def message_id(message: GenerateRequest | Work | Frame | Deliveries | AuditEvent) -> str:
     """The deterministic id by which JetStream recognises a retry."""
     if isinstance(message, Frame):
         return f"{message.worker}-{message.boot}-{message.sequence}"
+    if isinstance(message, Deliveries):
+        return f"dlv-{message.edge}-{message.boot}-{message.sequence}"
     if isinstance(message, Work):
         return message.request.request_id.hex()
     if isinstance(message, AuditEvent):

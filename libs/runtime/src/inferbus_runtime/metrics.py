@@ -119,9 +119,12 @@ INGEST_ROWS = Counter("inferbus_ingest_rows_total", "Rows inserted", ("table",))
 INGEST_INSERT_SECONDS = Histogram(
     "inferbus_ingest_insert_seconds", "Time that one insert took", ("table",), buckets=STEP_BUCKETS
 )
-INGEST_RETRIES = Counter("inferbus_ingest_retries_total", "Inserts tried again", ("reason",))
+INGEST_RETRIES = Counter("inferbus_ingest_retries_total", "Steps of the ingest tried again", ("reason",))
 INGEST_MALFORMED = Counter("inferbus_ingest_malformed_total", "Frames on the log that cannot be read: see the audit")
 INGEST_LAG_FRAMES = Gauge("inferbus_ingest_lag_frames", "Frames on the log that are not in the table yet")
+INGEST_POSITION = Gauge("inferbus_ingest_position", "Up to this sequence of the log everything is in the tables")
+INGEST_FRAMES = Counter("inferbus_ingest_frames_total", "Frames that this meter brought into the tables")
+INGEST_TAKEOVERS = Counter("inferbus_ingest_takeovers_total", "Ranges that another meter had begun, done by this one")
 
 # --- any process --------------------------------------------------------------------------------------------------
 PROCESS = Info("inferbus_process", "Which service and instance this is")

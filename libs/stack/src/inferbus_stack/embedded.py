@@ -19,6 +19,8 @@ from inferbus_stack.services import (
     ADMIN_USER,
     ANALYST_USER,
     BUS_ADMIN,
+    CAPTURE_READER_USER,
+    CAPTURE_WRITER_USER,
     LOOPBACK,
     STOP_SECONDS,
     WRITER_USER,
@@ -26,8 +28,7 @@ from inferbus_stack.services import (
     instances,
 )
 
-# The streams' own bounds are reserved by the server; registries and what later versions add come on top.
-_BUCKET_BYTES = 256 << 20
+# The bounds of streams and buckets are reserved by the server; what later versions add comes on top.
 _SPARE_BYTES = 4 << 30
 _PROBE_SECONDS = 1.0
 
@@ -38,7 +39,7 @@ def nats_server(plan: Plan) -> ChildSpec:
     roles = {one.name: one.role for one in instances(plan.options)} | {BUS_ADMIN: Role.ADMIN}
     users = [BusUser(name, plan.secrets.nkey(name).public, permissions(role, name)) for name, role in roles.items()]
     port = plan.ports["nats"]
-    file_store = sum(stream.max_bytes for stream in STREAMS) + len(BUCKETS) * _BUCKET_BYTES + _SPARE_BYTES
+    file_store = sum(one.max_bytes for one in (*STREAMS, *BUCKETS)) + _SPARE_BYTES
     identity = plan.tls.get("nats")
     text = render(
         host=LOOPBACK,
@@ -67,7 +68,8 @@ def nats_server(plan: Plan) -> ChildSpec:
 def clickhouse(plan: Plan) -> ChildSpec:
     """Writes the embedded ClickHouse's users (hashes only); returns how to start it."""
     home = plan.options.home
-    users = {user: _clickhouse_user(plan, user) for user in (ADMIN_USER, WRITER_USER, ANALYST_USER)}
+    names = (ADMIN_USER, WRITER_USER, ANALYST_USER, CAPTURE_WRITER_USER, CAPTURE_READER_USER)
+    users = {user: _clickhouse_user(plan, user) for user in names}
     users_file, ready_file = home.run / "clickhouse_users.json", home.ready_file("clickhouse")
     write_private(users_file, json.dumps(users))
     return ChildSpec(

@@ -18,6 +18,7 @@ from inferbus_contracts.subjects import (
     CANCEL_SUBJECT,
     HEARTBEAT_SUBJECTS,
     SPEND_SUBJECT,
+    delivery_subject,
     edge_tokens,
     subject_token,
     work_subject,
@@ -50,11 +51,12 @@ def permissions(role: Role, name: str) -> Permissions:
 def _edge(name: str) -> Permissions:
     """Takes requests in, reads its own frames, and another edge's for a client that comes here with a stream begun
     there; owns the registries of tenants, the stored responses and the idempotency keys; reads what was changed."""
-    owned = ("keys", "key_uses", "tenants", "projects", "members")
+    owned = ("keys", "key_uses", "tenants", "projects", "members", "brands")
     return Permissions(
         publish=(
             "req.>",
             "audit.>",
+            delivery_subject(name),
             CANCEL_SUBJECT,
             ATTACHED_SUBJECT,
             SPEND_SUBJECT,
@@ -64,6 +66,10 @@ def _edge(name: str) -> Permissions:
             *(subject for bucket in owned for subject in (*_watches(bucket), f"$KV.{bucket}.*")),
             *_watches("models"),
             *_watches("fleet"),
+            # What a call may cost, and this edge's part of what may be spent.
+            *(subject for bucket in ("prices", "budgets", "credits", "budget_ledgers") for subject in _watches(bucket)),
+            "$KV.budget_ledgers.*",
+            *_holds(f"budget-{subject_token(name)}"),
             *(subject for bucket in ("idempotency", "responses") for subject in _looks_up(bucket)),
             *_log("audit.>", "AUDIT"),
         ),
@@ -120,8 +126,45 @@ def _batch(name: str) -> Permissions:
 
 
 def _meter(_: str) -> Permissions:
-    """Reads every frame and the price book; writes nothing but its lease."""
-    return Permissions(publish=(*_log(), *_watches("prices"), *_holds("meter")), subscribe=())
+    """Reads every frame; keeps prices, budgets and credits, issues invoices, and settles what edges were granted; sees
+    how long workers are up."""
+    return Permissions(
+        publish=(
+            *_log(),
+            *_log("dlv.>", "DELIVERIES"),
+            *_watches("prices"),
+            # What is issued the broker takes once: it cannot be changed by whoever issues it.
+            *_watches("invoices"),
+            "$KV.invoices.*",
+            *_looks_up("invoice_contents"),
+            *_watches("billing_profiles"),
+            "$KV.billing_profiles.*",
+            "$KV.prices.*",
+            *_holds("meter"),
+            # Budgets: what may be spent, who may spend it, who was told; and how far the streams are.
+            *(
+                subject
+                for bucket in ("budgets", "credits", "budget_ledgers", "budget_alerts")
+                for subject in (*_watches(bucket), f"$KV.{bucket}.*")
+            ),
+            *_holds("meter-budgets"),
+            *(f"$JS.API.STREAM.INFO.{stream}" for stream in ("REQUESTS", "WORK")),
+            *(f"audit.*.{kind}.*" for kind in ("budget", "credit")),
+            *_holds("meter-deliveries"),
+            *_watches("fleet"),
+            *_holds("meter-replay"),
+            # Erasures. Of what edges keep it takes out single entries, and cannot read or write an answer.
+            *_watches("erasures"),
+            "$KV.erasures.*",
+            *_holds("meter-privacy"),
+            *(f"$JS.API.STREAM.{verb}.KV_{bucket}" for verb in ("INFO", "PURGE") for bucket in _ERASED),
+            *_watches("idempotency"),
+        ),
+        subscribe=(),
+    )
+
+
+_ERASED = ("responses", "idempotency")
 
 
 def _admin(_: str) -> Permissions:

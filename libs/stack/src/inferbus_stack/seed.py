@@ -18,12 +18,12 @@ from inferbus_runtime.errors import InferBusError
 _PROJECT = "default"
 # The rates hold for whatever was ever served by this stack, so nothing in it is unpriced.
 _EFFECTIVE = datetime(2020, 1, 1, tzinfo=UTC)
-# USD per million tokens: input, cached input, output. Examples to be replaced by whoever sells.
+# USD per million tokens: input, cached input, output. Examples to be replaced by whoever sells. Of all models: no name.
 _PRICES = {
     "smollm2-135m-instruct": ("0.02", "0.01", "0.06"),
     "all-minilm-l6-v2": ("0.01", "0.01", "0.00"),
     "synthetic": ("0.10", "0.05", "0.40"),
-    "default": ("0.50", "0.25", "1.50"),
+    "": ("0.50", "0.25", "1.50"),
 }
 
 
@@ -46,8 +46,8 @@ def first_keys(api_key: str, admin_key: str) -> tuple[FirstKey, ...]:
 
 
 async def seed(bus: BusConfig, keys: tuple[FirstKey, ...]) -> None:
-    """Make the streams; put keys, tenants, projects and prices that are not there. What an operator has changed or
-    revoked stays as it is.
+    """Make the streams; put keys, tenants and projects that are not there, and prices if there are none at all. What an
+    operator has changed or revoked stays as it is.
 
     Safe to run again. Raises InferBusError or StreamApiError if the bus refuses.
     """
@@ -60,13 +60,16 @@ async def seed(bus: BusConfig, keys: tuple[FirstKey, ...]) -> None:
         await _add(Registry(admin, "tenants", TenantRecord), {name: _tenant_record(name, now) for name in tenant_ids})
         projects = {f"{name}/{_PROJECT}": _project_record(name, now) for name in tenant_ids}
         await _add(Registry(admin, "projects", ProjectRecord), projects)
-        prices = Registry(admin, "prices", PriceRecord)
-        await _add(prices, {model: _price_record(model) for model in _PRICES})
+        prices = {record.rate_version: record for record in map(_price_record, _PRICES)}
+        # An example that was deleted, or that another price has taken over from, must not come back.
+        await _add(Registry(admin, "prices", PriceRecord), prices, only_if_empty=True)
 
 
-async def _add(registry: Registry[T], records: dict[str, T]) -> None:
+async def _add(registry: Registry[T], records: dict[str, T], *, only_if_empty: bool = False) -> None:
     await registry.start()
     try:
+        if only_if_empty and registry.items():
+            return
         for name, record in records.items():
             try:
                 await registry.create(name, record)
@@ -107,7 +110,7 @@ def _price_record(model: str) -> PriceRecord:
     given, cached, output = _PRICES[model]
     record = PriceRecord(
         model=model,
-        rate_version=f"{model}-1",
+        rate_version=f"{model or 'default'}-1",
         currency="USD",
         input_per_million=given,
         cached_input_per_million=cached,

@@ -17,6 +17,7 @@ LOOPBACK = "127.0.0.1"
 _ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not listened on)
 DATABASE = "inferbus"
 ADMIN_USER, WRITER_USER, ANALYST_USER = "admin", "writer", "analyst"
+CAPTURE_WRITER_USER, CAPTURE_READER_USER = "capture_writer", "capture_reader"
 BUS_ADMIN = "admin"
 _EMBEDDINGS = "worker-embeddings"
 _DRAIN_SECONDS = 10
@@ -38,6 +39,7 @@ class StackOptions:
     port: int = 0
     workers: int = 1
     edges: int = 1
+    meters: int = 1
     embeddings: bool = False
     tls: bool = False
     tls_names: tuple[str, ...] = ()
@@ -61,11 +63,12 @@ def instances(options: StackOptions) -> tuple[Instance, ...]:
     if options.embeddings:
         # One thread: it shares the cores with a model that needs all of them.
         workers.append(Instance(Role.WORKER, _EMBEDDINGS, _EMBEDDINGS, {"ENGINE": "minilm", "THREADS": "1"}))
+    meters = [f"meter-{n}" if n else "meter" for n in range(options.meters)]
     return (
         *edges,
         Instance(Role.SCHEDULER, "scheduler", "scheduler"),
         *workers,
-        Instance(Role.METER, "meter", "meter"),
+        *(Instance(Role.METER, name, name) for name in meters),
     )
 
 
@@ -195,7 +198,16 @@ class Plan:
         if instance.role is Role.WORKER:
             return dict(instance.settings)
         if instance.role is Role.METER:
-            return self._clickhouse(WRITER_USER)
+            return self._clickhouse(WRITER_USER) | {
+                "CLICKHOUSE_READ_USER": ANALYST_USER,
+                "CLICKHOUSE_READ_PASSWORD": self.clickhouse_password(ANALYST_USER),
+                "CLICKHOUSE_REPAIR_USER": ADMIN_USER,
+                "CLICKHOUSE_REPAIR_PASSWORD": self.clickhouse_password(ADMIN_USER),
+                "CLICKHOUSE_CAPTURE_WRITER": CAPTURE_WRITER_USER,
+                "CLICKHOUSE_CAPTURE_WRITER_PASSWORD": self.clickhouse_password(CAPTURE_WRITER_USER),
+                "CLICKHOUSE_CAPTURE_READER": CAPTURE_READER_USER,
+                "CLICKHOUSE_CAPTURE_READER_PASSWORD": self.clickhouse_password(CAPTURE_READER_USER),
+            }
         return {}
 
     def _https(self, edge: Instance) -> dict[str, str]:

@@ -12,6 +12,7 @@ from inferbus_bus.connection import BusConfig
 from inferbus_bus.errors import StreamApiError
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.tasks import cancel_all
 
 from inferbus_stack import embedded
 from inferbus_stack.child import Child, ChildError, ChildSpec, bound_log, death, start_child
@@ -20,7 +21,6 @@ from inferbus_stack.permissions import Role
 from inferbus_stack.restarts import Restarts
 from inferbus_stack.seed import first_keys, seed
 from inferbus_stack.services import BUS_ADMIN, Instance, Plan, instances, stack_content
-from inferbus_stack.tasks import cancel_all
 
 # A first start derives a model's file; later ones take a few seconds.
 _READY_SECONDS = 180.0

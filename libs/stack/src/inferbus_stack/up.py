@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inferbus_runtime import clock
+from inferbus_runtime.tasks import cancel_all
 from inferbus_runtime.tls import TlsFiles
 
 from inferbus_stack.certificates import Authority
@@ -19,7 +20,6 @@ from inferbus_stack.home import StackError, hold, keep_ports, read_stack
 from inferbus_stack.secrets import SecretFolder
 from inferbus_stack.services import Plan, StackOptions, certificates, port_names
 from inferbus_stack.supervisor import Say, Supervisor
-from inferbus_stack.tasks import cancel_all
 
 log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -168,6 +168,11 @@ class _Tree:
             self._path.append(line)
         if len(self._target) > 2 or (len(self._target) == 2 and self._target[0] != DATABASE):
             raise _denied(f"table {'.'.join(self._target)}")
+        if self._target:
+            table = self._target[-1].removeprefix(f"{DATABASE}.")
+            inserts = self._shape.first_word == "INSERT"
+            if not (self._profile.may_insert(table) if inserts else self._profile.may_read(table)):
+                raise _denied(f"table {table}")
         if self._settings_clauses > self._shape.settings_clauses:
             # The tree does not print names of settings, so those that the tokens did not show are unknown.
             raise ClickHouseError(READONLY, "Cannot modify settings in readonly mode.")
@@ -207,7 +212,7 @@ class _Tree:
         elif parent == "ShowTables":
             if name not in _SHOWN_DATABASES:
                 raise _denied(f"database {name}")
-        elif self._catalog.is_elsewhere(name) or ("." in name and self._is_right_of_in()):
+        elif self._catalog.is_elsewhere(name) or self._is_right_of_in():
             # `x IN system.users` names a table with a plain identifier; so may an alias that IN refers to.
             self._check_table(name)
 
@@ -218,6 +223,12 @@ class _Tree:
     def _check_table(self, name: str) -> None:
         if not self._catalog.allows_table(name):
             raise _denied(f"table {name}")
+        database, dot, rest = name.partition(".")
+        if not dot or database == DATABASE:
+            # The rest of it may be a column.
+            table = (rest if dot else name).partition(".")[0]
+            if not self._profile.may_read(table):
+                raise _denied(f"table {name}")
 
     def _check_function(self, name: str, parent: str) -> None:
         if parent == "TableExpression":

@@ -1,17 +1,22 @@
-"""The three profiles: what each user may set, and the bounds each works within.
+"""The profiles: what each user may set, which tables he may name, and the bounds each works within.
 
 `admin` is the platform itself (migrations, backups). `writer` inserts and reads in the platform's database.
-`analyst` reads it, within bounds that keep one question from taking the machine.
+`analyst` reads it, within bounds that keep one question from taking the machine. Text of requests is in tables of its
+own, which neither of them may name: `capture_writer` inserts there, `capture_reader` reads there, and both do nothing
+else.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inferbus_stack.clickhouse.errors import READONLY, ClickHouseError
 
 SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+# Tables with text of requests.
+PRIVATE_TABLES = frozenset({"captures"})
 
 # Formats that read a file or ask a host that a setting names, so not for users who must reach neither.
 _OUTSIDE_FORMATS = re.compile(r"template|protobuf|capnproto|confluent|schema", re.IGNORECASE)
@@ -54,9 +59,17 @@ class Profile:
     limits: dict[str, str] = field(default_factory=dict)
     lowerable: dict[str, int] = field(default_factory=dict)
     allowed_settings: tuple[re.Pattern[str], ...] | None = None  # None: any
+    reads: frozenset[str] | None = None  # the only tables of the platform; None: all but PRIVATE_TABLES
+    inserts: frozenset[str] | None = None  # the same for INSERT
 
     def may_use_format(self, name: str) -> bool:
         return not self.guarded or _OUTSIDE_FORMATS.search(name) is None
+
+    def may_read(self, table: str) -> bool:
+        return table not in PRIVATE_TABLES if self.reads is None else table in self.reads
+
+    def may_insert(self, table: str) -> bool:
+        return table not in PRIVATE_TABLES if self.inserts is None else table in self.inserts
 
     def may_set(self, name: str) -> bool:
         if SETTING_NAME.match(name) is None:
@@ -162,3 +175,9 @@ PROFILES: dict[str, Profile] = {
         allowed_settings=(_PRESENTATION,),
     ),
 }
+PROFILES["capture_writer"] = replace(
+    PROFILES["writer"], name="capture_writer", reads=frozenset(), inserts=PRIVATE_TABLES
+)
+PROFILES["capture_reader"] = replace(
+    PROFILES["analyst"], name="capture_reader", reads=PRIVATE_TABLES, inserts=frozenset()
+)

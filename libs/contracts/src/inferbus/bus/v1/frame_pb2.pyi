@@ -28,8 +28,9 @@ class Frame(_message.Message):
     token. Every frame is complete in itself: a reader may start anywhere in the stream and needs no earlier frame.
     What would be a large frame (1 MiB) is several, one after the other; only a reply makes a larger one.
 
-    Laws: a token is named by (request_id, index); index starts at 0 and has no gap. Attempt n+1 opens at the index it
-    resumes at; from there on, in stream order, anything of an attempt <= n is void for every reader.
+    Laws: a token is named by (request_id, index); index starts at 0 and has no gap. Attempt n+1 opens by naming the index
+    it resumes at: with its first delta, whether that has tokens or not, or with its Close if it has no delta. From there
+    on, in stream order, anything of an attempt <= n is void for every reader.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -161,20 +162,34 @@ class Open(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CONTEXT_INDEX_FIELD_NUMBER: _builtins.int
     REPLY_FIELD_NUMBER: _builtins.int
+    CAPTURED_INPUT_FIELD_NUMBER: _builtins.int
+    CAPTURED_INPUT_TRUNCATED_FIELD_NUMBER: _builtins.int
+    FIRST_STARTED_TIME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     context_index: _builtins.int
     reply: _builtins.bytes
     """GenerateRequest.reply."""
+    captured_input: _builtins.str
+    """Of a captured request: what was asked, as JSON text of at most 64 KiB."""
+    captured_input_truncated: _builtins.bool
+    """There was more of it."""
+    @_builtins.property
+    def first_started_time(self) -> _timestamp_pb2.Timestamp:
+        """Close.first_started_time."""
+
     def __init__(
         self,
         *,
         request_id: _builtins.bytes = ...,
         context_index: _builtins.int = ...,
         reply: _builtins.bytes = ...,
+        captured_input: _builtins.str = ...,
+        captured_input_truncated: _builtins.bool = ...,
+        first_started_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_started_time", b"first_started_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_index", b"context_index", "reply", b"reply", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_input", b"captured_input", "captured_input_truncated", b"captured_input_truncated", "context_index", b"context_index", "first_started_time", b"first_started_time", "reply", b"reply", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,6 +368,8 @@ class Close(_message.Message):
     STOP_INDEX_FIELD_NUMBER: _builtins.int
     ENERGY_JOULES_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    FIRST_STARTED_TIME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     context_index: _builtins.int
     attempt: _builtins.int
@@ -383,7 +400,7 @@ class Close(_message.Message):
 
     @_builtins.property
     def started_time(self) -> _timestamp_pb2.Timestamp:
-        """Handed to the engine; absent if never. Queue time is started_time - accepted_time."""
+        """Handed to the engine, in this attempt; absent if never."""
 
     @_builtins.property
     def first_token_time(self) -> _timestamp_pb2.Timestamp:
@@ -393,6 +410,16 @@ class Close(_message.Message):
     def last_token_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def labels(self) -> _context_pb2.Labels:
+        """GenerateRequest.labels."""
+
+    @_builtins.property
+    def first_started_time(self) -> _timestamp_pb2.Timestamp:
+        """Handed to an engine for the first time, in whichever attempt: until then it was queued. Absent if never, or if an
+        attempt before this one left nothing on the log that says it.
+        """
+
     def __init__(
         self,
         *,
@@ -413,10 +440,12 @@ class Close(_message.Message):
         stop_index: _builtins.int | None = ...,
         energy_joules: _builtins.float | None = ...,
         operation: _usage_pb2.Operation.ValueType = ...,
+        labels: _context_pb2.Labels | None = ...,
+        first_started_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "end_time", b"end_time", "energy_joules", b"energy_joules", "error", b"error", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "end_time", b"end_time", "energy_joules", b"energy_joules", "error", b"error", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "labels", b"labels", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "energy_joules", b"energy_joules", "engine", b"engine", "error", b"error", "finish_reason", b"finish_reason", "first_token_time", b"first_token_time", "last_token_time", b"last_token_time", "operation", b"operation", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "energy_joules", b"energy_joules", "engine", b"engine", "error", b"error", "finish_reason", b"finish_reason", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "labels", b"labels", "last_token_time", b"last_token_time", "operation", b"operation", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
     _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015

@@ -74,6 +74,31 @@ WORKER_STATE_ACTIVE: WorkerState.ValueType  # 2
 WORKER_STATE_DRAINING: WorkerState.ValueType  # 3
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
+class _BudgetPeriod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetPeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetPeriod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_PERIOD_UNSPECIFIED: _BudgetPeriod.ValueType  # 0
+    BUDGET_PERIOD_DAY: _BudgetPeriod.ValueType  # 1
+    """A calendar day, UTC."""
+    BUDGET_PERIOD_MONTH: _BudgetPeriod.ValueType  # 2
+    """A calendar month, UTC."""
+    BUDGET_PERIOD_PREPAID: _BudgetPeriod.ValueType  # 3
+    """Never begins anew: what may be spent is what was paid in (CreditRecord)."""
+
+class BudgetPeriod(_BudgetPeriod, metaclass=_BudgetPeriodEnumTypeWrapper): ...
+
+BUDGET_PERIOD_UNSPECIFIED: BudgetPeriod.ValueType  # 0
+BUDGET_PERIOD_DAY: BudgetPeriod.ValueType  # 1
+"""A calendar day, UTC."""
+BUDGET_PERIOD_MONTH: BudgetPeriod.ValueType  # 2
+"""A calendar month, UTC."""
+BUDGET_PERIOD_PREPAID: BudgetPeriod.ValueType  # 3
+"""Never begins anew: what may be spent is what was paid in (CreditRecord)."""
+Global___BudgetPeriod: _TypeAlias = BudgetPeriod  # noqa: Y015
+
 @_typing.final
 class KeyRecord(_message.Message):
     """Bucket keys; the KV key is the SHA-256 (hex) of the secret, which is stored nowhere. A secret has 256 random bits,
@@ -199,6 +224,7 @@ class TenantRecord(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
+    CAPTURE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     name: _builtins.str
     state: Global___RecordState.ValueType
@@ -210,6 +236,10 @@ class TenantRecord(_message.Message):
     def hold(self) -> _duration_pb2.Duration:
         """How long a generation goes on for a client that has vanished; absent: cancelled at once."""
 
+    @_builtins.property
+    def capture(self) -> Global___CapturePolicy:
+        """Absent: no text of its requests is kept."""
+
     def __init__(
         self,
         *,
@@ -219,14 +249,47 @@ class TenantRecord(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         limits: Global___Limits | None = ...,
         hold: _duration_pb2.Duration | None = ...,
+        capture: Global___CapturePolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "hold", b"hold", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "create_time", b"create_time", "hold", b"hold", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "hold", b"hold", "limits", b"limits", "name", b"name", "state", b"state", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "create_time", b"create_time", "hold", b"hold", "limits", b"limits", "name", b"name", "state", b"state", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TenantRecord: _TypeAlias = TenantRecord  # noqa: Y015
+
+@_typing.final
+class CapturePolicy(_message.Message):
+    """Of which requests of a tenant prompt and output are kept, apart from all else (table captures)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLING_RATE_FIELD_NUMBER: _builtins.int
+    PROJECT_IDS_FIELD_NUMBER: _builtins.int
+    SELF_SERVICE_FIELD_NUMBER: _builtins.int
+    sampling_rate: _builtins.float
+    """Part of its requests, 0 to 1, chosen by their ids; 0: none."""
+    self_service: _builtins.bool
+    """The tenant's own administrators may turn it on, too; off they may always."""
+    @_builtins.property
+    def project_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only of these projects; empty: all."""
+
+    def __init__(
+        self,
+        *,
+        sampling_rate: _builtins.float = ...,
+        project_ids: _abc.Iterable[_builtins.str] | None = ...,
+        self_service: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["project_ids", b"project_ids", "sampling_rate", b"sampling_rate", "self_service", b"self_service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CapturePolicy: _TypeAlias = CapturePolicy  # noqa: Y015
 
 @_typing.final
 class ProjectRecord(_message.Message):
@@ -380,10 +443,13 @@ class IdempotencyRecord(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     EDGE_FIELD_NUMBER: _builtins.int
     ACCEPTED_TIME_FIELD_NUMBER: _builtins.int
+    RETRIED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     fingerprint: _builtins.bytes
     """SHA-256 over path and body: another one under the same key is a conflict."""
     edge: _builtins.str
+    retried: _builtins.bool
+    """A retry may have published the request again: who was first cannot take it back any more."""
     @_builtins.property
     def accepted_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -393,10 +459,11 @@ class IdempotencyRecord(_message.Message):
         fingerprint: _builtins.bytes = ...,
         edge: _builtins.str = ...,
         accepted_time: _timestamp_pb2.Timestamp | None = ...,
+        retried: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "edge", b"edge", "fingerprint", b"fingerprint", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "edge", b"edge", "fingerprint", b"fingerprint", "request_id", b"request_id", "retried", b"retried"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -512,6 +579,8 @@ class WorkerRecord(_message.Message):
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    GPU_NAMES_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     model: _builtins.str
@@ -523,6 +592,10 @@ class WorkerRecord(_message.Message):
     address: _builtins.str
     """gRPC address."""
     state: Global___WorkerState.ValueType
+    gpus: _builtins.int
+    """GPUs that it computes on, as their driver says, MIG instances one each; 0: none is said."""
+    gpu_names: _builtins.str
+    """Their names, each once, with ", " between them."""
     def __init__(
         self,
         *,
@@ -535,10 +608,12 @@ class WorkerRecord(_message.Message):
         context_length: _builtins.int = ...,
         address: _builtins.str = ...,
         state: Global___WorkerState.ValueType = ...,
+        gpus: _builtins.int = ...,
+        gpu_names: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "capacity", b"capacity", "context_length", b"context_length", "engine", b"engine", "model", b"model", "revision", b"revision", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "capacity", b"capacity", "context_length", b"context_length", "engine", b"engine", "gpu_names", b"gpu_names", "gpus", b"gpus", "model", b"model", "revision", b"revision", "state", b"state", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -546,8 +621,8 @@ Global___WorkerRecord: _TypeAlias = WorkerRecord  # noqa: Y015
 
 @_typing.final
 class PriceRecord(_message.Message):
-    """Bucket prices; the KV key is the model's name as a subject token, or "default". Amounts are decimal strings per
-    million tokens.
+    """Bucket prices; the KV key is the rate version as a subject token (of records of before this: the model's name, or
+    "default"). A price in force is immutable: a correction is a new version. Amounts are decimal strings.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -559,15 +634,53 @@ class PriceRecord(_message.Message):
     CACHED_INPUT_PER_MILLION_FIELD_NUMBER: _builtins.int
     OUTPUT_PER_MILLION_FIELD_NUMBER: _builtins.int
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REASONING_PER_MILLION_FIELD_NUMBER: _builtins.int
+    EMBEDDING_PER_MILLION_FIELD_NUMBER: _builtins.int
+    PER_CALL_FIELD_NUMBER: _builtins.int
+    BATCH_FACTOR_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """Empty (and "default", in records of before this): all models."""
     rate_version: _builtins.str
     """Names the rate in every charge computed with it."""
     currency: _builtins.str
     input_per_million: _builtins.str
     cached_input_per_million: _builtins.str
+    """Empty: as input."""
     output_per_million: _builtins.str
+    tenant_id: _builtins.str
+    """Empty: all tenants."""
+    project_id: _builtins.str
+    """One of the tenant's; empty: all of its projects."""
+    revision: _builtins.str
+    """One of the model's; empty: all of its revisions."""
+    reasoning_per_million: _builtins.str
+    """Of the reasoning part of the output; empty: as output."""
+    embedding_per_million: _builtins.str
+    """Of the input of embeddings, cached or not; empty: as input."""
+    per_call: _builtins.str
+    """Of a call that was answered; empty: 0."""
+    batch_factor: _builtins.str
+    """What a charge is multiplied by if the request is of class batch; empty: 1."""
+    minimum: _builtins.str
+    """Of a call that used anything; empty: 0."""
     @_builtins.property
-    def effective_time(self) -> _timestamp_pb2.Timestamp: ...
+    def effective_time(self) -> _timestamp_pb2.Timestamp:
+        """For requests accepted from then on; absent: has always been."""
+
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceTier]:
+        """Volume tiers, rising: a discount on the sum of a month, no part of a request's charge."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Of two that came into force at the same time for the same, the later made one counts: a correction."""
+
     def __init__(
         self,
         *,
@@ -578,11 +691,413 @@ class PriceRecord(_message.Message):
         cached_input_per_million: _builtins.str = ...,
         output_per_million: _builtins.str = ...,
         effective_time: _timestamp_pb2.Timestamp | None = ...,
+        tenant_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        reasoning_per_million: _builtins.str = ...,
+        embedding_per_million: _builtins.str = ...,
+        per_call: _builtins.str = ...,
+        batch_factor: _builtins.str = ...,
+        minimum: _builtins.str = ...,
+        tiers: _abc.Iterable[Global___PriceTier] | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "effective_time", b"effective_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_per_million", b"cached_input_per_million", "currency", b"currency", "effective_time", b"effective_time", "input_per_million", b"input_per_million", "model", b"model", "output_per_million", b"output_per_million", "rate_version", b"rate_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_factor", b"batch_factor", "cached_input_per_million", b"cached_input_per_million", "create_time", b"create_time", "currency", b"currency", "effective_time", b"effective_time", "embedding_per_million", b"embedding_per_million", "input_per_million", b"input_per_million", "minimum", b"minimum", "model", b"model", "output_per_million", b"output_per_million", "per_call", b"per_call", "project_id", b"project_id", "rate_version", b"rate_version", "reasoning_per_million", b"reasoning_per_million", "revision", b"revision", "tenant_id", b"tenant_id", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PriceRecord: _TypeAlias = PriceRecord  # noqa: Y015
+
+@_typing.final
+class PriceTier(_message.Message):
+    """Of the tokens of a tenant and model in a calendar month (UTC), those above above_tokens (and below the next tier's)
+    are charged times factor.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ABOVE_TOKENS_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    above_tokens: _builtins.int
+    factor: _builtins.str
+    """Decimal string, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        above_tokens: _builtins.int = ...,
+        factor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above_tokens", b"above_tokens", "factor", b"factor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceTier: _TypeAlias = PriceTier  # noqa: Y015
+
+@_typing.final
+class BudgetRecord(_message.Message):
+    """Bucket budgets; the KV key is "<scope>#<period>" as a subject token, with the scope "tenant:<tenant id>",
+    "project:<tenant id>/<project id>" or "key:<tenant id>/<key id>". Amounts are decimal strings in currency.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    HARD_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    project_id: _builtins.str
+    """At most one of these two; neither: the whole tenant."""
+    key_id: _builtins.str
+    period: Global___BudgetPeriod.ValueType
+    currency: _builtins.str
+    amount: _builtins.str
+    """Of each period; empty for a prepaid one."""
+    hard: _builtins.bool
+    """The edges refuse what would pass it."""
+    webhook_url: _builtins.str
+    """Empty: none."""
+    @_builtins.property
+    def thresholds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parts of the amount, as decimal strings ("0.8"), at which an event and a webhook tell of it."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        period: Global___BudgetPeriod.ValueType = ...,
+        currency: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        hard: _builtins.bool = ...,
+        thresholds: _abc.Iterable[_builtins.str] | None = ...,
+        webhook_url: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "currency", b"currency", "hard", b"hard", "key_id", b"key_id", "period", b"period", "project_id", b"project_id", "tenant_id", b"tenant_id", "thresholds", b"thresholds", "update_time", b"update_time", "webhook_url", b"webhook_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetRecord: _TypeAlias = BudgetRecord  # noqa: Y015
+
+@_typing.final
+class CreditRecord(_message.Message):
+    """Bucket credits; the KV key is the credit's id. Never changed and never deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDIT_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    credit_id: _builtins.str
+    """The caller's choice: paying in twice under one id is paying in once."""
+    tenant_id: _builtins.str
+    project_id: _builtins.str
+    key_id: _builtins.str
+    currency: _builtins.str
+    amount: _builtins.str
+    """Decimal string, above 0."""
+    note: _builtins.str
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """What is left of it then is lost; absent: never."""
+
+    def __init__(
+        self,
+        *,
+        credit_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "credit_id", b"credit_id", "currency", b"currency", "expire_time", b"expire_time", "key_id", b"key_id", "note", b"note", "project_id", b"project_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditRecord: _TypeAlias = CreditRecord  # noqa: Y015
+
+@_typing.final
+class BudgetLedgerRecord(_message.Message):
+    """Bucket budget_ledgers; the KV key is "<the budget's key>@<start of the period, Unix seconds>:<currency>" as a subject
+    token. Changed by compare-and-set only: what was settled and what is granted is never more than the budget.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTLED_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    LAPSED_FIELD_NUMBER: _builtins.int
+    CARRIED_FIELD_NUMBER: _builtins.int
+    CARRIED_TIME_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    CORRECTED_TIME_FIELD_NUMBER: _builtins.int
+    settled: _builtins.str
+    """What the requests cost that no grant covers any more: a decimal string, from the charges."""
+    carried: _builtins.str
+    """Of a prepaid budget: what the requests cost that were accepted before carried_time, as a decimal string. The tables
+    do not keep them for ever.
+    """
+    requests: _builtins.int
+    """How many requests it was settled by, of those that are not carried. With fewer in the tables some were lost: it is
+    left as it is until they are there again, so that a loss does not open the budget.
+    """
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetGrant]: ...
+    @_builtins.property
+    def lapsed(self) -> _containers.RepeatedCompositeFieldContainer[Global___LapsedCredit]: ...
+    @_builtins.property
+    def carried_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Of a prepaid budget: when it was made first. What was accepted before is no part of it."""
+
+    @_builtins.property
+    def corrected_time(self) -> _timestamp_pb2.Timestamp:
+        """Corrections that were made until then, of what was accepted before carried_time, are in carried."""
+
+    def __init__(
+        self,
+        *,
+        settled: _builtins.str = ...,
+        grants: _abc.Iterable[Global___BudgetGrant] | None = ...,
+        lapsed: _abc.Iterable[Global___LapsedCredit] | None = ...,
+        carried: _builtins.str = ...,
+        carried_time: _timestamp_pb2.Timestamp | None = ...,
+        requests: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        corrected_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["carried_time", b"carried_time", "corrected_time", b"corrected_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carried", b"carried", "carried_time", b"carried_time", "corrected_time", b"corrected_time", "grants", b"grants", "lapsed", b"lapsed", "requests", b"requests", "settled", b"settled", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetLedgerRecord: _TypeAlias = BudgetLedgerRecord  # noqa: Y015
+
+@_typing.final
+class BudgetGrant(_message.Message):
+    """What one edge may spend, requests that it accepted from start_time on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDGE_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    edge: _builtins.str
+    boot: _builtins.int
+    """The start of the edge's process, or of its coming back after it had been cut off."""
+    granted: _builtins.str
+    """Decimal string."""
+    ended: _builtins.bool
+    """The edge has seen the end of all its requests and spends no more from it."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        edge: _builtins.str = ...,
+        boot: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        granted: _builtins.str = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "edge", b"edge", "ended", b"ended", "granted", b"granted", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetGrant: _TypeAlias = BudgetGrant  # noqa: Y015
+
+@_typing.final
+class LapsedCredit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDIT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    credit_id: _builtins.str
+    amount: _builtins.str
+    """What was left when it expired, as a decimal string."""
+    def __init__(
+        self,
+        *,
+        credit_id: _builtins.str = ...,
+        amount: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "credit_id", b"credit_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LapsedCredit: _TypeAlias = LapsedCredit  # noqa: Y015
+
+@_typing.final
+class BudgetAlertRecord(_message.Message):
+    """Bucket budget_alerts; the KV key is the alert's id, which says all of budget, period, amount and threshold: a
+    threshold is told once.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERT_ID_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    PERIOD_START_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DELIVER_TIME_FIELD_NUMBER: _builtins.int
+    GIVE_UP_TIME_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    alert_id: _builtins.str
+    threshold: _builtins.str
+    amount: _builtins.str
+    """Decimal strings in the budget's currency."""
+    spent: _builtins.str
+    attempts: _builtins.int
+    @_builtins.property
+    def budget(self) -> Global___BudgetRecord: ...
+    @_builtins.property
+    def period_start(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def deliver_time(self) -> _timestamp_pb2.Timestamp:
+        """The webhook was taken, or given up after its last try."""
+
+    @_builtins.property
+    def give_up_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        alert_id: _builtins.str = ...,
+        budget: Global___BudgetRecord | None = ...,
+        period_start: _timestamp_pb2.Timestamp | None = ...,
+        threshold: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        spent: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        deliver_time: _timestamp_pb2.Timestamp | None = ...,
+        give_up_time: _timestamp_pb2.Timestamp | None = ...,
+        attempts: _builtins.int = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "create_time", b"create_time", "deliver_time", b"deliver_time", "give_up_time", b"give_up_time", "next_attempt_time", b"next_attempt_time", "period_start", b"period_start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "amount", b"amount", "attempts", b"attempts", "budget", b"budget", "create_time", b"create_time", "deliver_time", b"deliver_time", "give_up_time", b"give_up_time", "next_attempt_time", b"next_attempt_time", "period_start", b"period_start", "spent", b"spent", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetAlertRecord: _TypeAlias = BudgetAlertRecord  # noqa: Y015
+
+@_typing.final
+class ErasureRecord(_message.Message):
+    """Bucket erasures; the KV key is the erasure's id. Entries stay: whatever is read from the log again is erased again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ErasedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ERASURE_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    END_USER_HASH_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_KEY_ID_FIELD_NUMBER: _builtins.int
+    DONE_TIME_FIELD_NUMBER: _builtins.int
+    ERASED_FIELD_NUMBER: _builtins.int
+    erasure_id: _builtins.str
+    tenant_id: _builtins.str
+    end_user_hash: _builtins.bytes
+    """Whom: SHA-256 over tenant and end user (see inferbus_contracts.erasure); empty: all of the tenant."""
+    actor_key_id: _builtins.str
+    """Who asked for it."""
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """What was accepted until then is erased, whenever it arrives."""
+
+    @_builtins.property
+    def done_time(self) -> _timestamp_pb2.Timestamp:
+        """Absent: it is still at work."""
+
+    @_builtins.property
+    def erased(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How much went, by what it was."""
+
+    def __init__(
+        self,
+        *,
+        erasure_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        end_user_hash: _builtins.bytes = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        actor_key_id: _builtins.str = ...,
+        done_time: _timestamp_pb2.Timestamp | None = ...,
+        erased: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done_time", b"done_time", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_key_id", b"actor_key_id", "done_time", b"done_time", "end_user_hash", b"end_user_hash", "erased", b"erased", "erasure_id", b"erasure_id", "tenant_id", b"tenant_id", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasureRecord: _TypeAlias = ErasureRecord  # noqa: Y015

@@ -443,6 +443,7 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     REPLY_FIELD_NUMBER: _builtins.int
     INPUT_COUNTED_ELSEWHERE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """UUIDv7, 16 bytes: names the request everywhere. See inferbus_contracts.ids for what its last bytes say."""
     edge: _builtins.str
@@ -480,6 +481,10 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
     def constraint(self) -> Global___Constraint: ...
+    @_builtins.property
+    def labels(self) -> _context_pb2.Labels:
+        """Copied into the request's Close."""
+
     def __init__(
         self,
         *,
@@ -498,10 +503,11 @@ class GenerateRequest(_message.Message):
         cache_salt: _builtins.bytes = ...,
         reply: _builtins.bytes = ...,
         input_counted_elsewhere: _builtins.bool = ...,
+        labels: _context_pb2.Labels | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "chat", b"chat", "constraint", b"constraint", "context", b"context", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "chat", b"chat", "constraint", b"constraint", "context", b"context", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "labels", b"labels", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "cache_salt", b"cache_salt", "chat", b"chat", "constraint", b"constraint", "context", b"context", "edge", b"edge", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "input_counted_elsewhere", b"input_counted_elsewhere", "priority_class", b"priority_class", "prompt", b"prompt", "reply", b"reply", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "cache_salt", b"cache_salt", "chat", b"chat", "constraint", b"constraint", "context", b"context", "edge", b"edge", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "input_counted_elsewhere", b"input_counted_elsewhere", "labels", b"labels", "priority_class", b"priority_class", "prompt", b"prompt", "reply", b"reply", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["chat", "prompt", "embedding", "inference"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

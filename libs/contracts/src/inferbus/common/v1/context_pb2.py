@@ -24,13 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n inferbus/common/v1/context.proto\x12\x12inferbus.common.v1\"h\n\x0eRequestContext\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n inferbus/common/v1/context.proto\x12\x12inferbus.common.v1\"z\n\x0eRequestContext\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x10\n\x08\x63\x61ptured\x18\x06 \x01(\x08\"{\n\x06Labels\x12\x10\n\x08\x65nd_user\x18\x01 \x01(\t\x12\x32\n\x04tags\x18\x02 \x03(\x0b\x32$.inferbus.common.v1.Labels.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.common.v1.context_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LABELS_TAGSENTRY']._loaded_options = None
+  _globals['_LABELS_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_REQUESTCONTEXT']._serialized_start=56
-  _globals['_REQUESTCONTEXT']._serialized_end=160
+  _globals['_REQUESTCONTEXT']._serialized_end=178
+  _globals['_LABELS']._serialized_start=180
+  _globals['_LABELS']._serialized_end=303
+  _globals['_LABELS_TAGSENTRY']._serialized_start=260
+  _globals['_LABELS_TAGSENTRY']._serialized_end=303
 # @@protoc_insertion_point(module_scope)

@@ -315,15 +315,20 @@ class AuditDifference(_message.Message):
     STORED_TOKENS_FIELD_NUMBER: _builtins.int
     BILLED_TOKENS_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    DELIVERED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     reason: _builtins.str
-    """missing_row, duplicate_row, output_tokens, missing_index, duplicate_index, duplicate_end, unknown_request, cost,
-    malformed_frame, not_proven (its beginning has aged out of the stream).
+    """missing_row, duplicate_row, column (another value than the log says), output_tokens, missing_index, duplicate_index,
+    duplicate_end, unknown_request, cost, rate (not what it can have been charged by), adjustment (a correction does not
+    follow from its price), malformed_frame, not_proven (its beginning has aged out of the stream), delivered (an edge has
+    delivered more than the log has, or something else as the whole), rollup (a sum is not that of its rows; no request).
     """
     stream_tokens: _builtins.int
     stored_tokens: _builtins.int
     billed_tokens: _builtins.int
     detail: _builtins.str
+    delivered_tokens: _builtins.int
+    """Absent: no edge has said anything of it."""
     def __init__(
         self,
         *,
@@ -333,12 +338,15 @@ class AuditDifference(_message.Message):
         stored_tokens: _builtins.int = ...,
         billed_tokens: _builtins.int = ...,
         detail: _builtins.str = ...,
+        delivered_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_delivered_tokens", b"_delivered_tokens", "delivered_tokens", b"delivered_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billed_tokens", b"billed_tokens", "detail", b"detail", "reason", b"reason", "request_id", b"request_id", "stored_tokens", b"stored_tokens", "stream_tokens", b"stream_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delivered_tokens", b"_delivered_tokens", "billed_tokens", b"billed_tokens", "delivered_tokens", b"delivered_tokens", "detail", b"detail", "reason", b"reason", "request_id", b"request_id", "stored_tokens", b"stored_tokens", "stream_tokens", b"stream_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__delivered_tokens: _TypeAlias = _typing.Literal["delivered_tokens"]  # noqa: Y015
+    _WhichOneofArgType__delivered_tokens: _TypeAlias = _typing.Literal["_delivered_tokens", b"_delivered_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delivered_tokens) -> _WhichOneofReturnType__delivered_tokens | None: ...
 
 Global___AuditDifference: _TypeAlias = AuditDifference  # noqa: Y015
 
@@ -354,6 +362,10 @@ class AuditSummary(_message.Message):
     DIFFERENCES_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    DELIVERED_TOKENS_FIELD_NUMBER: _builtins.int
+    UNDELIVERED_REQUESTS_FIELD_NUMBER: _builtins.int
+    UNDELIVERED_TOKENS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_DELIVERIES_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     open_requests: _builtins.int
     """Requests with tokens and no end in the range: still running, compared by tokens only."""
@@ -363,6 +375,13 @@ class AuditSummary(_message.Message):
     differences: _builtins.int
     first_sequence: _builtins.int
     last_sequence: _builtins.int
+    delivered_tokens: _builtins.int
+    """Output tokens that edges have handed to clients (or to the store, of a response in the background)."""
+    undelivered_requests: _builtins.int
+    """Ended requests whose client got less than is billed: it left, did not read, or was told of an error."""
+    undelivered_tokens: _builtins.int
+    unknown_deliveries: _builtins.int
+    """Ended requests of which no edge has said anything, yet or at all: it was killed, or refused the call itself."""
     def __init__(
         self,
         *,
@@ -374,10 +393,14 @@ class AuditSummary(_message.Message):
         differences: _builtins.int = ...,
         first_sequence: _builtins.int = ...,
         last_sequence: _builtins.int = ...,
+        delivered_tokens: _builtins.int = ...,
+        undelivered_requests: _builtins.int = ...,
+        undelivered_tokens: _builtins.int = ...,
+        unknown_deliveries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["billed_tokens", b"billed_tokens", "differences", b"differences", "first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "open_requests", b"open_requests", "requests", b"requests", "stored_tokens", b"stored_tokens", "stream_tokens", b"stream_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billed_tokens", b"billed_tokens", "delivered_tokens", b"delivered_tokens", "differences", b"differences", "first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "open_requests", b"open_requests", "requests", b"requests", "stored_tokens", b"stored_tokens", "stream_tokens", b"stream_tokens", "undelivered_requests", b"undelivered_requests", "undelivered_tokens", b"undelivered_tokens", "unknown_deliveries", b"unknown_deliveries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
