@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import uuid
@@ -11,22 +12,27 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, PriorityClass, Usage
+from inferbus.meter.v1.meter_pb2 import AuditRequest, AuditResponse, AuditSummary
+from inferbus.meter.v1.meter_pb2_grpc import MeterServiceStub
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.streams import ensure_streams
 from inferbus_contracts.ids import uuid7
 from inferbus_contracts.subjects import message_id, subject_of
 from inferbus_meter.clickhouse import Store, StoreConfig, open_store
 from inferbus_meter.migrate import migrate, migrations
-from inferbus_runtime import clock
+from inferbus_runtime import clock, rpc
 from inferbus_stack.nats import NatsServer, free_port
 
 PASSWORD = "tests-only"
+TOKEN = "an-operator-token-of-tests"
 
 
 class ClickHouseServer:
@@ -37,6 +43,7 @@ class ClickHouseServer:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: asyncio.subprocess.Process | None = None
+        self._schema: list[str] = []
 
     async def start(self) -> None:
         ready = self.folder / "ready.json"
@@ -66,8 +73,103 @@ class ClickHouseServer:
     def config(self, user: str, database: str) -> StoreConfig:
         return StoreConfig(self.url, user, PASSWORD, database, 20.0)
 
+    async def put_schema(self, store: Store, database: str) -> None:
+        """The whole schema into the empty ``database`` (0.6 s by the migrations): the first time by them, then by what
+        came out of them (0.2 s). That the two are one and the same, test_migrate.py holds."""
+        if not self._schema:
+            await migrate(store, database, migrations())
+            self._schema = await _made_by_migrations(store, database)
+        else:
+            for statement in self._schema:
+                await store.command(statement)
 
-PROFILES = ("admin", "writer", "analyst")
+
+async def _made_by_migrations(store: Store, database: str) -> list[str]:
+    """Each table and view, and the ledger of migrations, as statements: what a view reads comes before it."""
+    made = await store.rows(
+        "SELECT create_table_query FROM system.tables WHERE database = {database:String} "
+        "ORDER BY engine = 'View', engine = 'MaterializedView', metadata_modification_time, name",
+        {"database": database},
+    )
+    ledger = await store.rows("SELECT version, name, checksum FROM schema_migrations")
+    rows = ", ".join(f"({version}, '{name}', '{checksum}')" for version, name, checksum in ledger)
+    return [
+        *(re.sub(r" UUID '[0-9a-f-]{36}'", "", str(text)).replace(f"{database}.", "") for (text,) in made),
+        f"INSERT INTO schema_migrations (version, name, checksum) VALUES {rows}",
+    ]
+
+
+class MeterProcess:
+    """``python -m inferbus_meter`` against the given broker and store."""
+
+    def __init__(self, folder: Path, nats_url: str, store_config: Any, name: str = "meter") -> None:
+        self._ready = folder / f"{name}.json"
+        self._log = folder / f"{name}.log"
+        variables = {
+            "NAME": name, "NATS_URL": nats_url, "READY_FILE": str(self._ready), "CLICKHOUSE_URL": store_config.url,
+            "CLICKHOUSE_USER": "writer", "CLICKHOUSE_PASSWORD": store_config.password, "RPC_TOKEN": TOKEN,
+            "CLICKHOUSE_DATABASE": store_config.database, "FLUSH_INTERVAL": "100ms", "LEASE_TTL": "2s",
+        }  # fmt: skip
+        self._environ = {f"INFERBUS_METER_{key}": value for key, value in variables.items()} | {
+            "PATH": os.environ["PATH"]
+        }
+        self._process: asyncio.subprocess.Process | None = None
+
+    def set(self, **variables: str) -> None:
+        """Further settings, for the next start."""
+        self._environ |= {f"INFERBUS_METER_{key}": value for key, value in variables.items()}
+
+    async def start(self) -> None:
+        self._ready.unlink(missing_ok=True)
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "inferbus_meter",
+                env=self._environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        async with asyncio.timeout(20):
+            while not self._ready.exists():
+                assert self._process.returncode is None, self.log()
+                await asyncio.sleep(0.02)
+
+    async def stop(self, how: signal.Signals) -> int:
+        assert self._process is not None
+        if self._process.returncode is None:
+            os.kill(self._process.pid, how)
+        return await self._process.wait()
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[grpc.aio.Channel]:
+        async with rpc.channel(json.loads(self._ready.read_text())["grpc"], TOKEN) as channel:
+            yield channel
+
+    @asynccontextmanager
+    async def api(self) -> AsyncIterator[MeterServiceStub]:
+        async with self.channel() as channel:
+            yield MeterServiceStub(channel)
+
+    async def audit(self, **request: Any) -> tuple[AuditSummary, list[AuditResponse]]:
+        events = []
+        async with self.api() as api:
+            async for event in api.Audit(AuditRequest(**request), wait_for_ready=True):
+                events.append(event)
+        assert events[-1].WhichOneof("event") == "summary"
+        assert any(event.HasField("progress") for event in events)
+        return events[-1].summary, [event.difference for event in events if event.HasField("difference")]
+
+
+PROFILES = ("admin", "writer", "analyst", "capture_writer", "capture_reader")
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -80,6 +182,19 @@ async def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
         await server.stop(signal.SIGTERM)
 
 
+@pytest_asyncio.fixture
+async def admin_store(clickhouse: ClickHouseServer) -> AsyncIterator[Store]:
+    """The one database that the embedded server's writer and analyst may use, emptied, with the schema."""
+    async with open_store(clickhouse.config("admin", "inferbus")) as store:
+        tables = await store.rows(
+            "SELECT name FROM system.tables WHERE database = 'inferbus' ORDER BY endsWith(engine, 'MergeTree')"
+        )
+        for (name,) in tables:  # views first
+            await store.command(f"DROP TABLE `{name}` SYNC")
+        await clickhouse.put_schema(store, "inferbus")
+        yield store
+
+
 @asynccontextmanager
 async def fresh_database(server: ClickHouseServer) -> AsyncIterator[Store]:
     """A database of its own with the whole schema, seen as the writer; dropped at the end."""
@@ -88,7 +203,7 @@ async def fresh_database(server: ClickHouseServer) -> AsyncIterator[Store]:
         await admin.command(f"CREATE DATABASE {name}", use_database=False)
         try:
             async with open_store(server.config("admin", name)) as store:
-                await migrate(store, name, migrations())
+                await server.put_schema(store, name)
                 yield store
         finally:
             await admin.command(f"DROP DATABASE {name} SYNC", use_database=False)
@@ -216,5 +331,5 @@ def make() -> SimpleNamespace:
     """Builders of frames; a fixture because test modules cannot import each other."""
     return SimpleNamespace(
         request_id=request_id, context=context, tokens=add_tokens, close=add_close, fresh_database=fresh_database,
-        Log=Log, ClickHouseServer=ClickHouseServer, PASSWORD=PASSWORD,
+        Log=Log, ClickHouseServer=ClickHouseServer, MeterProcess=MeterProcess, PASSWORD=PASSWORD,
     )  # fmt: skip

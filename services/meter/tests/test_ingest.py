@@ -2,29 +2,37 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus_bus.connection import Bus
-from inferbus_bus.log import FrameLog
+from inferbus_bus.log import FrameLog, Stored
 from inferbus_bus.streams import ensure_streams
+from inferbus_meter.bringing import insert_token
+from inferbus_meter.claims import Brought, Claims
 from inferbus_meter.clickhouse import Store
-from inferbus_meter.core.frames import FrameGather
+from inferbus_meter.core.claims import Claim, taken_over
+from inferbus_meter.core.frames import FrameBatch, FrameGather
 from inferbus_meter.core.rows import request_rows, token_rows
-from inferbus_meter.ingest import FlushLimits, Ingest, Intent, NotAloneError, insert_token, intent_rows
+from inferbus_meter.ingest import FlushLimits, Ingest
+from inferbus_rating import PriceBook
 
 MINUTES_FROM_TOKENS = (
     "SELECT toStartOfMinute(time) AS minute, tenant_id, model, count() AS tokens "
     "FROM token_events GROUP BY minute, tenant_id, model"
 )
-LIMITS = FlushLimits(100_000, timedelta(milliseconds=50))
+LIMITS = FlushLimits(100_000, timedelta(milliseconds=50), timedelta(milliseconds=300))
+SMALL = FlushLimits(10, timedelta(milliseconds=50), timedelta(milliseconds=300))
+NO_PRICES = PriceBook.of([])
 
 
 def new_ingest(bus: Bus, store: Store, holder: str = "m", limits: FlushLimits = LIMITS) -> Ingest:
-    return Ingest(FrameLog(bus), store, dict, limits, holder)
+    return Ingest(FrameLog(bus), store, lambda: NO_PRICES, limits, holder)
 
 
 @asynccontextmanager
@@ -39,7 +47,7 @@ async def ingesting(ingest: Ingest) -> AsyncIterator[Ingest]:
 
 async def ingest_all(bus: Bus, store: Store, last: int, holder: str = "m", limits: FlushLimits = LIMITS) -> None:
     async with ingesting(new_ingest(bus, store, holder, limits)) as ingest:
-        assert await ingest.reached(last, 20)
+        assert await ingest.reached(last, 60)
 
 
 async def counts(store: Store) -> dict[str, int]:
@@ -66,53 +74,91 @@ async def last_sequence(bus: Bus) -> int:
     return (await FrameLog(bus).bounds())[1]
 
 
+async def read(bus: Bus, first: int, last: int) -> FrameBatch:
+    gather = FrameGather()
+    async for stored in FrameLog(bus).read(first, last):
+        for frame in stored:
+            assert gather.add(*frame)
+    return gather.finish()
+
+
+async def insert(store: Store, batch: FrameBatch, first: int, last: int, *, requests: bool = True) -> None:
+    """One block, as a meter inserts it."""
+    rows = [token_rows(batch), *([request_rows(batch, NO_PRICES)] if requests else [])]
+    for one in rows:
+        await store.insert(one.table, one.data, insert_token(one.table, 0, first, last))
+
+
+async def open_claims(store: Store) -> list[Claim]:
+    claims = Claims(store)
+    await claims.read()
+    return claims.ledger.open
+
+
 async def test_every_token_and_request_once_in_tables_and_views(own_bus, store, frame_log) -> None:
     for _ in range(4):
         await frame_log.request(5)
     await ingest_all(own_bus, store, await last_sequence(own_bus))
     assert all_are(await counts(store), 20, 4)
-    await ingest_all(own_bus, store, await last_sequence(own_bus))  # a clean restart does the last batch again
+    await ingest_all(own_bus, store, await last_sequence(own_bus))
     await frame_log.request(5)
     await ingest_all(own_bus, store, await last_sequence(own_bus))
     assert all_are(await counts(store), 25, 5)
+    assert await open_claims(store) == []
 
 
-async def test_batches_end_at_the_wanted_size(own_bus, store, frame_log) -> None:
+async def test_a_claim_is_cut_into_blocks_and_the_table_says_what_it_held(own_bus, store, frame_log) -> None:
     for _ in range(6):
         await frame_log.request(10)
-    small = FlushLimits(20, timedelta(seconds=30))  # by size alone: the last frames wait for the interval
-    async with ingesting(new_ingest(own_bus, store, limits=small)) as ingest:
-        assert await ingest.reached(await last_sequence(own_bus) - 11, 20)
-    sizes = [int(n) for (n,) in await store.rows("SELECT tokens FROM ingest_batches ORDER BY first_seq")]
-    assert sizes == [20] * len(sizes)
-    await ingest_all(own_bus, store, await last_sequence(own_bus))
+    last = await last_sequence(own_bus)
+    await ingest_all(own_bus, store, last, limits=SMALL)
     assert all_are(await counts(store), 60, 6)
+    done = await store.rows("SELECT first_seq, last_seq, tokens, requests FROM ingest_batches WHERE done ORDER BY 1")
+    assert [first for first, *_ in done] == [1, *(last + 1 for _, last, *_ in done[:-1])]
+    assert (done[-1][1], sum(row[2] for row in done), sum(row[3] for row in done)) == (last, 60, 6)
+    parts = await store.rows("SELECT max(rows) FROM system.parts WHERE database = currentDatabase() AND level = 0 "
+                             "AND table = 'token_events'")  # fmt: skip
+    assert parts[0][0] <= SMALL.tokens
 
 
-@pytest.mark.parametrize("reached", ["intent", "tokens", "requests"])
+@pytest.mark.parametrize("reached", ["claim", "tokens", "requests"])
 async def test_killed_after_any_step(own_bus, store, frame_log, reached: str) -> None:
     for _ in range(3):
         await frame_log.request(5)
     last = await last_sequence(own_bus)
-    intent = Intent(0, 1, last)
-    gather = FrameGather()
-    async for stored in FrameLog(own_bus).read(1, last):
-        for frame in stored:
-            gather.add(*frame)
-    batch = gather.finish()
-    steps = {
-        "intent": intent_rows(intent, batch, "killed"),
-        "tokens": token_rows(batch),
-        "requests": request_rows(batch, {}),
-    }
-    for name, rows in steps.items():
-        token = "TOKENS-intent-0-1" if name == "intent" else insert_token(rows.table, intent)
-        await store.insert(rows.table, rows.data, token)
-        if name == reached:
-            break
+    await Claims(store).write(Claim(0, 0, 1, last, 1, "killed", 100))
+    if reached != "claim":
+        await insert(store, await read(own_bus, 1, last), 1, last, requests=reached != "tokens")
     await frame_log.request(5)
     await ingest_all(own_bus, store, await last_sequence(own_bus), "successor")
     assert all_are(await counts(store), 20, 4)
+
+
+async def test_killed_between_the_blocks_of_a_claim(own_bus, store, frame_log) -> None:
+    """Whatever the successor's own settings are, it cuts the claim as it was begun."""
+    for _ in range(3):
+        await frame_log.request(5)
+    await Claims(store).write(Claim(0, 0, 1, 18, 1, "killed", 6))
+    for first in (1, 7):  # five tokens and an end are six; the second block's end is missing
+        await insert(store, await read(own_bus, first, first + 5), first, first + 5, requests=first == 1)
+    await ingest_all(own_bus, store, await last_sequence(own_bus), "successor", SMALL)
+    assert all_are(await counts(store), 15, 3)
+
+
+async def test_a_table_of_a_single_meters_times_is_gone_on_with(own_bus, store, frame_log) -> None:
+    """Its batches follow one another; the last one may be in the tables only in part."""
+    for _ in range(3):
+        await frame_log.request(5)
+    batches = ((1, 6), (7, 12))
+    for first, last in batches:
+        await store.command(
+            "INSERT INTO ingest_batches (stream, epoch, first_seq, last_seq, holder, intent_time) "
+            f"VALUES ('TOKENS', 0, {first}, {last}, 'meter-1', now64(6))"
+        )
+        await insert(store, await read(own_bus, first, last), first, last, requests=last < 12)
+    assert [claim.first for claim in await open_claims(store)] == [7]
+    await ingest_all(own_bus, store, await last_sequence(own_bus), "successor", SMALL)
+    assert all_are(await counts(store), 15, 3)
 
 
 async def test_a_view_that_a_crash_left_out_is_filled(own_bus, store, frame_log) -> None:
@@ -134,22 +180,105 @@ async def test_a_view_that_a_crash_left_out_is_filled(own_bus, store, frame_log)
     assert all_are(await counts(store), 5, 1)
 
 
-async def test_two_meters_at_once_insert_each_frame_once_and_one_stops(own_bus, store, frame_log) -> None:
-    for _ in range(3):
+async def test_meters_share_the_stream_and_come_and_go_while_it_flows(own_bus, store, frame_log) -> None:
+    meters = {
+        name: new_ingest(own_bus, store, f"{name}-1", replace(SMALL, tokens=30)) for name in ("one", "two", "three")
+    }
+    tasks = {}
+    for name, meter in meters.items():
+        tasks[name] = asyncio.create_task(meter.run())
+        for _ in range(10):
+            await frame_log.request(5)
+    tasks["one"].cancel()  # dies
+    meters["two"].stop()  # leaves
+    for _ in range(10):
         await frame_log.request(5)
-    meters = [new_ingest(own_bus, store, holder) for holder in ("one", "two")]
-    tasks = [asyncio.create_task(meter.run()) for meter in meters]
-    for _ in range(3):
-        await frame_log.request(5)
-    done, rest = await asyncio.wait(tasks, timeout=20, return_when=asyncio.FIRST_COMPLETED)
-    with pytest.raises(NotAloneError):
-        done.pop().result()
-    winner = meters[tasks.index(rest.pop())]
+    last = await last_sequence(own_bus)
+    assert await meters["three"].reached(last, 60)
+    meters["three"].stop()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    assert all_are(await counts(store), 200, 40)
+    assert await open_claims(store) == []
+
+
+async def test_of_claims_that_begin_at_one_sequence_the_store_keeps_one(store) -> None:
+    rivals = [Claim(0, 0, 1, 10 + number, 1, f"meter-{number}", 100) for number in range(8)]
+    meters = [Claims(store) for _ in rivals]
+    for _ in range(3):  # also when each says it again
+        await asyncio.gather(*(meter.write(rival) for meter, rival in zip(meters, rivals, strict=True)))
+    for meter in meters:
+        await meter.read()
+    [winner] = meters[0].ledger.open
+    assert all(meter.ledger.open == [winner] for meter in meters)
+    assert winner in rivals
+
+
+class SlowLog(FrameLog):
+    """Reads no frame before it may."""
+
+    def __init__(self, bus: Bus) -> None:
+        super().__init__(bus)
+        self.asked, self.may = asyncio.Event(), asyncio.Event()
+
+    async def read(self, *arguments: Any, **named: Any) -> AsyncGenerator[list[Stored], None]:
+        self.asked.set()
+        await self.may.wait()
+        async for stored in super().read(*arguments, **named):
+            yield stored
+
+
+async def test_a_slow_meter_keeps_its_claim_as_long_as_it_lives(own_bus, store, frame_log) -> None:
     await frame_log.request(5)
-    assert await winner.reached(await last_sequence(own_bus), 20)
-    winner.stop()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert all_are(await counts(store), 35, 7)
+    slow, limits = SlowLog(own_bus), replace(LIMITS, lease=timedelta(seconds=2))
+    async with ingesting(Ingest(slow, store, lambda: NO_PRICES, limits, "slow-1")) as first:
+        await slow.asked.wait()
+        async with ingesting(new_ingest(own_bus, store, "other-1", limits)) as other:
+            await frame_log.request(5)
+            attempt = 1
+            while attempt < 5:  # a sign of life each third of the lease
+                claim = (await open_claims(store))[0]
+                assert (claim.first, claim.holder) == (1, "slow-1")
+                attempt = claim.attempt
+                await asyncio.sleep(0.1)
+            assert other.position == 0
+            slow.may.set()
+            assert await other.reached(12, 60)
+        assert await first.reached(12, 60)
+    assert all_are(await counts(store), 10, 2)
+
+
+async def test_what_others_did_meanwhile_is_left_out_even_if_the_store_has_forgotten_it(
+    own_bus, store, frame_log
+) -> None:
+    await frame_log.request(5)
+    slow = SlowLog(own_bus)
+    async with ingesting(Ingest(slow, store, lambda: NO_PRICES, LIMITS, "slow-1")) as meter:
+        await slow.asked.wait()
+        [claim] = await open_claims(store)
+        await insert(store, await read(own_bus, claim.first, claim.last), claim.first, claim.last)
+        await Claims(store).finish(claim, Brought(5, 1))
+        for table in ("token_events", "requests", "latency_minutes"):
+            await store.command(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0")
+        assert await meter.reached(claim.last, 60)
+        slow.may.set()
+    assert all_are(await counts(store), 5, 1)
+
+
+async def test_a_meter_that_was_taken_for_dead_and_comes_back_adds_nothing(own_bus, store, frame_log) -> None:
+    """It goes on where it was stopped: between reading its frames and inserting them."""
+    for _ in range(2):
+        await frame_log.request(5)
+    claims, claim = Claims(store), Claim(0, 0, 1, 12, 1, "stopped-1", 100)
+    await claims.write(claim)
+    batch = await read(own_bus, 1, 12)
+    await ingest_all(own_bus, store, 12, "other-1")
+    assert all_are(await counts(store), 10, 2)
+    await insert(store, batch, 1, 12)
+    await claims.finish(claim, Brought(10, 2))
+    await claims.write(taken_over(claim, "stopped-1"))
+    await frame_log.request(5)
+    await ingest_all(own_bus, store, 18, "third-1")
+    assert all_are(await counts(store), 15, 3)
 
 
 async def test_malformed_frames_stop_nothing(own_bus, store, frame_log, caplog) -> None:
@@ -198,9 +327,7 @@ async def test_frames_that_aged_out_before_they_were_surely_inserted_are_named(
 ) -> None:
     await frame_log.request(5)
     last = await last_sequence(own_bus)
-    intent = Intent(0, 1, last)
-    rows = intent_rows(intent, FrameGather().finish(), "killed")
-    await store.insert(rows.table, rows.data, "TOKENS-intent-0-1")
+    await Claims(store).write(Claim(0, 0, 1, last, 1, "killed", 100))
     await own_bus.api("STREAM.PURGE.TOKENS", {"seq": 4})  # keeps 4 and later
     await frame_log.request(5)
     with caplog.at_level(logging.ERROR):
@@ -208,6 +335,14 @@ async def test_frames_that_aged_out_before_they_were_surely_inserted_are_named(
     assert [(r.first_sequence, r.last_sequence) for r in caplog.records if "aged out" in r.message] == [(1, 3)]
     found = await counts(store)
     assert (found["token_events"], found["requests"]) == (2 + 5, 2)
+
+
+async def test_a_stream_whose_beginning_has_aged_out_is_begun_where_it_begins(own_bus, store, frame_log) -> None:
+    for _ in range(4):
+        await frame_log.request(10)
+    await own_bus.api("STREAM.PURGE.TOKENS", {"seq": 34})
+    await ingest_all(own_bus, store, await last_sequence(own_bus), limits=SMALL)
+    assert all_are(await counts(store), 10, 1)
 
 
 async def test_a_stream_made_anew_is_read_from_its_beginning(own_bus, store, frame_log) -> None:
@@ -222,23 +357,39 @@ async def test_a_stream_made_anew_is_read_from_its_beginning(own_bus, store, fra
     assert all_are(await counts(store), 12, 3)
 
 
+async def test_a_claim_whose_frames_are_gone_with_their_stream_is_not_done_with_those_of_the_next(
+    own_bus, store, frame_log
+) -> None:
+    await frame_log.request(5)
+    slow = SlowLog(own_bus)
+    task = asyncio.create_task(Ingest(slow, store, lambda: NO_PRICES, LIMITS, "slow-1").run())
+    await slow.asked.wait()
+    task.cancel()  # dies with its claim
+    await asyncio.gather(task, return_exceptions=True)
+    await own_bus.api("STREAM.DELETE.TOKENS")
+    await ensure_streams(own_bus)
+    for _ in range(2):
+        await frame_log.request(5)
+    await ingest_all(own_bus, store, await last_sequence(own_bus), "other-1")
+    assert all_are(await counts(store), 10, 2)
+
+
 async def test_the_store_being_away_is_waited_out_with_bounded_memory(own_bus, tmp_path, frame_log, make) -> None:
     server = make.ClickHouseServer(tmp_path)
     await server.start()
     try:
         async with make.fresh_database(server) as store:
             await frame_log.request(5)
-            small = FlushLimits(10, timedelta(milliseconds=50))
-            async with ingesting(new_ingest(own_bus, store, limits=small)) as ingest:
-                assert await ingest.reached(await last_sequence(own_bus), 20)
-                position = ingest.position
+            async with ingesting(new_ingest(own_bus, store, limits=SMALL)) as ingest:
+                last = await last_sequence(own_bus)
+                assert await ingest.reached(last, 60)
                 await server.kill()
                 for _ in range(20):
                     await frame_log.request(5)
-                assert ingest.position <= position + 17  # at most what was on its way
-                assert ingest.waiting_tokens <= 10 + 1
+                assert ingest.position == last
+                assert ingest.waiting_tokens <= 2 * SMALL.tokens
                 await server.start()
-                assert await ingest.reached(await last_sequence(own_bus), 30)
+                assert await ingest.reached(await last_sequence(own_bus), 60)
             assert all_are(await counts(store), 105, 21)
     finally:
         await server.kill()

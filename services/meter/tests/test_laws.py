@@ -1,5 +1,6 @@
 """Which tokens count: the quick reader against one that keeps every token."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,13 +20,13 @@ def naive(runs: list[Run]) -> tuple[int, set[int], int]:
     """Token by token, as the edge would: (attempt in force, valid indices, repeated)."""
     attempt, valid, repeated, following = 0, set(), 0, 0
     for run in runs:
+        if run.attempt < attempt:
+            continue
+        if run.attempt > attempt:
+            attempt = run.attempt
+            valid = {kept for kept in valid if kept < run.first}
+            following = max(valid, default=-1) + 1
         for index in range(run.first, run.end):
-            if run.attempt < attempt:
-                continue
-            if run.attempt > attempt:
-                attempt = run.attempt
-                valid = {kept for kept in valid if kept < index}
-                following = max(valid, default=-1) + 1
             if index < following:
                 repeated += 1
             else:
@@ -47,7 +48,9 @@ def test_joining_runs_changes_nothing(runs: list[Run]) -> None:
     joined: list[Run] = []
     for run in runs:
         append_run(joined, run)
-    assert read(joined) == read(runs)
+    reading = read(runs)
+    # A first attempt without a token is not kept: there is nothing that it could void.
+    assert read(joined) == (reading if joined else replace(reading, attempt=0))
     assert len(joined) <= len(runs)
 
 
@@ -100,6 +103,8 @@ def _fold_all(tallies: dict[bytes, Tally], stored: list[tuple[int, int, bytes]])
         ([Run(1, 0, 4), Run(2, 4, 2), Run(1, 4, 9)], 6),  # a zombie's late frames
         ([Run(1, 0, 4), Run(3, 4, 2), Run(2, 1, 9)], 6),  # an attempt that never was in force resumes nothing
         ([Run(2, 0, 3)], 3),
+        ([Run(1, 0, 3), Run(2, 3, 0), Run(1, 3, 2)], 3),  # the second attempt has named its index, and made nothing yet
+        ([Run(1, 0, 5), Run(2, 3, 0)], 3),
     ],
 )
 def test_attempts(runs: list[Run], tokens: int) -> None:

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.registry_pb2 import PriceRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import Operation
+from inferbus_meter.core.epochs import Epoch
 from inferbus_meter.core.frames import CLOCK_TOLERANCE_US, FrameBatch, FrameGather
-from inferbus_meter.core.rating import Rate
 from inferbus_meter.core.rows import request_rows, token_rows
+from inferbus_rating import PriceBook
 
+NO_PRICES = PriceBook.of([])
 NOW_US = 1_795_000_000_123_456  # 2026-11-18 11:06:40 UTC
 _tenants = itertools.count()
 
@@ -123,9 +126,22 @@ def test_every_column_of_a_token_arrives(client, make) -> None:
     wanted = {
         "tenant_id": "täst", "project_id": "täst-p", "key_id": "täst-k", "model": "a/b", "revision": "r1",
         "worker": "w1", "edge": "e1", "attempt": 1, "index": 3, "token_id": 7, "gap_us": 99, "stream_seq": 41,
+        "stream_epoch": 0,
     }  # fmt: skip
     assert {name: first[name] for name in wanted} == wanted
     assert (second["index"], second["token_id"], second["gap_us"]) == (4, 2**32 - 1, 0)
+
+
+def test_a_request_that_goes_on_in_a_stream_made_anew_keeps_its_tokens(client, make) -> None:
+    """There its sequences are lower than before."""
+    request, of = make.request_id(NOW_US), make.context("anew")
+    before = make.tokens(Frame(time_us=NOW_US), request, 0, [1, 2, 3, 4, 5], of=of)
+    after = make.tokens(Frame(time_us=NOW_US), request, 3, [6, 7, 8], attempt=2, of=of)
+    for frame, first, epoch in ((before, 900, Epoch(0, 0)), (after, 1, Epoch(1, NOW_US))):
+        rows = token_rows(gathered(frame, first=first), epoch)
+        client.raw_insert("token_events", insert_block=rows.data, fmt="Native")
+    shown = client.query("SELECT index, token_id FROM tokens WHERE tenant_id = 'anew' ORDER BY index")
+    assert shown.result_rows == [(0, 1), (1, 2), (2, 3), (3, 6), (4, 7), (5, 8)]
 
 
 def test_empty_columns_mean_their_defaults(client, make) -> None:
@@ -152,8 +168,11 @@ def test_a_close_becomes_a_row_with_its_times_and_its_cost(client, make) -> None
     frame.closes[1].error.error_class = ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED
     frame.closes[1].error.reason = "queue_full"
     frame.closes[1].usage.Clear()
-    rates = {"synthetic": Rate("2026-11", "USD", Decimal("1"), Decimal("0.5"), Decimal("2.25"))}
-    rows = request_rows(gathered(frame, first=7), rates)
+    price = PriceRecord(
+        model="synthetic", rate_version="2026-11", currency="USD", input_per_million="1",
+        cached_input_per_million="0.5", output_per_million="2.25",
+    )  # fmt: skip
+    rows = request_rows(gathered(frame, first=7), PriceBook.of([price]))
     assert (rows.table, rows.count) == ("requests", 2)
     client.raw_insert("requests", insert_block=rows.data, fmt="Native")
     shown = client.query("SELECT * FROM bills WHERE tenant_id = 'payer' ORDER BY attempt").named_results()
@@ -161,14 +180,36 @@ def test_a_close_becomes_a_row_with_its_times_and_its_cost(client, make) -> None
     assert done["request_id"].bytes == request
     assert done["cost"] == Decimal("0.000019250000")  # (6 x 1 + 4 x 0.5 + 5 x 2.25) / 1e6
     wanted = {
-        "ttft_us": 30_000, "e2e_us": 110_000, "tpot_us": 20_000, "queue_us": 2_000, "finish_reason": "stop",
-        "error_class": "", "priority_class": "interactive", "engine": "synthetic", "currency": "USD",
-        "rate_version": "2026-11", "input_tokens": 10, "cached_input_tokens": 4, "output_tokens": 5, "stream_seq": 7,
+        "ttft_us": 30_000, "e2e_us": 110_000, "tpot_us": 20_000, "queue_us": 2_000, "started_us": 2_000,
+        "placed_us": 1_000,
+        "finish_reason": "stop", "error_class": "", "priority_class": "interactive", "engine": "synthetic",
+        "currency": "USD", "rate_version": "2026-11", "input_tokens": 10, "cached_input_tokens": 4, "output_tokens": 5,
+        "stream_seq": 7,
     }  # fmt: skip
     assert {name: done[name] for name in wanted} == wanted
     assert done["accepted_time"].timestamp() == pytest.approx(NOW_US // 1000 / 1000)
     assert (nothing["ttft_us"], nothing["tpot_us"], nothing["cost"]) == (None, None, Decimal(0))
     assert (nothing["error_class"], nothing["error_reason"]) == ("resource_exhausted", "queue_full")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "first", "queued"),
+    [(1, 300, 5_000), (1, None, 5_000), (2, 300, 300), (3, 0, 0), (2, None, None)],
+)
+def test_a_request_is_queued_until_an_engine_had_it_first(
+    client, make, attempt: int, first: int | None, queued: int | None
+) -> None:
+    """What an attempt that died had run is no waiting; where it is not known when it began, there is no figure."""
+    tenant = f"queued-{next(_tenants)}"
+    frame = make.close(Frame(time_us=NOW_US), make.request_id(NOW_US), 5, attempt=attempt, of=make.context(tenant))
+    close = frame.closes[0]
+    accepted_us = close.accepted_time.ToMicroseconds()
+    close.started_time.FromMicroseconds(accepted_us + 5_000)
+    if first is not None:
+        close.first_started_time.FromMicroseconds(accepted_us + first)
+    client.raw_insert("requests", insert_block=request_rows(gathered(frame), NO_PRICES).data, fmt="Native")
+    shown = client.query(f"SELECT queue_us, started_us FROM bills WHERE tenant_id = '{tenant}'").result_rows
+    assert shown == [(queued, 5_000)]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +222,7 @@ def test_energy_that_was_not_measured_is_null_and_never_zero(client, make, said,
     if said is not None:
         frame.closes[0].energy_joules = said
     frame.closes[0].usage.estimated = said is None
-    client.raw_insert("requests", insert_block=request_rows(gathered(frame), {}).data, fmt="Native")
+    client.raw_insert("requests", insert_block=request_rows(gathered(frame), NO_PRICES).data, fmt="Native")
     shown = client.query("SELECT energy_j, estimated FROM bills WHERE tenant_id = {t:String}", parameters={"t": tenant})
     assert shown.result_rows == [(kept, said is None)]
 
@@ -194,7 +235,7 @@ def test_calls_without_tokens_are_counted_by_the_call(client, make) -> None:
             Frame(time_us=NOW_US), make.request_id(NOW_US), tokens, of=make.context("caller"), input_tokens=tokens
         )
         frame.closes[0].operation = operation
-        client.raw_insert("requests", insert_block=request_rows(gathered(frame), {}).data, fmt="Native")
+        client.raw_insert("requests", insert_block=request_rows(gathered(frame), NO_PRICES).data, fmt="Native")
     shown = client.query(
         "SELECT operation, count(), sum(output_tokens) FROM bills WHERE tenant_id = 'caller' GROUP BY 1"
     )
@@ -203,11 +244,37 @@ def test_calls_without_tokens_are_counted_by_the_call(client, make) -> None:
         assert client.query(f"SELECT requests, calls FROM {view} WHERE tenant_id = 'caller'").result_rows == [(4, 2)]
 
 
+def test_what_was_estimated_is_in_no_sum_of_what_was_counted(client, make) -> None:
+    for tokens, estimated in ((5, False), (7, False), (900, True)):
+        frame = make.close(Frame(time_us=NOW_US), make.request_id(NOW_US), tokens, of=make.context("guessed"))
+        frame.closes[0].usage.estimated = estimated
+        client.raw_insert("requests", insert_block=request_rows(gathered(frame), NO_PRICES).data, fmt="Native")
+    for view in ("usage_by_hour", "usage_by_day"):
+        shown = client.query(f"SELECT estimated, requests, output_tokens FROM {view} WHERE tenant_id = 'guessed'")
+        assert sorted(shown.result_rows) == [(False, 2, 12), (True, 1, 900)]
+
+
+def test_what_the_tenant_says_of_a_request_is_in_its_row(client, make) -> None:
+    labels: list[tuple[str, dict[str, str]]] = [
+        ("", {}), ("ada", {"team": "a", "env": "prod"}), ("é" * 64, {"team": ""}), ("x", {}),
+    ]  # fmt: skip
+    frame = Frame(time_us=NOW_US)
+    for end_user, tags in labels:
+        make.close(frame, make.request_id(NOW_US), 5, of=make.context("labelled"))
+        frame.closes[-1].labels.end_user = end_user
+        frame.closes[-1].labels.tags.update(tags)
+    client.raw_insert("requests", insert_block=request_rows(gathered(frame), NO_PRICES).data, fmt="Native")
+    for view in ("bills", "charges"):
+        shown = client.query(f"SELECT end_user, tags FROM {view} WHERE tenant_id = 'labelled'").result_rows
+        assert sorted(shown, key=repr) == sorted(labels, key=repr)
+        assert [list(tags) for _, tags in shown if len(tags) > 1] == [["env", "team"]]
+
+
 def test_of_two_closes_the_higher_attempt_is_billed(client, make) -> None:
     request, of = make.request_id(NOW_US), make.context("twice")
     for attempt, tokens in ((1, 5), (0, 0)):  # the scheduler's late Close comes after the worker's
         frame = make.close(Frame(time_us=NOW_US), request, tokens, attempt=attempt, of=of)
-        client.raw_insert("requests", insert_block=request_rows(gathered(frame), {}).data, fmt="Native")
+        client.raw_insert("requests", insert_block=request_rows(gathered(frame), NO_PRICES).data, fmt="Native")
     assert client.query("SELECT attempt, output_tokens FROM bills WHERE tenant_id = 'twice'").result_rows == [(1, 5)]
     assert client.query("SELECT requests FROM usage_by_day WHERE tenant_id = 'twice'").result_rows == [(1,)]
 

@@ -1,33 +1,41 @@
 """The audit: reads a time range of TOKENS again and compares every request in it with the tables.
 
-    1  the range [start, end) by stored time becomes a range of stream sequences
-    2  wait until the ingest has passed its end
-    3  read it; requests that had begun before it are read from their beginning on, as far as the stream still has it
-    4  ask the store for the same sequences, and compare request by request
+    1  the range [start, end) by stored time is read chunk by chunk; once the ingest has passed a chunk, all rows that
+       came of it are compared with it, column by column
+    2  requests that had begun before the range are read from their beginning on, as far as the stream still has it
+    3  the store is asked what counts of these requests, and that is compared by the laws of the log; and with what
+       edges say they delivered
+    4  the minutes and hours of the range are compared with the sums that are kept of them
 
-Memory: one small record a request of the range, on both sides; never a token.
+Memory: one chunk, and one small record a request of the range, on both sides; never a token.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.meter.v1.meter_pb2 import AuditDifference, AuditProgress, AuditResponse, AuditSummary
 from inferbus_bus.log import FrameLog
+from inferbus_rating import PriceBook
 from inferbus_runtime.errors import InferBusError
 
+from inferbus_meter.audit_chunk import ChunkCheck
+from inferbus_meter.audit_rows import Range, deliveries
+from inferbus_meter.audit_sums import Span, sums_unlike
 from inferbus_meter.clickhouse import STORE_ERRORS, Store, store_unavailable
-from inferbus_meter.core.audit import CHECKSUM_SQL, Bill, Difference, Stored, Tally, compare, fold, is_open
-from inferbus_meter.core.frames import FrameGather, Malformed
-from inferbus_meter.core.laws import read
-from inferbus_meter.core.rating import Rate
+from inferbus_meter.core.audit import Delivery, Difference, Tally, compare, fold, is_open
+from inferbus_meter.core.erasing import nobody_erased
+from inferbus_meter.core.replay import Chunk
+from inferbus_meter.core.rows import IsErased
+from inferbus_meter.expected import Part, parts
 from inferbus_meter.ingest import Ingest
 
 # Clocks of edges (request ids) and of the broker (stored times) may differ by this much.
 _CLOCK_SKEW_US = 60 * 1_000_000
-_IDS_A_QUERY = 1000
+# A client that comes back for the rest later than this after the range is not looked for.
+_RESUME_US = 24 * 3600 * 1_000_000
 # The ingest runs in this process too: others get a turn after this many requests.
 _REQUESTS_A_TURN = 500
 
@@ -45,84 +53,96 @@ class AuditRange:
 
 
 class Audit:
-    """One run. Iterate :meth:`run` once."""
+    """One run. Iterate :meth:`run` once. ``is_erased``: whose labels may have gone."""
 
     def __init__(
-        self, wanted: AuditRange, frames: FrameLog, store: Store, ingest: Ingest, book: Mapping[str, Rate]
+        self,
+        wanted: AuditRange,
+        frames: FrameLog,
+        store: Store,
+        ingest: Ingest,
+        book: PriceBook,
+        is_erased: IsErased = nobody_erased,
     ) -> None:
         self._wanted = wanted
         self._frames = frames
         self._store = store
         self._ingest = ingest
-        self._book = book
         self._tallies: dict[bytes, Tally] = {}
-        self._malformed: list[Malformed] = []
+        self._chunks = ChunkCheck(store, book, is_erased, self._tallies)
+        self._span = Span()
+        self._differences = 0
         self._read = 0
         self._total = 0
         self._first = 0
         self._last = 0
         self._first_stored_us = 0
+        self._last_stored_us = 0
         self._from = 0
         self._aged: list[bytes] = []
 
-    async def run(self) -> AsyncIterator[AuditResponse]:
+    async def run(self) -> AsyncGenerator[AuditResponse, None]:
         """Progress, differences, and at the end the summary.
 
         Raises InferBusError DEADLINE_EXCEEDED if the ingest does not get there, UNAVAILABLE without store or bus.
         """
         self._stream_first, self._stream_last = await self._frames.bounds()
-        async for progress in self._read_range():
-            yield progress
-        await self._wait_for_ingest()
-        unproven: list[Difference] = []
-        async for event in self._read_history(unproven):
-            yield event
-        summary = AuditSummary(first_sequence=self._first, last_sequence=self._last)
-        unproven += [
-            Difference(b"", "malformed_frame", detail=f"sequence {fault.sequence}: {fault.detail}")
-            for fault in self._malformed
-        ]
         try:
-            found = [*unproven, *await self._compare(summary)]
+            async for event in self._read_range():
+                yield event
+            unproven: list[Difference] = []
+            async for event in self._read_history(unproven):
+                yield event
+            summary = AuditSummary(first_sequence=self._first, last_sequence=self._last)
+            found = [
+                *unproven,
+                *await self._compare(summary),
+                *await sums_unlike(self._store, self._span, self._ingest.epoch),
+            ]
         except STORE_ERRORS as error:
             raise store_unavailable(error) from error
         for difference in found:
-            yield AuditResponse(difference=_proto(difference))
-        summary.differences = len(found)
+            yield self._told(difference)
+        summary.differences = self._differences
         yield AuditResponse(summary=summary)
 
-    # --- 1, 3: the stream ---
+    def _told(self, difference: Difference) -> AuditResponse:
+        self._differences += 1
+        return AuditResponse(difference=_proto(difference))
+
+    # --- 1, 2: the stream ---
 
     async def _read_range(self) -> AsyncIterator[AuditResponse]:
         first, last, wanted = self._stream_first, self._stream_last, self._wanted
         self._total = max(0, last - first + 1)
         if last < first:
             return
-        async for stored in self._frames.read(first, last, since_us=wanted.start_us):
-            if not self._first:
-                self._first, self._first_stored_us = stored[0][0], stored[0][1]
-                self._total = last - self._first + 1
-            within = [frame for frame in stored if wanted.end_us is None or frame[1] < wanted.end_us]
-            if within:
-                self._last = within[-1][0]
-                self._malformed += await asyncio.to_thread(self._fold, within, self._tallies, None)
-            if len(within) < len(stored):
-                self._total = self._read
-            yield self._progress()
-            if len(within) < len(stored):
-                return
+        async with aclosing(parts(self._frames, first, last, wanted.start_us, wanted.end_us)) as range_of_log:
+            async for part in range_of_log:
+                if not self._first:
+                    self._first, self._first_stored_us = part.first, part.first_stored_us
+                    self._total = last - self._first + 1
+                if part.frames:
+                    for difference in await self._part(part):
+                        yield self._told(difference)
+                yield self._progress()
+        self._total = self._read
 
-    def _fold(
-        self, stored: list[tuple[int, int, bytes]], tallies: dict[bytes, Tally], only: frozenset[bytes] | None
-    ) -> Iterable[Malformed]:
+    async def _part(self, part: Part) -> list[Difference]:
+        self._last, self._last_stored_us = part.last, part.last_stored_us
+        await self._fold(part, self._tallies, None)
+        self._span.add(part)
+        await self._wait_for_ingest(part.last)
+        malformed = [
+            Difference(b"", "malformed_frame", detail=f"sequence {fault.sequence}: {fault.detail}")
+            for fault in part.batch.malformed
+        ]
+        return malformed + await self._chunks.run(Chunk(self._ingest.epoch, part.first, part.last), part.batch)
+
+    async def _fold(self, part: Part, tallies: dict[bytes, Tally], only: frozenset[bytes] | None) -> None:
         """In a thread: it takes tens of milliseconds."""
-        gather = FrameGather(bordered=False)
-        for frame in stored:
-            gather.add(*frame)
-        batch = gather.finish()
-        fold(tallies, batch, only)
-        self._read += len(stored)
-        return batch.malformed
+        await asyncio.to_thread(fold, tallies, part.batch, only)
+        self._read += part.frames
 
     async def _read_history(self, unproven: list[Difference]) -> AsyncIterator[AuditResponse]:
         """Complete the requests that had begun before the range; what cannot be completed is taken out and named."""
@@ -134,10 +154,11 @@ class Audit:
             earlier: dict[bytes, Tally] = {}
             self._total += self._first - self._stream_first
             begun = 0
-            async for stored in self._frames.read(self._stream_first, self._first - 1, since_us=begin_us):
-                begun = begun or stored[0][0]
-                await asyncio.to_thread(self._fold, stored, earlier, partial)
-                yield self._progress()
+            async with aclosing(parts(self._frames, self._stream_first, self._first - 1, begin_us)) as history:
+                async for part in history:
+                    begun = begun or part.first
+                    await self._fold(part, earlier, partial)
+                    yield self._progress()
             self._total = self._read
             self._from = begun or self._first
             for request_id, tally in earlier.items():
@@ -178,27 +199,24 @@ class Audit:
         total = max(self._total, self._read)
         return AuditResponse(progress=AuditProgress(frames_read=self._read, frames_total=total))
 
-    # --- 2 ---
-
-    async def _wait_for_ingest(self) -> None:
-        if await self._ingest.reached(self._last, self._wanted.timeout):
+    async def _wait_for_ingest(self, sequence: int) -> None:
+        if await self._ingest.reached(sequence, self._wanted.timeout):
             return
-        why = (
-            "wait longer, or ask for an earlier range"
-            if self._ingest.running
-            else "another meter ingests now: ask that"
-        )
         raise InferBusError(
             ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED,
             "ingest_behind",
-            f"The ingest is at frame {self._ingest.position} and the range ends at {self._last}; {why}.",
+            f"The ingest is at frame {self._ingest.position} and the range goes on to {sequence} at least; wait "
+            "longer, or ask for an earlier range.",
         )
 
-    # --- 4: the store ---
+    # --- 3: the store ---
 
     async def _compare(self, summary: AuditSummary) -> list[Difference]:
-        stored = await self._stored()
-        bills = await self._bills()
+        rows_of = Range(self._store, self._ingest.epoch, self._from, self._first, self._last)
+        stored = await rows_of.stored(self._tallies.keys())
+        bills = await rows_of.bills(self._tallies)
+        delivered = await self._deliveries()
+        later = range(self._last + 1, (await self._frames.bounds())[1] + 1)
         for request_id in self._aged:
             stored.pop(request_id, None)
             bills.pop(request_id, None)
@@ -206,14 +224,20 @@ class Audit:
         for number, (request_id, tally) in enumerate(self._tallies.items()):
             if number % _REQUESTS_A_TURN == 0:
                 await asyncio.sleep(0)
-            reading = read(tally.runs)
+            reading = tally.reading()
             rows, bill = stored.pop(request_id, None), bills.pop(request_id, None)
+            delivery = delivered.get(request_id)
             summary.requests += 1
             summary.open_requests += is_open(tally, reading)
+            if not is_open(tally, reading):
+                _count_delivery(summary, reading.tokens, delivery)
             summary.stream_tokens += reading.tokens
             summary.stored_tokens += rows.valid if rows else 0
             summary.billed_tokens += bill.output_tokens if bill else 0
-            found += compare(request_id, tally, rows, bill, self._book)
+            found += compare(request_id, tally, rows, bill, delivery, later)
+            end = tally.end()
+            if len(tally.ends) > 1 or (bill is not None and end is not None and bill.sequence != end.sequence):
+                self._span.leave_out(one.time_us for one in tally.ends)
         for request_id in stored.keys() | bills.keys():
             rows, bill = stored.get(request_id), bills.get(request_id)
             found.append(
@@ -224,58 +248,21 @@ class Audit:
             )  # fmt: skip
         return found
 
-    async def _stored(self) -> dict[bytes, Stored]:
-        """By request, for the sequences read. Of requests that ended before the range nothing is asked."""
-        rows = await self._store.rows(
-            "SELECT UUIDStringToNum(toString(request_id)), count(), "  # noqa: S608 - a constant of ours
-            f"{CHECKSUM_SQL}, max(stream_seq) FROM token_events "
-            "WHERE stream_seq BETWEEN {low:UInt64} AND {high:UInt64} GROUP BY request_id",
-            self._span(),
-        )
-        valid = await self._store.rows(
-            "SELECT UUIDStringToNum(toString(request_id)), count() FROM tokens "
-            "WHERE stream_seq BETWEEN {low:UInt64} AND {high:UInt64} GROUP BY request_id",
-            self._span(),
-        )
-        counts = {_id(request_id): int(count) for request_id, count in valid}
-        return {
-            _id(request_id): Stored(int(count), int(checksum), counts.get(_id(request_id), 0))
-            for request_id, count, checksum, last in rows
-            if last >= self._first or _id(request_id) in self._tallies
-        }
-
-    async def _bills(self) -> dict[bytes, Bill]:
-        query = (
-            "SELECT UUIDStringToNum(toString(request_id)), count(), any(attempt), any(output_tokens), any(cost), "
-            "any(rate_version), any(currency), any(input_per_million), any(cached_input_per_million), "
-            "any(output_per_million), any(stream_seq) FROM bills WHERE %s GROUP BY request_id"
-        )
-        rows = await self._store.rows(query % "stream_seq BETWEEN {low:UInt64} AND {high:UInt64}", self._span())
-        bills = {_id(row[0]): _bill(row) for row in rows if row[-1] >= self._first or _id(row[0]) in self._tallies}
-        # A Close after the range may have replaced the row of one inside it.
-        gone = [
-            request_id.hex() for request_id, tally in self._tallies.items() if tally.ends and request_id not in bills
-        ]
-        for begin in range(0, len(gone), _IDS_A_QUERY):
-            ids = gone[begin : begin + _IDS_A_QUERY]
-            rows = await self._store.rows(query % "hex(UUIDStringToNum(toString(request_id))) IN {ids:Array(String)}",
-                                          {"ids": [text.upper() for text in ids]})  # fmt: skip
-            bills |= {_id(row[0]): _bill(row) for row in rows}
-        return bills
-
-    def _span(self) -> dict[str, int]:
-        return {"low": self._from, "high": self._last}
+    async def _deliveries(self) -> dict[bytes, Delivery]:
+        if not self._first:
+            return {}
+        low, high = self._first_stored_us - _CLOCK_SKEW_US, self._last_stored_us + _RESUME_US
+        return await deliveries(self._store, low, high, self._tallies.keys())
 
 
-def _id(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else bytes(value)
-
-
-def _bill(row: Any) -> Bill:
-    _, rows, attempt, output_tokens, cost, version, currency, per_input, per_cached, per_output, _ = row
-    return Bill(
-        int(rows), int(attempt), int(output_tokens), cost, Rate(version, currency, per_input, per_cached, per_output)
-    )
+def _count_delivery(summary: AuditSummary, tokens: int, delivery: Delivery | None) -> None:
+    if delivery is None:
+        summary.unknown_deliveries += 1
+        return
+    summary.delivered_tokens += delivery.tokens
+    if delivery.wholes is None:
+        summary.undelivered_requests += 1
+        summary.undelivered_tokens += max(0, tokens - delivery.tokens)
 
 
 def _proto(difference: Difference) -> AuditDifference:
@@ -286,4 +273,5 @@ def _proto(difference: Difference) -> AuditDifference:
         stored_tokens=difference.stored_tokens,
         billed_tokens=difference.billed_tokens,
         detail=difference.detail,
+        delivered_tokens=difference.delivered_tokens,
     )

@@ -1,111 +1,124 @@
-"""TOKENS into ClickHouse, each frame exactly once.
+"""TOKENS into ClickHouse, each frame exactly once, by any number of meters.
 
-    0  on start: take the last intent from the table, read exactly its frames again and do steps 2 and 3 with them.
-       Killed in 1: no intent, so the frames come in the next batch. Killed in 2 or 3: what was written is recognised by
-       its token and dropped, what was not is written now, in tables and views. Frames that have aged out of the stream
-       meanwhile are named in the log; the audit shows whether they had been written.
-    1  write the intent (first, last) of the next batch, and read it back. Another meter's intent for the same frames
-       was there first: its token made the store drop ours, so this meter has lost its place and stops.
-    2  insert the tokens      } one block in one partition each, with the token TOKENS-<table>-<first>-<last>.
-    3  insert the requests    } A bill never precedes its tokens.
-    4  only now the position moves on, and the next batch begins at last + 1.
+    1  take a claim: the next range of stream sequences that nobody has, written to ``ingest_batches`` and read back
+       (see :mod:`.claims`). Or take over one whose meter shows no sign of life any more.
+    2  read exactly its frames, and cut them into blocks (see :mod:`.bringing`): a block ends when it has so many tokens
+       and ends of requests, and where a month ends. Nothing else decides, so whoever reads the range again cuts it
+       alike.
+    3  insert each block: its tokens        } one block in one partition each, with the token
+                         then its requests  } TOKENS-<table>-<first>-<last>.
+    4  write that the claim is done. Everything up to the first one that is not, the low-water mark, is in the tables.
 
-A step that fails is tried again with the very same rows and token, for ever: serving goes on, frames wait in the
-stream, and here waits at most one batch being inserted, one gathered and what the log reader holds (1,000 frames).
+Killed after 1: the claim is open, and another meter (or this one, started again) does steps 2 to 4 of the very same
+range. Killed in 3: what was written is recognised by its token and dropped, what was not is written now, in tables and
+views. A meter that was only slow, and comes back while another does its claim, does the same work twice, and no more.
+
+A step that fails is tried again with the very same rows and token, for ever: serving goes on and frames wait in the
+stream. In memory are, for each of a few claims that are done side by side, one block and what the log reader holds
+(1,000 frames).
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
 
-import numpy as np
+from inferbus_bus.errors import StreamApiError
 from inferbus_bus.log import FrameLog
+from inferbus_rating import PriceBook
 from inferbus_runtime import clock, metrics
+from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.tasks import cancel_all
 
+from inferbus_meter.bringing import NOTHING_PRIVATE, Bringing, GoneError, Privacy
+from inferbus_meter.claims import Claims
 from inferbus_meter.clickhouse import STORE_ERRORS, Store
-from inferbus_meter.core.frames import FrameBatch, FrameGather
-from inferbus_meter.core.native import NativeBlock
-from inferbus_meter.core.rating import Rate
-from inferbus_meter.core.rows import TIME, Rows, request_rows, token_rows
+from inferbus_meter.core.claims import Claim, Ledger, is_successor, taken_over
+from inferbus_meter.core.epochs import Epoch
+from inferbus_meter.retrying import Retrying, StoppedError
+from inferbus_meter.tail import Tail
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-STREAM = "TOKENS"
-_BACKOFF_SECONDS = (0.1, 2.0)
-# Parsing holds the event loop; after this many frames others get a turn.
-_FRAMES_A_TURN = 64
-
-
-class NotAloneError(Exception):
-    """Another meter has written the intent for these frames: this one must stop."""
-
-
-class StreamResetError(Exception):
-    """The stream ends before what was already inserted from it: it was made anew. A restart begins a new epoch."""
-
-
-class _StoppedError(Exception):
-    """Told to stop while the store is away: what is not inserted now is inserted after the next start."""
+# Claims done side by side: while the store takes one in, another is read.
+_HANDS = 2
+# A claim is counted in frames, before anybody has seen them: as many as make a block, by those that were last seen.
+_CLAIM_FRAMES = (16, 16_384)
+_CLAIM_SHARE = 0.9
+_LOOK_SECONDS = (0.02, 0.25)
+_LAG_SECONDS = 1.0
+_GONE_SECONDS = 1.0
+# How long what is at work may take after a stop; it never does unless the broker is away.
+_STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class FlushLimits:
-    """A batch ends at ``tokens``, or ``interval`` after its first frame."""
+    """A block ends at ``tokens``. What there is is claimed ``interval`` after the last claim, however small, and a
+    claim without a sign of life for ``lease`` is another meter's."""
 
     tokens: int
     interval: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """The batch that was begun last: stream sequences, both included. ``epoch`` counts the streams there have been."""
-
-    epoch: int
-    first: int
-    last: int
+    lease: timedelta
 
 
 class Ingest:
-    """The one writer of the tables. :meth:`run` until it raises or is stopped."""
+    """One of the writers of the tables. :meth:`run` once, until it is stopped."""
 
     def __init__(
-        self, frames: FrameLog, store: Store, rates: Callable[[], Mapping[str, Rate]], limits: FlushLimits, holder: str
+        self,
+        frames: FrameLog,
+        store: Store,
+        book: Callable[[], PriceBook],
+        limits: FlushLimits,
+        holder: str,
+        privacy: Privacy = NOTHING_PRIVATE,
     ) -> None:
+        """``book``: the prices of now. ``holder``: ``<name>-<start>``, and no other running meter has that name."""
         self._frames = frames
-        self._store = store
-        self._rates = rates
         self._limits = limits
         self._holder = holder
-        self._epoch = 0
-        self._position = 0
+        self._claims = Claims(store)
+        self._mine: set[int] = set()  # first sequences of the claims that are at work here
+        self._choosing = asyncio.Lock()
         self._moved = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._gather = FrameGather()
-        self._begun = 0.0
-        self._has_some, self._is_full, self._has_room = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._retrying = Retrying(self._stopping)
+        self._bringing = Bringing(frames, store, self._claims, book, limits.lease, self._retrying, privacy)
+        self._due = 0.0
+        self._stream_us = 0  # when the stream that there is now was made
+        self._tail = Tail(frames)
         self.running = False
 
     @property
     def position(self) -> int:
-        """Everything up to this stream sequence is in the tables."""
-        return self._position
+        """The low-water mark: everything up to this stream sequence is in the tables, whoever brought it. 0 as long as
+        it is not known of the stream that there is now."""
+        ledger = self._claims.ledger
+        return ledger.position if self._is_of_now(ledger) else 0
+
+    @property
+    def epoch(self) -> Epoch:
+        """Of the stream whose :attr:`position` it is."""
+        return self._claims.epoch(self._stream_us)
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens gathered here for the next batch."""
-        return self._gather.tokens
+        """Tokens gathered here that are not in the tables yet."""
+        return self._bringing.waiting_tokens
 
     async def reached(self, sequence: int, timeout: float) -> bool:
         """Wait until :attr:`position` is at ``sequence``; False if it is not after ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                while self._position < sequence:
+                while self.position < sequence:
                     self._moved.clear()
-                    await self._moved.wait()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LOOK_SECONDS[1]):
+                            await self._moved.wait()
+                    if self.position < sequence:
+                        await self._read_claims()
         except TimeoutError:
             return False
         return True
@@ -115,198 +128,181 @@ class Ingest:
         return self._stopping.is_set()
 
     def stop(self) -> None:
-        """:meth:`run` returns after the batch that is being inserted."""
+        """:meth:`run` returns after the claims that are at work."""
         self._stopping.set()
-        self._has_some.set()
-        self._is_full.set()
 
     async def run(self) -> None:
-        """Ingest until :meth:`stop`; may be run again after it raised. The store being away it waits out.
-
-        Raises NotAloneError, and what the bus raises when it is away at the start.
-        """
-        self._gather, self._begun = FrameGather(), 0.0
-        for event in (self._has_some, self._is_full, self._has_room):
-            event.clear()
-        with suppress(_StoppedError):
-            await self._resume()
-            await self._run()
-
-    async def _run(self) -> None:
+        """Ingest until :meth:`stop`. The store or the broker being away it waits out."""
         self.running = True
-        reader = asyncio.create_task(self._read(), name="frames")
-        reader.add_done_callback(lambda _: self._has_some.set())
+        hands = [asyncio.create_task(self._hand(), name=f"ingest {number}") for number in range(_HANDS)]
+        stopping = asyncio.create_task(self._stopping.wait(), name="ingest stop")
+        lag = asyncio.create_task(self._measure_lag(), name="ingest lag")
         try:
-            while not self.stopped:
-                batch = await self._next_batch(reader)
-                if batch is not None:
-                    await self._ingest(batch)
+            # A hand ends when it is told to stop, or by a mistake of ours.
+            await asyncio.wait((stopping, lag, *hands), return_when=asyncio.FIRST_COMPLETED)
+            if self.stopped:
+                await asyncio.wait(hands, timeout=_STOP_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             self.running = False
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await cancel_all((stopping, lag, *hands))
+        for task in (lag, *hands):
+            if not task.cancelled():
+                task.result()
 
-    async def check_stream(self) -> int:
-        """Frames not inserted yet. Raises StreamResetError, and like :meth:`FrameLog.bounds`."""
-        _, last = await self._frames.bounds()
-        if last < self._position:
-            raise StreamResetError(f"{STREAM} ends at {last}, but was read up to {self._position}")
-        lag = last - self._position
-        metrics.INGEST_LAG_FRAMES.set(lag)
-        return lag
+    async def _hand(self) -> None:
+        with suppress(StoppedError):
+            while not self.stopped:
+                async with self._choosing:
+                    claim = await self._next_claim()
+                if claim is not None:
+                    await self._do(claim)
 
-    # --- step 0 ---
+    # --- step 1 ---
 
-    async def _resume(self) -> None:
-        intent = await self._until_done("read the last intent", self._last_intent)
-        first, last = await self._frames.bounds()
-        if intent is None:
-            self._position = max(0, first - 1)
-            return
-        self._epoch, self._position = intent.epoch, intent.last
-        if last < intent.last:
-            self._epoch, self._position = intent.epoch + 1, max(0, first - 1)
-            log.error(
-                "the stream was made anew: what was in the old one and not inserted is lost",
-                extra={"stream_last": last, "inserted_last": intent.last, "epoch": self._epoch},
-            )
-            return
-        if first > intent.first:
-            log.error(
-                "frames aged out before it was certain that they had been inserted; audit shows whether they were",
-                extra={"first_sequence": intent.first, "last_sequence": min(first - 1, intent.last)},
-            )
-        batch = FrameGather(bordered=False)
-        if first <= intent.last:
-            async for stored in self._frames.read(intent.first, intent.last):
-                for frame in stored:
-                    batch.add(*frame)
-        log.info("doing the last batch again", extra={"first_sequence": intent.first, "last_sequence": intent.last})
-        await self._write(batch.finish(), intent)
-        self._advance(intent.last)
+    async def _next_claim(self) -> Claim | None:
+        """The next one that is ours; None if it is time to stop."""
+        await self._retrying.until_done("read the claims", self._claims.read)
+        shortest, longest = _LOOK_SECONDS
+        pause = min(longest, max(shortest, self._limits.interval.total_seconds() / 4))
+        while not self.stopped:
+            claim = await self._choose()
+            if claim is not None:
+                if await self._take(claim):
+                    return claim
+                continue  # another was quicker
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+        return None
 
-    async def _last_intent(self) -> Intent | None:
-        rows = await self._store.rows(
-            "SELECT epoch, first_seq, last_seq FROM ingest_batches WHERE stream = {stream:String} "
-            "ORDER BY epoch DESC, last_seq DESC LIMIT 1",
-            {"stream": STREAM},
-        )
-        return Intent(*map(int, rows[0])) if rows else None
-
-    # --- gathering ---
-
-    async def _read(self) -> None:
-        async for stored in self._frames.read(self._position + 1):
-            for count, frame in enumerate(stored):
-                if count % _FRAMES_A_TURN == 0:
-                    await asyncio.sleep(0)
-                while not self._gather.add(*frame):
-                    await self._hand_over()
-                if not self._begun:
-                    self._begun = clock.monotonic()
-                self._has_some.set()
-                if self._gather.tokens >= self._limits.tokens:
-                    await self._hand_over()
-
-    async def _hand_over(self) -> None:
-        """The batch is complete: wait until it was taken. This is what bounds the memory while the store is away."""
-        self._has_room.clear()
-        self._is_full.set()
-        await self._has_room.wait()
-
-    async def _next_batch(self, reader: "asyncio.Task[None]") -> FrameBatch | None:
-        await self._has_some.wait()
-        if reader.done():
-            reader.result()
-            raise RuntimeError("the log reader ended")
-        wait = self._begun + self._limits.interval.total_seconds() - clock.monotonic()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, wait)):
-                await self._is_full.wait()
-        if self.stopped:
+    async def _choose(self) -> Claim | None:
+        """What is to be done now; None if there is nothing yet."""
+        ledger, now = self._claims.ledger, clock.monotonic()
+        before, mark = ledger.frontier, ledger.mark
+        oldest, last, self._stream_us = await self._retrying.until_done("ask where the stream ends", self._frames.state)
+        if not self._is_of_now(ledger):
+            await self._begin_epoch(0)
             return None
-        gathered, self._gather, self._begun = self._gather, FrameGather(), 0.0
-        self._has_some.clear()
-        self._is_full.clear()
-        self._has_room.set()
-        return gathered.finish()
+        # The stream's end was asked for after the claims had been read: else others could have gone on behind it.
+        if self._tail.is_shrinking(last, before, now):
+            return None
+        doubted = self._tail.is_doubted(last, before, now)
+        wanted, waiting = self._claim_frames(), last - before
+        if not doubted and now < self._due and waiting < wanted:
+            return None
+        if not doubted and not waiting and not self._others(ledger.open):
+            return None
+        await self._retrying.until_done("read the claims", self._claims.read)
+        now, ledger = clock.monotonic(), self._claims.ledger
+        if not self._is_of_now(ledger) or (doubted and ledger.frontier != before):
+            return None  # another meter has begun an epoch, or a claim
+        lease = self._limits.lease.total_seconds()
+        lapsed = self._claims.sightings.lapsed(self._others(ledger.open), now, lease, self._holder)
+        if ledger.frontier != before:
+            self._due = now + self._limits.interval.total_seconds()
+        waiting = last - ledger.frontier
+        due = waiting > 0 and (now >= self._due or waiting >= wanted)
+        if lapsed is None and not due and not doubted:
+            return None
+        await self._tail.look(mark, (oldest, last), before, now)
+        if lapsed is not None:
+            return taken_over(lapsed, self._holder)
+        if self._tail.left is not None:
+            if not ledger.open:
+                await self._begin_epoch(self._tail.left)
+            return None
+        if not due:
+            return None
+        self._due = now + self._limits.interval.total_seconds()
+        first = ledger.frontier + 1
+        end = min(last, max(first, oldest) + wanted - 1)
+        return Claim(ledger.epoch, self._stream_us, first, end, 1, self._holder, self._limits.tokens)
 
-    # --- steps 1 to 4 ---
-
-    async def _ingest(self, batch: FrameBatch) -> None:
-        intent = Intent(self._epoch, batch.first_sequence, batch.last_sequence)
-        metrics.INGEST_MALFORMED.inc(len(batch.malformed))
-        for fault in batch.malformed:
-            log.error("a malformed frame is left out", extra={"sequence": fault.sequence, "fault": fault.detail})
-        await self._intend(intent, batch)
-        await self._write(batch, intent)
-        self._advance(intent.last)
-
-    async def _intend(self, intent: Intent, batch: FrameBatch) -> None:
-        rows = intent_rows(intent, batch, self._holder)
-        token = f"{STREAM}-intent-{intent.epoch}-{intent.first}"
-        await self._until_done("write the intent", lambda: self._store.insert(rows.table, rows.data, token))
-
-        async def owner() -> object:
-            found = await self._store.rows(
-                "SELECT holder, last_seq FROM ingest_batches "
-                "WHERE stream = {stream:String} AND epoch = {epoch:UInt32} AND last_seq >= {first:UInt64} "
-                "ORDER BY last_seq",
-                {"stream": STREAM, "epoch": intent.epoch, "first": intent.first},
+    async def _take(self, claim: Claim) -> bool:
+        """Whether it is ours."""
+        await self._retrying.until_done("write the claim", lambda: self._claims.write(claim))
+        await self._retrying.until_done("read the claim back", self._claims.read)
+        if claim not in self._claims.ledger.open:
+            return False
+        self._mine.add(claim.first)
+        if claim.attempt > 1:
+            metrics.INGEST_TAKEOVERS.inc()
+            log.warning(
+                "doing what another meter had begun",
+                extra={"first_sequence": claim.first, "last_sequence": claim.last, "attempt": claim.attempt},
             )
-            return [(str(holder), int(last)) for holder, last in found]
+        return True
 
-        found = await self._until_done("read the intent back", owner)
-        if found != [(self._holder, intent.last)]:
-            raise NotAloneError(f"frames from {intent.first} on are taken by {found}")
+    async def _begin_epoch(self, base: int) -> None:
+        """Claims begin behind ``base``. Of a stream that lost its tail that is what it still has; all of that which was
+        claimed before is done by then. Of one that was made anew it is 0."""
+        log.error(
+            "the stream has lost frames: what was not inserted of them is lost",
+            extra={"left_last": base, "claimed_last": self._claims.ledger.frontier},
+        )
+        begin = Claim(
+            self._claims.ledger.epoch + 1, self._stream_us, base + 1, base, 1, self._holder, self._limits.tokens
+        )
+        await self._retrying.until_done("begin an epoch", lambda: self._claims.begin_epoch(begin))
+        await self._retrying.until_done("read the claims", self._claims.read)
 
-    async def _write(self, batch: FrameBatch, intent: Intent) -> None:
-        if len(batch.token_id):
-            await self._insert(await asyncio.to_thread(token_rows, batch), intent)
-        if batch.closes:
-            await self._insert(await asyncio.to_thread(request_rows, batch, self._rates()), intent)
+    def _is_of_now(self, ledger: Ledger) -> bool:
+        return self._stream_us > 0 and ledger.stream_us in (0, self._stream_us)
 
-    async def _insert(self, rows: Rows, intent: Intent) -> None:
-        token = insert_token(rows.table, intent)
-        begun = clock.monotonic()
-        await self._until_done(f"insert {rows.table}", lambda: self._store.insert(rows.table, rows.data, token))
-        metrics.INGEST_INSERT_SECONDS.labels(rows.table).observe(clock.monotonic() - begun)
-        metrics.INGEST_ROWS.labels(rows.table).inc(rows.count)
+    def _others(self, claims: list[Claim]) -> list[Claim]:
+        return [claim for claim in claims if claim.first not in self._mine]
 
-    def _advance(self, last: int) -> None:
-        self._position = last
-        self._moved.set()
+    def _claim_frames(self) -> int:
+        fewest, most = _CLAIM_FRAMES
+        return round(
+            min(most, max(fewest, _CLAIM_SHARE * self._limits.tokens / max(self._bringing.tokens_a_frame, 1e-3)))
+        )
 
-    async def _until_done(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        """``call`` again and again, with growing pauses. Its result."""
-        pause, most = _BACKOFF_SECONDS
+    # --- steps 2 to 4 ---
+
+    async def _do(self, claim: Claim) -> None:
+        left = self._tail.left
+        renewing = asyncio.create_task(self._renew(claim), name=f"renew {claim.first}")
+        try:
+            brought = await self._bringing.bring(claim, left)
+            await self._retrying.until_done("say that it is done", lambda: self._claims.finish(claim, brought))
+            self._moved.set()
+        except GoneError as error:
+            # Not done. It is taken again, for what is left of it; or the stream was made anew, and an epoch begins.
+            log.error("claimed frames are not on the stream", extra={"first_sequence": claim.first, "why": str(error)})
+            await asyncio.sleep(_GONE_SECONDS)
+        finally:
+            self._mine.discard(claim.first)
+            await cancel_all((renewing,))
+
+    async def _renew(self, claim: Claim) -> None:
+        """Show that we are alive, for as long as the claim takes; usually it is done before that."""
+        while True:
+            await asyncio.sleep(self._limits.lease.total_seconds() / 3)
+            held = next((one for one in self._claims.ledger.open if one.first == claim.first), claim)
+            if held.epoch != claim.epoch or not is_successor(held.holder, self._holder):
+                return  # another does it, too: by the insert tokens it comes out right
+            try:
+                await self._claims.write(taken_over(held, self._holder))
+                await self._claims.read()
+            except STORE_ERRORS as error:
+                log.debug("the claim is not renewed", extra={"error": repr(error)[:200]})
+
+    # --- watching ---
+
+    async def _measure_lag(self) -> None:
         while True:
             try:
-                return await call()
-            except STORE_ERRORS as error:
-                metrics.INGEST_RETRIES.labels(type(error).__name__).inc()
-                log.warning("the store refused; trying again", extra={"step": what, "error": repr(error)[:500]})
-            if self.stopped:
-                raise _StoppedError
-            await asyncio.sleep(pause)
-            pause = min(most, pause * 2)
+                oldest, last = await self._frames.bounds()
+            except (InferBusError, StreamApiError) as error:
+                log.debug("lag not known", extra={"error": str(error)})
+            else:
+                metrics.INGEST_LAG_FRAMES.set(max(0, last - max(self.position, oldest - 1)))
+                metrics.INGEST_POSITION.set(self.position)
+            await asyncio.sleep(_LAG_SECONDS)
 
-
-def insert_token(table: str, intent: Intent) -> str:
-    """By which the store knows a batch again; the first stream needs no epoch in it."""
-    epoch = f"{intent.epoch}-" if intent.epoch else ""
-    return f"{STREAM}-{table}-{epoch}{intent.first}-{intent.last}"
-
-
-def intent_rows(intent: Intent, batch: FrameBatch, holder: str) -> Rows:
-    """The row of ``ingest_batches`` that says: this batch is being inserted."""
-    block = NativeBlock(1)
-    block.strings("stream", [STREAM])
-    block.fixed("epoch", "UInt32", np.array([intent.epoch], np.uint32))
-    block.fixed("first_seq", "UInt64", np.array([intent.first], np.uint64))
-    block.fixed("last_seq", "UInt64", np.array([intent.last], np.uint64))
-    block.fixed("tokens", "UInt32", np.array([len(batch.token_id)], np.uint32))
-    block.fixed("requests", "UInt32", np.array([len(batch.closes)], np.uint32))
-    block.strings("holder", [holder])
-    block.fixed("intent_time", TIME, np.array([clock.now_us()], np.int64))
-    return Rows("ingest_batches", 1, block.encode())
+    async def _read_claims(self) -> None:
+        try:
+            await self._claims.read()
+        except STORE_ERRORS as error:
+            log.debug("the claims are not read", extra={"error": repr(error)[:200]})

@@ -17,6 +17,7 @@ from importlib import resources
 
 from inferbus_runtime.config import ConfigError, load
 
+from inferbus_meter import retention
 from inferbus_meter.clickhouse import STORE_ERRORS, Store, StoreConfig, open_store
 from inferbus_meter.config import PREFIX, Config
 
@@ -121,8 +122,12 @@ async def run(config: Config, *, print_schema: bool) -> None:
         await admin.command(f"CREATE DATABASE IF NOT EXISTS {settings.database}", use_database=False)
     async with open_store(settings) as store:
         done = await migrate(store, settings.database, migrations())
+        # Not for what only asks for the schema: that is the files', whatever is kept for how long.
+        kept = [] if print_schema else await retention.apply(store, retention.wanted(config))
         text = await schema(store, settings.database) if print_schema else ""
-    sys.stdout.write(text or f"{len(done)} migrations applied: {', '.join(done) or 'the schema is up to date'}\n")
+    said = f"{len(done)} migrations applied: {', '.join(done) or 'the schema is up to date'}\n"
+    said += "".join(f"retention changed: {name}\n" for name in kept)
+    sys.stdout.write(text or said)
 
 
 def main() -> int:

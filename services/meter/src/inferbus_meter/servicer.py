@@ -1,6 +1,7 @@
 """The meter's gRPC API."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import timedelta
 
 import grpc
@@ -22,8 +23,10 @@ from inferbus_runtime.errors import InferBusError, invalid, unavailable
 from inferbus_meter import queries
 from inferbus_meter.audit import Audit, AuditRange
 from inferbus_meter.clickhouse import RETRY_AFTER, STORE_ERRORS, Store, store_unavailable
+from inferbus_meter.core.erasing import nobody_erased
+from inferbus_meter.core.rows import IsErased
 from inferbus_meter.ingest import Ingest
-from inferbus_meter.prices import PriceBook
+from inferbus_meter.prices import Prices
 
 SERVICE_NAME = "inferbus.meter.v1.MeterService"
 _LIVE_WINDOW = timedelta(seconds=60)
@@ -34,11 +37,14 @@ _AUDIT_TIMEOUT = timedelta(seconds=30)
 class MeterServicer(meter_pb2_grpc.MeterServiceServicer):
     """Answers from the tables; the audit from the stream as well. Who may ask is the edge's business."""
 
-    def __init__(self, store: Store, frames: FrameLog, ingest: Ingest, prices: PriceBook) -> None:
+    def __init__(
+        self, store: Store, frames: FrameLog, ingest: Ingest, prices: Prices, is_erased: IsErased = nobody_erased
+    ) -> None:
         self._store = store
         self._frames = frames
         self._ingest = ingest
         self._prices = prices
+        self._is_erased = is_erased
 
     async def GetUsage(  # noqa: N802 - gRPC's name
         self, request: GetUsageRequest, context: "grpc.aio.ServicerContext[GetUsageRequest, GetUsageResponse]"
@@ -69,11 +75,17 @@ class MeterServicer(meter_pb2_grpc.MeterServiceServicer):
         start, end = _range(request)
         timeout = request.timeout.ToTimedelta() if request.HasField("timeout") else _AUDIT_TIMEOUT
         audit = Audit(
-            AuditRange(start, end, timeout.total_seconds()), self._frames, self._store, self._ingest, self._prices.rates
+            AuditRange(start, end, timeout.total_seconds()),
+            self._frames,
+            self._store,
+            self._ingest,
+            self._prices.book,
+            self._is_erased,
         )
         try:
-            async for event in audit.run():
-                yield event
+            async with aclosing(audit.run()) as events:
+                async for event in events:
+                    yield event
         except (StreamApiError, InferBusError) as error:
             raise error if isinstance(error, InferBusError) else _bus_error(error) from error
 

@@ -10,13 +10,23 @@ from datetime import UTC, datetime
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 from inferbus.bus.v1.frame_pb2 import Close, Frame
 from inferbus.common.v1.context_pb2 import RequestContext
 from numpy.typing import NDArray
 
+from inferbus_meter.core.captured_text import CapturedText, Stretch
+
 _ID_BYTES = 16
 _MAX_ATTEMPT = (1 << 16) - 1
 _MAX_INDEX = (1 << 32) - 1
+# What the tables can hold: 1970 to 2106. The difference of any two is a duration that they can hold, too.
+_MAX_SECONDS = (1 << 32) - 1
+_MAX_NANOS = 999_999_999
+_CLOSE_TIMES = (
+    "accepted_time", "placed_time", "first_started_time", "started_time", "first_token_time", "last_token_time",
+    "end_time",
+)  # fmt: skip
 # A worker's clock that is further off than this is not believed: it would scatter rows over partitions.
 CLOCK_TOLERANCE_US = 24 * 3600 * 1_000_000
 # Frames wait in a process until they are full; this many defaults cover any usual frame.
@@ -69,6 +79,7 @@ class FrameBatch:
     contexts: tuple[RequestContext, ...]
     closes: tuple[ClosedRequest, ...]
     malformed: tuple[Malformed, ...]
+    captured: tuple[Stretch, ...]
 
 
 def frame_time(time_us: int, stored_us: int) -> int:
@@ -81,11 +92,13 @@ class FrameGather:
 
     ``add`` says where a batch has to end: rows of two months would go into two partitions, and an insert is atomic
     only within one. The border depends on nothing but the frames, so it is the same whenever they are read again.
-    With ``bordered`` false everything is taken: for a reader that inserts nothing.
+    With ``bordered`` false everything is taken: for a reader that inserts nothing. What is kept of a frame is copied
+    out of it, so that its text goes: of captured requests, and with ``captures`` only, it is kept.
     """
 
-    def __init__(self, *, bordered: bool = True) -> None:
+    def __init__(self, *, bordered: bool = True, captures: bool = False) -> None:
         self._bordered = bordered
+        self._captured = CapturedText() if captures else None
         self.first = 0
         self.last = 0
         self.tokens = 0
@@ -100,9 +113,20 @@ class FrameGather:
         self._times: list[int] = []
         self._edges: list[str] = []
         self._workers: list[str] = []
-        self._contexts: dict[bytes, int] = {}
+        self._codes: dict[bytes, int] = {}
+        self._contexts: list[RequestContext] = []
         self._closes: list[ClosedRequest] = []
         self._malformed: list[Malformed] = []
+
+    @property
+    def ends(self) -> int:
+        """Requests that end in it."""
+        return len(self._closes)
+
+    @property
+    def size(self) -> int:
+        """Rows that would be inserted."""
+        return self.tokens + self.ends + (0 if self._captured is None else self._captured.size)
 
     def add(self, sequence: int, stored_us: int, data: bytes) -> bool:
         """Take the frame; False if it belongs to another month and must open the next batch."""
@@ -145,14 +169,23 @@ class FrameGather:
         self._times.append(time_us)
         self._edges.append(frame.edge)
         self._workers.append(frame.worker)
-        for close in frame.closes:
-            context = frame.contexts[close.context_index]
+        for one in frame.closes:
+            close = Close()
+            close.CopyFrom(one)
+            context = self._contexts[contexts[close.context_index]]
             self._closes.append(ClosedRequest(close, context, frame.edge, frame.worker, time_us, sequence))
+        if self._captured is not None:
+            self._captured.take(frame, sequence, time_us)
         self.tokens += len(frame.token_id)
         self.frames += 1
 
     def _intern(self, context: RequestContext) -> int:
-        return self._contexts.setdefault(context.SerializeToString(), len(self._contexts))
+        data = context.SerializeToString()
+        code = self._codes.get(data)
+        if code is None:
+            code = self._codes[data] = len(self._contexts)
+            self._contexts.append(RequestContext.FromString(data))
+        return code
 
     def finish(self) -> FrameBatch:
         return FrameBatch(
@@ -170,9 +203,10 @@ class FrameGather:
             frame_time_us=np.array(self._times, np.int64),
             frame_edge=tuple(self._edges),
             frame_worker=tuple(self._workers),
-            contexts=tuple(RequestContext.FromString(data) for data in self._contexts),
+            contexts=tuple(self._contexts),
             closes=tuple(self._closes),
             malformed=tuple(self._malformed),
+            captured=() if self._captured is None else self._captured.stretches,
         )
 
 
@@ -199,6 +233,10 @@ def _fault(frame: Frame) -> str:
             return "a close without its context"
         if close.attempt > _MAX_ATTEMPT:
             return "attempt out of range"
+        for name in _CLOSE_TIMES:
+            stamp: Timestamp = getattr(close, name)
+            if not (0 <= stamp.seconds <= _MAX_SECONDS and 0 <= stamp.nanos <= _MAX_NANOS):
+                return f"{name} out of range"
     return ""
 
 

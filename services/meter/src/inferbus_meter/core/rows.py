@@ -7,19 +7,29 @@ codes into short lists of distinct values.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 from inferbus.bus.v1.frame_pb2 import Close
+from inferbus.common.v1.context_pb2 import Labels
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason, Operation, PriorityClass
+from inferbus_contracts.erasure import ERASED
+from inferbus_contracts.ids import choice_of
+from inferbus_rating import UNRATED, PriceBook, Rate, Scope, cost, is_answered
+from inferbus_rating.amounts import SCALE
 from numpy.typing import NDArray
 
+from inferbus_meter.core.epochs import UNKNOWN, Epoch
+from inferbus_meter.core.erasing import nobody_erased
 from inferbus_meter.core.frames import ClosedRequest, FrameBatch
-from inferbus_meter.core.native import NativeBlock, uuids
-from inferbus_meter.core.rating import COST_SCALE, Rate, cost, rate_for
+from inferbus_meter.core.native import Block, NativeBlock, uuids
 
 TIME = "DateTime64(6, 'UTC')"
+IsErased = Callable[[str, str, int], bool]
+"""Of tenant, end user and acceptance (Unix microseconds): see :mod:`.erasing`."""
+_NO_LABELS = Labels(end_user=ERASED)
 _CONTEXT_COLUMNS = ("tenant_id", "project_id", "key_id", "model", "revision")
 # What DateTime64(6) and the hours in the sorting key can hold: 1970 to 2106.
 _MAX_TIME_US = ((1 << 32) - 1) * 1_000_000
@@ -36,15 +46,22 @@ class Rows:
     data: bytes
 
 
-def token_rows(batch: FrameBatch) -> Rows:
-    """Rows of ``token_events``. A delta of n tokens gives n rows; the second and later ones have a gap of 0."""
+def token_rows(batch: FrameBatch, epoch: Epoch | None = None) -> Rows:
+    """Rows of ``token_events``. A delta of n tokens gives n rows; the second and later ones have a gap of 0. ``epoch``:
+    of which stream; None: not known."""
+    block = NativeBlock(len(batch.token_id))
+    put_tokens(block, batch, epoch)
+    return Rows("token_events", len(batch.token_id), block.encode())
+
+
+def put_tokens(block: Block, batch: FrameBatch, epoch: Epoch | None) -> None:
+    """The columns of :func:`token_rows`."""
     counts = batch.token_count
     delta = np.repeat(np.arange(len(counts)), counts)
     # Position of each token inside its delta.
     offset = np.arange(len(delta)) - np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
     frame = batch.frame[delta]
     context = batch.context[delta]
-    block = NativeBlock(len(delta))
     for name in _CONTEXT_COLUMNS:
         codes, keys = _distinct([getattr(item, name) for item in batch.contexts])
         block.low_cardinality(name, codes[context], keys)
@@ -58,13 +75,35 @@ def token_rows(batch: FrameBatch) -> Rows:
     block.fixed("time", TIME, batch.frame_time_us[frame])
     block.fixed("gap_us", "UInt32", np.where(offset == 0, batch.gap_us[delta], 0).astype(np.uint32))
     block.fixed("stream_seq", "UInt64", batch.frame_sequence[frame])
-    return Rows("token_events", len(delta), block.encode())
+    _put_epoch(block, batch.frame_sequence[frame], epoch)
 
 
-def request_rows(batch: FrameBatch, rates: Mapping[str, Rate]) -> Rows:
-    """Rows of ``requests``, one a Close, with its cost."""
-    closes = batch.closes
-    block = NativeBlock(len(closes))
+def request_rows(
+    batch: FrameBatch,
+    book: PriceBook,
+    charged: Mapping[bytes, Rate] = MappingProxyType({}),
+    is_erased: IsErased = nobody_erased,
+    epoch: Epoch | None = None,
+) -> Rows:
+    """Rows of ``requests``, one a Close, with its cost. ``charged``: by id, the rates by which requests were charged
+    before; they are charged by those again. ``is_erased``: whose labels do not go in. ``epoch``: see
+    :func:`token_rows`.
+    """
+    block = NativeBlock(len(batch.closes))
+    put_requests(block, batch.closes, book, charged, is_erased, epoch)
+    return Rows("requests", len(batch.closes), block.encode())
+
+
+def put_requests(
+    block: Block,
+    closes: Sequence[ClosedRequest],
+    book: PriceBook,
+    charged: Mapping[bytes, Rate],
+    is_erased: IsErased,
+    epoch: Epoch | None,
+) -> None:
+    """The columns of :func:`request_rows`."""
+    erased = [is_erased(item.context.tenant_id, item.close.labels.end_user, accepted_us(item)) for item in closes]
     ids = np.frombuffer(b"".join(item.close.request_id for item in closes), np.uint8).reshape(-1, 16)
     block.fixed("request_id", "UUID", uuids(ids))
     for name in _CONTEXT_COLUMNS:
@@ -77,23 +116,59 @@ def request_rows(batch: FrameBatch, rates: Mapping[str, Rate]) -> Rows:
         block.nullable(name, "UInt64", [duration(item.close) for item in closes], np.uint64)
     estimated = np.array([item.close.usage.estimated for item in closes], np.uint8)
     block.fixed("estimated", "Bool", estimated)
+    labels = [_NO_LABELS if gone else item.close.labels for item, gone in zip(closes, erased, strict=True)]
+    block.texts("end_user", [one.end_user for one in labels])
+    block.maps("tags", [one.tags for one in labels])
     block.nullable("energy_j", "Float32", [energy_j(item.close) for item in closes], np.float32)
-    _put_costs(block, closes, rates)
-    return Rows("requests", len(closes), block.encode())
+    _put_epoch(block, np.array([item.sequence for item in closes], np.uint64), epoch)
+    _put_costs(block, closes, book, charged)
 
 
-def _put_costs(block: NativeBlock, closes: Sequence[ClosedRequest], rates: Mapping[str, Rate]) -> None:
-    applied = [rate_for(item.context.model, rates) for item in closes]
-    amounts: dict[str, list[Decimal]] = {
-        "cost": [cost(item.close.usage, rate) for item, rate in zip(closes, applied, strict=True)],
-        "input_per_million": [rate.input_per_million for rate in applied],
-        "cached_input_per_million": [rate.cached_input_per_million for rate in applied],
-        "output_per_million": [rate.output_per_million for rate in applied],
-    }
-    for name, values in amounts.items():
-        block.decimals(name, values, COST_SCALE)
+# The columns that a charge can be recomputed from, beside the tokens of the row.
+RATE_COLUMNS = (
+    "input_per_million",
+    "cached_input_per_million",
+    "output_per_million",
+    "reasoning_per_million",
+    "per_call",
+    "minimum",
+    "factor",
+)
+
+
+def _put_epoch(block: Block, sequences: NDArray[np.uint64], epoch: Epoch | None) -> None:
+    written = np.full(len(sequences), UNKNOWN, np.uint32) if epoch is None else epoch.written_of(sequences)
+    block.fixed("stream_epoch", "UInt32", written)
+
+
+def _put_costs(block: Block, closes: Sequence[ClosedRequest], book: PriceBook, charged: Mapping[bytes, Rate]) -> None:
+    applied = [charged.get(item.close.request_id) or rate_of(item, book) for item in closes]
+    charges = [charge_of(item.close, rate) for item, rate in zip(closes, applied, strict=True)]
+    block.decimals("cost", charges, SCALE)
+    for name in RATE_COLUMNS:
+        block.decimals(name, [getattr(rate, name) for rate in applied], SCALE)
     block.strings("currency", [rate.currency for rate in applied])
     block.strings("rate_version", [rate.version for rate in applied])
+
+
+def rate_of(item: ClosedRequest, book: PriceBook) -> Rate:
+    """By the price that was in force when the request was accepted."""
+    of = item.context
+    scope = Scope(of.tenant_id, of.project_id, of.model, of.revision)
+    return book.rate_at(scope, item.close.operation, item.close.priority_class, accepted_us(item))
+
+
+def rate_named(item: ClosedRequest, book: PriceBook, version: str) -> Rate | None:
+    """By the price of that name; None if the book does not have it any more."""
+    if not version:
+        return UNRATED
+    named = [price for price in book.named(version) if price.scope.model in ("", item.context.model)]
+    return named[0].rate(item.close.operation, item.close.priority_class) if named else None
+
+
+def charge_of(close: Close, rate: Rate) -> Decimal:
+    first_choice = choice_of(close.request_id) == 0
+    return cost(close.usage, rate, first_choice=first_choice, answered=is_answered(close.finish_reason))
 
 
 def accepted_us(item: ClosedRequest) -> int:
@@ -128,7 +203,18 @@ def tpot_us(close: Close) -> int | None:
     return None if spread is None or gaps < 1 else spread // gaps
 
 
+def placed_us(close: Close) -> int | None:
+    return _between(close, "accepted_time", "placed_time")
+
+
 def queue_us(close: Close) -> int | None:
+    """Until an engine had it first. Of one that was tried again this may not be known: when its last attempt began says
+    nothing of it."""
+    return _between(close, "accepted_time", "first_started_time" if close.attempt > 1 else "started_time")
+
+
+def started_us(close: Close) -> int | None:
+    """Until the engine had it in its last attempt."""
     return _between(close, "accepted_time", "started_time")
 
 
@@ -177,7 +263,9 @@ _NUMBERS: tuple[tuple[str, str, type[np.generic], Callable[[ClosedRequest], int]
     ("stream_seq", "UInt64", np.uint64, lambda item: item.sequence),
 )
 _DURATIONS: dict[str, Callable[[Close], int | None]] = {
+    "placed_us": placed_us,
     "queue_us": queue_us,
+    "started_us": started_us,
     "ttft_us": ttft_us,
     "e2e_us": e2e_us,
     "tpot_us": tpot_us,
