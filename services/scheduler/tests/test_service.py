@@ -65,6 +65,7 @@ async def test_a_full_queue_refuses_with_a_retry_time_and_lower_classes_do_not_f
     waiting = [await edge.submit(model) for _ in range(3)]
     message = edge.request(model)
     message.reply = b"how to answer"
+    message.labels.end_user = "ada"
     await edge.publish(message)
     refused = message.request_id
     await wait_until(lambda: refused in edge.closes)
@@ -75,6 +76,7 @@ async def test_a_full_queue_refuses_with_a_retry_time_and_lower_classes_do_not_f
     assert close.error.reason == "queue_full"
     assert close.error.retry_after.seconds >= 1
     assert close.usage.output_tokens == 0
+    assert close.labels == message.labels
     assert close.accepted_time.seconds
     assert close.end_time.ToMicroseconds() >= close.accepted_time.ToMicroseconds()
     frame = next(frame for frame in edge.frames if refused in [each.request_id for each in frame.closes])

@@ -9,18 +9,19 @@ from hypothesis import strategies as st
 from inferbus.bus.v1 import request_pb2 as wire
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus.common.v1.context_pb2 import Labels
 from inferbus.common.v1.usage_pb2 import Operation
 from inferbus_contracts.pieces import CallStart, Pieces, Reasoning, Spans, Text, pieces_of
 from inferbus_runtime.clock import timestamp
 from inferbus_worker.core.coalesce import StepBuilder
-from inferbus_worker.core.columns import StepFrames
+from inferbus_worker.core.columns import StepFrames, close_of
 from inferbus_worker.core.kv_budget import KvBudget
 from inferbus_worker.core.lifecycle import State, advance
 from inferbus_worker.core.recovery import Recovered, fold
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.core.running import Running, running_of
 from inferbus_worker.core.stops import StopFilter, reader_of
-from inferbus_worker.core.timing import gap_us
+from inferbus_worker.core.timing import gap_us, unix_us
 from inferbus_worker.core.wire import generation_of
 from inferbus_worker.engine import (
     Alternative,
@@ -314,6 +315,25 @@ def test_recovery_reads_what_was_stored(history: Any, broken_at: int, resent: in
         assert final[key].attempt == 2
 
 
+@pytest.mark.parametrize("said", [START + 7, 0])
+def test_each_attempt_hands_on_when_an_engine_had_it_first(said: int) -> None:
+    """Where the first one left it on the log; when a later one began is not taken for it."""
+    first, second, third = (new_running(0, 0, 0, attempt=attempt) for attempt in (1, 2, 3))
+    first.first_started_us, found = said, Recovered()
+    for one in (first, second, third):
+        if one is not first:
+            one.first_started_us, one.started_us = found.first_started_us, START + 1000 * one.attempt
+        frames = StepFrames(START + 2000)
+        frames.open_attempt(one)
+        for frame in frames.frames():
+            fold(stored(frame), {one.key: found})
+        assert found.first_started_us == said
+    close = close_of(third, Finished(third.key, Finish.STOP, 1), "synthetic", START + 9000)
+    assert close.HasField("first_started_time") == bool(said)
+    assert unix_us(close.first_started_time) == said
+    assert unix_us(close.started_time) == START + 3000
+
+
 def test_columns_that_hold_their_default_stay_empty() -> None:
     running = {one.key: one for one in (new_running(n, 0, 0) for n in range(3))}
     (frame,) = apply(running, [(0, [1], "a"), (1, [2], "b"), (2, [3], "c")], START + 5)
@@ -437,6 +457,18 @@ def test_an_end_says_what_was_asked() -> None:
         assert StepFrames(START).add_close(one, Finished(one.key, Finish.STOP, 0), "test").operation == operation
         if operation == Operation.OPERATION_INFERENCE:
             assert generation_of(one).input == Infer(b"x")
+
+
+def test_an_end_says_what_the_tenant_said_of_the_request() -> None:
+    said = Labels(end_user="ada", tags={"team": "search"})
+    for labels in (said, None):
+        one = running_of(Work(request=GenerateRequest(request_id=b"r" * 16, labels=labels)), "rev", 1)
+        frames = StepFrames(START)
+        close = frames.add_close(one, Finished(one.key, Finish.STOP, 0), "test")
+        assert close.HasField("labels") == (labels is not None)
+        assert close.labels == (labels or Labels())
+        # What is in every frame does not have it.
+        assert b"ada" not in b"".join(context.SerializeToString() for context in frames.frames()[0].contexts)
 
 
 def test_input_is_billed_with_one_choice_only() -> None:

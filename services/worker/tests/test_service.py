@@ -11,7 +11,7 @@ from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
 from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord, WorkerState
 from inferbus.bus.v1.request_pb2 import PromptInput
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus.common.v1.usage_pb2 import FinishReason
+from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus.worker.v1.worker_pb2 import (
     DetokenizeRequest,
     DrainRequest,
@@ -158,6 +158,7 @@ async def test_cancel_that_overtakes_its_request(bus: Bus, edge: Any, worker: An
     await edge.closed(received)
     assert received.close.finish_reason == CANCELLED
     assert not received.ids
+    assert received.close.usage == Usage(), "nothing was read: nothing is charged"
 
 
 async def test_expired_work_is_closed(edge: Any, worker: Any) -> None:
@@ -190,6 +191,9 @@ async def test_kill_and_restart_resumes(bus: Bus, edge: Any, worker: Any) -> Non
         assert one.ids == [words[index % 29] for index in range(300)], "goes on where it was"
         assert before >= 10
         assert one.close.usage.output_tokens == 300
+        times = (one.close.first_started_time, one.close.first_token_time, one.close.started_time)
+        moments = [clock.unix_us(time) for time in times]
+        assert 0 < moments[0] <= moments[1] < moments[2], "queued until the engine had it first"
     await all_acked(bus, worker)
 
 

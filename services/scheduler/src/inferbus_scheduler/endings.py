@@ -38,6 +38,8 @@ def close_of(request: GenerateRequest, refusal: Refusal | None, end_us: int) -> 
     )
     # Present and zero: nothing was read and nothing was generated.
     close.usage.SetInParent()
+    if request.HasField("labels"):
+        close.labels.CopyFrom(request.labels)
     if refusal is not None:
         close.error.CopyFrom(error_of(refusal))
     return close

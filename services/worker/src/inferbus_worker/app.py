@@ -63,7 +63,8 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     energy = telemetry.energy if telemetry is not None else None
     generations = Generations(engine, info, frames, direct, limit, energy)
     intake = Intake(generations, frames, FrameLog(bus), config.name, info)
-    registration = Registration(bus, config.name, boot, info, config.lease_ttl, generations.may_publish)
+    gpus = telemetry.gpus if telemetry is not None else ()
+    registration = Registration(bus, config.name, boot, info, config.lease_ttl, generations.may_publish, gpus)
     queue = WorkQueue(
         bus,
         stream="WORK",

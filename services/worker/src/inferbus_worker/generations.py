@@ -158,6 +158,8 @@ class Generations:
 
     def _submit(self, running: Running) -> None:
         running.started_us = running.started_us or clock.now_us()
+        if running.attempt == 1:
+            running.first_started_us = running.started_us
         if self._energy is not None:
             self._energy.begin(running.key, input_weight(running.request, len(running.ids)))
         try:

@@ -166,6 +166,7 @@ class Intake:
             return
         running.attempt = max(running.attempt, recovered.attempt + 1)
         running.ids = recovered.ids
+        running.first_started_us = recovered.first_started_us
         if running.texts is not None:
             running.texts = [text for _, text in recovered.texts]
         if recovered.ids:

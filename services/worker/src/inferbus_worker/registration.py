@@ -7,6 +7,7 @@ Frames sent before and not yet acknowledged may still be stored late; a later at
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 
 from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord
@@ -15,6 +16,7 @@ from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
+from inferbus_worker.core.gpu import Gpu
 from inferbus_worker.core.lifecycle import WIRE_STATES, State, advance
 from inferbus_worker.engine import EngineInfo
 
@@ -29,7 +31,14 @@ class Registration:
     """``state`` moves by :meth:`move`; ``may_publish`` is cleared while the lease is lost."""
 
     def __init__(
-        self, bus: Bus, worker: str, boot: int, info: EngineInfo, ttl: timedelta, may_publish: asyncio.Event
+        self,
+        bus: Bus,
+        worker: str,
+        boot: int,
+        info: EngineInfo,
+        ttl: timedelta,
+        may_publish: asyncio.Event,
+        gpus: Sequence[Gpu],
     ) -> None:
         self.state = State.STARTING
         self.record = WorkerRecord(
@@ -41,6 +50,8 @@ class Registration:
             capacity=info.capacity,
             context_length=info.context_length,
             state=WIRE_STATES[self.state],
+            gpus=len(gpus),
+            gpu_names=", ".join(sorted({gpu.name for gpu in gpus if gpu.name})),
         )
         self._model = ModelRecord(
             name=info.model,

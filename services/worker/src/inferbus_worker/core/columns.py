@@ -10,6 +10,7 @@ from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_contracts.operations import operation_of
 from inferbus_runtime.errors import InferBusError, invalid
 
+from inferbus_worker.core.captured import captured_input
 from inferbus_worker.core.running import Running
 from inferbus_worker.core.timing import gap_us, timestamp
 from inferbus_worker.engine import Finish, Finished, Step, TokenLogprob
@@ -87,8 +88,15 @@ class EdgeColumns:
     def add_open(self, running: Running, reply: bytes) -> None:
         running.opened = True
         index = self.context_of(running)
-        self.opens.append(wire.Open(request_id=running.key, context_index=index, reply=reply))
-        self.extra += len(reply) + _FIELDS
+        asked, truncated = captured_input(running.request) if running.context.captured else ("", False)
+        opens = wire.Open(
+            request_id=running.key, context_index=index, reply=reply, captured_input=asked,
+            captured_input_truncated=truncated,
+        )  # fmt: skip
+        if running.first_started_us:
+            opens.first_started_time.CopyFrom(timestamp(running.first_started_us))
+        self.opens.append(opens)
+        self.extra += _open_bytes(opens)
 
     def add_logprobs(self, logprobs: wire.DeltaLogprobs) -> None:
         self.logprobs.append(logprobs)
@@ -213,7 +221,7 @@ class _Parts:
         opens = self._opens.pop(key, None)
         size += self._context_bytes
         if opens is not None:
-            size += len(opens.reply) + _FIELDS
+            size += _open_bytes(opens)
         if size > self._room:
             self.columns.append(EdgeColumns())
             self._room = _FRAME_BYTES
@@ -227,6 +235,10 @@ class _Parts:
     def _add_close(self, columns: EdgeColumns, close: Close) -> None:
         close.context_index = columns.add_context(*self._contexts[close.context_index])
         columns.closes.append(close)
+
+
+def _open_bytes(opens: wire.Open) -> int:
+    return len(opens.reply) + len(opens.captured_input.encode()) + _FIELDS
 
 
 def _pieces(
@@ -366,6 +378,8 @@ def close_of(running: Running, finished: Finished, engine: str, now_us: int, jou
         energy_joules=joules,
         operation=operation_of(running.request),
     )
+    if running.request.HasField("labels"):
+        close.labels.CopyFrom(running.request.labels)
     if finished.stop_index is not None:
         close.stop_index = finished.stop_index
     if error is not None:
@@ -374,6 +388,8 @@ def close_of(running: Running, finished: Finished, engine: str, now_us: int, jou
         close.placed_time.CopyFrom(timestamp(running.placed_us))
     if running.started_us:
         close.started_time.CopyFrom(timestamp(running.started_us))
+    if running.first_started_us:
+        close.first_started_time.CopyFrom(timestamp(running.first_started_us))
     if running.ids:
         close.first_token_time.CopyFrom(timestamp(running.first_us))
         close.last_token_time.CopyFrom(timestamp(running.last_us))

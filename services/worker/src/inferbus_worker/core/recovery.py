@@ -5,17 +5,20 @@ from dataclasses import dataclass, field
 
 from inferbus.bus.v1.frame_pb2 import Embedding, Frame, Output
 
+from inferbus_worker.core.timing import unix_us
+
 _ID_BYTES = 16
 
 
 @dataclass(slots=True)
 class Recovered:
     """``attempt`` 0: nothing is there. ``texts``: of each delta, with the number of tokens before it. Times are Unix
-    microseconds, 0 before the first token."""
+    microseconds, 0 before the first token; ``first_started_us``: 0 where the log does not say it."""
 
     attempt: int = 0
     ids: list[int] = field(default_factory=list)
     texts: list[tuple[int, bytes]] = field(default_factory=list)
+    first_started_us: int = 0
     first_us: int = 0
     last_us: int = 0
     closed: bool = False
@@ -40,6 +43,11 @@ def fold(frame: Frame, wanted: Mapping[bytes, Recovered]) -> None:
         # Made again as a whole, but under an attempt of its own: what is late of this one is void then.
         if (begun := wanted.get(part.request_id)) is not None:
             begun.attempt = max(begun.attempt, part.attempt or 1)
+    for opening in frame.opens:
+        opened = wanted.get(opening.request_id)
+        if opened is not None and opening.HasField("first_started_time"):
+            # Each attempt that knows it hands it on.
+            opened.first_started_us = unix_us(opening.first_started_time)
     for close in frame.closes:
         closed = wanted.get(close.request_id)
         if closed is not None and close.attempt >= closed.attempt:

@@ -15,7 +15,8 @@ class Running:
 
     ``last_us``: time of the request's previous token, of its acceptance before the first. ``closing``: the engine
     was told to end it; ``verdict`` says why, if it is not the client's cancel. ``expire_us``: 0 for never. ``opened``:
-    a frame of this attempt carries its Open. ``texts``: what ``ids`` stand for, if the engine goes on by text.
+    a frame of this attempt carries its Open. ``first_started_us``: as ``started_us``, but in whichever attempt; 0: not
+    known. ``texts``: what ``ids`` stand for, if the engine goes on by text.
     """
 
     key: bytes
@@ -29,6 +30,7 @@ class Running:
     expire_us: int
     last_us: int
     started_us: int = 0
+    first_started_us: int = 0
     first_us: int = 0
     ids: list[int] = field(default_factory=list)
     texts: list[bytes] | None = None

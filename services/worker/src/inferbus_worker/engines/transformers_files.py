@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from inferbus_worker.config import TransformersConfig
 from inferbus_worker.core.start_faults import refusal
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
+from inferbus_worker.engines.template_files import template_in, text_of
 from inferbus_worker.engines.tensorrt_llm_model import read_folder
 from inferbus_worker.engines.tensorrt_llm_text import Encoder, UnknownTokenizerError, Vocabulary, vocabulary_of
 
@@ -55,7 +56,7 @@ def read(settings: TransformersConfig) -> Files:
         # The model would be asked for embeddings that it has not, which on a GPU ends the process.
         why = f"it has {len(words.texts)} tokens, and the model {folder.logits}"
         raise refusal(_TOKENIZER, why)
-    named = tokenizer.token_to_id(_text(config.get("eos_token")))
+    named = tokenizer.token_to_id(text_of(config.get("eos_token")))
     ends = [*([] if named is None else [named]), *folder.end_ids]
     drawn = f" drawn {settings.random_seed}" if settings.random_weights else ""
     digest = hashlib.sha256(f"{folder.digest}{drawn} {settings.dtype}".encode()).hexdigest()[:12]
@@ -66,21 +67,9 @@ def read(settings: TransformersConfig) -> Files:
 
 
 def _template(place: Path, config: dict[str, Any]) -> ChatTemplate | None:
-    """None: a model that takes text only."""
-    source = config.get("chat_template")
-    if (file := place / "chat_template.jinja").exists():
-        source = file.read_text()
-    if isinstance(source, list):  # several by name
-        source = next((one["template"] for one in source if one["name"] == "default"), None)
-    if not source:
-        return None
+    """None: a model that takes text only, or whose template is written for something else than Jinja."""
     try:
-        return ChatTemplate(source, _text(config.get("bos_token")), _text(config.get("eos_token")))
+        return template_in(place, config)
     except (TemplateError, InferBusError) as error:
         log.warning("the model's chat template cannot be read: it serves no chat", extra={"error": repr(error)})
         return None
-
-
-def _text(token: Any) -> str:
-    """A token may come with its properties."""
-    return str(token.get("content", "") if isinstance(token, dict) else token or "")

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
+from inferbus_worker.engines.template_files import template_in, text_of
 
 # What a tokenizer_config.json says that knows no length.
 _ENDLESS = 10**9
@@ -91,7 +92,7 @@ def load(path: Path) -> ModelFiles:
         generation = _json(folder / "generation_config.json")
         source = folder / "tokenizer.json" if path.is_dir() else path
         tokenizer = _tokenizer(source, config, generation) if source.exists() else None
-        template = _template(folder, config)
+        template = template_in(folder, config)
     except (OSError, ValueError, KeyError, TemplateError) as error:
         raise start_failed(f"the tokenizer's files cannot be used: {error!r}") from error
     if tokenizer is None and template is None:
@@ -105,7 +106,7 @@ def _tokenizer(source: Path, config: dict[str, Any], generation: dict[str, Any])
     tokenizer, plain = Tokenizer.from_str(text), Tokenizer.from_str(text)
     plain.encode_special_tokens = True
     ends = generation.get("eos_token_id", [])
-    named = tokenizer.token_to_id(_content(config.get("eos_token")))
+    named = tokenizer.token_to_id(text_of(config.get("eos_token")))
     end_ids = dict.fromkeys([*([named] if named is not None else []), *(ends if isinstance(ends, list) else [ends])])
     if not end_ids:
         raise ValueError("tokenizer_config.json names no eos_token, and there is no generation_config.json that does")
@@ -141,22 +142,6 @@ def _byte_alphabet() -> dict[str, bytes]:
 
 
 _BYTES = _byte_alphabet()
-
-
-def _template(folder: Path, config: dict[str, Any]) -> ChatTemplate | None:
-    source = config.get("chat_template")
-    if (file := folder / "chat_template.jinja").exists():
-        source = file.read_text()
-    if isinstance(source, list):  # several by name
-        source = next((one["template"] for one in source if one["name"] == "default"), None)
-    if not source:
-        return None
-    return ChatTemplate(source, _content(config.get("bos_token")), _content(config.get("eos_token")))
-
-
-def _content(token: Any) -> str:
-    """A token's text; it may come with its properties."""
-    return str(token.get("content", "") if isinstance(token, dict) else token or "")
 
 
 def _json(path: Path) -> dict[str, Any]:
