@@ -33,6 +33,8 @@ from inferbus_contracts.keys import mint, prefix_of
 from inferbus_runtime import clock
 from inferbus_stack.nats import NatsServer
 
+from services.edge.tests.budget_desk import Desk, desk_at
+
 API_KEY, ADMIN_KEY = mint(b"a" * 32), mint(b"b" * 32)
 _names = itertools.count(1)
 
@@ -258,11 +260,17 @@ async def worker(nats_server: NatsServer) -> AsyncIterator[Worker]:
 async def edge(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Edge]:
     """The edge that most tests share: short keep-alive interval, small bounds."""
     settings = {
-        "KEEPALIVE_INTERVAL": "400ms", "MAX_BODY_BYTES": "100000", "MAX_UNSENT_BYTES": "200000", "ORPHAN_HOLD": "300ms",
+        "KEEPALIVE_INTERVAL": "400ms", "MAX_BODY_BYTES": "100000", "MAX_UNSENT_BYTES": "200000", "ORPHAN_HOLD": "4s",
         "INFERENCE_GRPC_ADDRESS": "127.0.0.1:0",
     }  # fmt: skip
     async with run_edge(nats_server, tmp_path_factory.mktemp("edge"), **settings) as running:
         yield running
+
+
+@pytest.fixture
+async def desk(nats_server: NatsServer) -> AsyncIterator[Desk]:
+    async with desk_at(nats_server) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(scope="session")

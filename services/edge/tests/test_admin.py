@@ -101,6 +101,7 @@ async def test_an_inference_key_is_no_admin(http: Any) -> None:
     for method, path in (
         ("GET", KEYS), ("POST", KEYS), ("DELETE", f"{KEYS}/x"), ("GET", "/inferbus/v1/usage"),
         ("GET", "/inferbus/v1/live"), ("GET", "/inferbus/v1/fleet"), ("POST", "/inferbus/v1/audit"),
+        ("POST", "/inferbus/v1/replay"),
     ):  # fmt: skip
         assert (await http.request(method, path)).status == 403
 
@@ -275,6 +276,7 @@ async def test_a_neighbour_that_is_away_is_a_503(nats_server: Any, rig: Any, tmp
     ):
         for method, path in (
             ("GET", "/inferbus/v1/usage"), ("GET", "/inferbus/v1/fleet"), ("POST", "/inferbus/v1/audit"),
+            ("POST", "/inferbus/v1/replay"),
         ):  # fmt: skip
             response = await admin.request(method, path)
             assert response.status == 503

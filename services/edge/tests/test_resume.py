@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from inferbus.common.v1.usage_pb2 import FinishReason
 from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import key_hash, uuid_text
 from inferbus_contracts.keys import mint
+from inferbus_edge.config import Config
+from inferbus_edge.core.lifetimes import LEAST_ORPHAN_SECONDS
 from inferbus_runtime import clock
 from inferbus_stack.nats import NatsServer
+from pydantic import ValidationError
 
 PATH = "/v1/chat/completions"
 OTHERS_KEY = mint(b"z" * 32)
@@ -26,7 +30,7 @@ OTHERS_KEY = mint(b"z" * 32)
 
 @pytest_asyncio.fixture(scope="module")
 async def other_edge(nats_server: NatsServer, tmp_path_factory: pytest.TempPathFactory, rig: Any) -> AsyncIterator[Any]:
-    async with rig.run_edge(nats_server, tmp_path_factory.mktemp("other-edge"), ORPHAN_HOLD="300ms") as running:
+    async with rig.run_edge(nats_server, tmp_path_factory.mktemp("other-edge"), ORPHAN_HOLD="4s") as running:
         yield running
 
 
@@ -151,6 +155,36 @@ async def test_at_another_edge_after_the_first_was_killed(
         worker.close(request, 4)
         await reader.read(again)
     whole(reader)
+
+
+async def test_an_edge_that_is_started_anew_leaves_alone_what_another_one_delivers(
+    nats_server: NatsServer, other_http: Any, worker: Any, rig: Any, tmp_path: Path
+) -> None:
+    """Also with the shortest time that it may give orphans: it hears the other one before that is over."""
+    model, settings = "returned-edge-model", {"NAME": "edge-returned", "ORPHAN_HOLD": f"{LEAST_ORPHAN_SECONDS:g}s"}
+    async with rig.run_edge(nats_server, tmp_path, **settings) as doomed, rig.session(doomed) as http:
+        await worker.serve(model, http)
+        response, request, reader = await begun(http, worker, model, rig)
+        os.kill(doomed.process.pid, signal.SIGKILL)
+        with pytest.raises(aiohttp.ClientError):
+            await reader.read(response)
+    again = await other_http.get(f"/v1/streams/{uuid_text(request.request_id)}", headers=reader.last)
+    await asyncio.sleep(0.1)  # what the other one said of it then, the new edge did not hear
+    async with rig.run_edge(nats_server, tmp_path, **settings):
+        for index in range(int((LEAST_ORPHAN_SECONDS + 1) / 0.1)):
+            worker.say(request, ["c "], first_index=2 + index)
+            await asyncio.sleep(0.1)
+        worker.close(request, 3 + index)
+        await reader.read(again)
+    assert reader.text == "a b " + "c " * (index + 1)
+    assert request.request_id not in worker.cancelled
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 3.9])
+def test_an_edge_is_given_no_time_for_orphans_in_which_it_cannot_hear_the_others(seconds: float) -> None:
+    with pytest.raises(ValidationError, match=r"orphan_hold\n.*greater than or equal to 4 seconds"):
+        Config(name="edge-0", orphan_hold=timedelta(seconds=seconds))
+    assert Config(name="edge-0", orphan_hold=timedelta(seconds=4))
 
 
 async def test_after_the_end(http: Any, other_http: Any, worker: Any, model: str, rig: Any) -> None:

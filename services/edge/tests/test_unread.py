@@ -11,7 +11,8 @@ import pytest
 from inferbus_edge.core.errors import http_status
 from inferbus_edge.cors import cors_of
 from inferbus_edge.inference_v2_servicer import body_of
-from inferbus_edge.server import Call, Routes, body_response, listen
+from inferbus_edge.listening import listen
+from inferbus_edge.server import Call, Routes, body_response
 from inferbus_edge.unread import MAX_BYTES, Unread
 from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.rpc import Public

@@ -1,14 +1,15 @@
 """Whether a call may begin: this edge has room, and the caller's limits allow it. And what it has used in the end."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from inferbus.bus.v1.registry_pb2 import KeyRecord
+from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus_runtime.errors import unavailable
 
 from inferbus_edge.auth import Auth
+from inferbus_edge.budgets import Budgets
 from inferbus_edge.core.plan import BYTES_PER_TOKEN, Plan
 from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.streaming import Answer
@@ -34,9 +35,12 @@ class InferenceSettings:
 class Admission:
     """``running``: how many answers this edge is at now, of ``max_active``. ``draining``: it takes no new calls."""
 
-    def __init__(self, auth: Auth, limits: RateLimits, running: Callable[[], int], max_active: int) -> None:
+    def __init__(
+        self, auth: Auth, limits: RateLimits, budgets: Budgets, running: Callable[[], int], max_active: int
+    ) -> None:
         self._auth = auth
         self._limits = limits
+        self._budgets = budgets
         self._running = running
         self._max_active = max_active
         self.draining = False
@@ -52,6 +56,24 @@ class Admission:
         """For a generation, or for work of another kind (no ``plan``). To be settled. Raises RateLimitError."""
         tokens = 0 if plan is None else plan.input_estimate + (plan.output_bound or 0)
         return self._limits.admit(key, self._auth.project_of(key), self._auth.tenant_of(key), tokens)
+
+    async def admit(self, first: bytes, key: KeyRecord, plan: Plan, model: ModelRecord, accepted_us: int) -> Ticket:
+        """:meth:`ticket` for the call ``first``, and what it may cost is reserved in the budgets that it counts in.
+
+        Raises InferBusError RESOURCE_EXHAUSTED ``insufficient_quota``, too, and UNAVAILABLE if the bus is away.
+        """
+        ticket = self.ticket(key, plan)
+        try:
+            await self._budgets.reserve(first, key, plan, model, accepted_us)
+        except BaseException:
+            ticket.settle(0)
+            raise
+        return ticket
+
+    def refused(self, choices: Iterable[bytes]) -> None:
+        """Choices of an admitted call were certainly not accepted, and are not going to be: they cost nothing."""
+        for request_id in choices:
+            self._budgets.refused(request_id)
 
     def count(self, key: KeyRecord) -> None:
         """A call that comes back to an answer: it counts as a request. Raises RateLimitError."""

@@ -19,9 +19,11 @@ from inferbus_runtime.lifecycle import Process
 
 from inferbus_edge.admission import InferenceSettings
 from inferbus_edge.attendance import Attendance
+from inferbus_edge.budgets import Budgets
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.config import Config
 from inferbus_edge.cors import cors_of
+from inferbus_edge.deliveries import DeliveryLog
 from inferbus_edge.directory import Directory
 from inferbus_edge.following import Following
 from inferbus_edge.idempotency import Claims
@@ -29,23 +31,36 @@ from inferbus_edge.inference import Inference
 from inferbus_edge.inference_v2_servicer import SERVICE as INFERENCE_SERVICE
 from inferbus_edge.inference_v2_servicer import InferenceV2Servicer
 from inferbus_edge.limits import RateLimits
+from inferbus_edge.listening import listen
+from inferbus_edge.reports import Reports
 from inferbus_edge.resume import ResumeRoutes
 from inferbus_edge.routes.admin import AdminRoutes
+from inferbus_edge.routes.analytics import AnalyticsRoutes
 from inferbus_edge.routes.anthropic import MessageRoutes
+from inferbus_edge.routes.brands import BrandRoutes
+from inferbus_edge.routes.budgets import BudgetRoutes
 from inferbus_edge.routes.chat import ChatRoutes, StoredChatRoutes
 from inferbus_edge.routes.completions import CompletionRoutes
+from inferbus_edge.routes.console import ConsoleRoutes
 from inferbus_edge.routes.embeddings import EmbeddingRoutes
 from inferbus_edge.routes.health import HealthRoutes
 from inferbus_edge.routes.inference_v2 import InferenceV2Routes
 from inferbus_edge.routes.inference_v2_door import InferenceDoor
+from inferbus_edge.routes.invoices import InvoiceRoutes
 from inferbus_edge.routes.models import ModelRoutes
 from inferbus_edge.routes.openapi import OpenApiRoutes
 from inferbus_edge.routes.organization import OrganizationRoutes
+from inferbus_edge.routes.organization_usage import OrganizationUsageRoutes
+from inferbus_edge.routes.prices import PriceRoutes
+from inferbus_edge.routes.privacy import PrivacyRoutes
+from inferbus_edge.routes.replay import ReplayRoutes
+from inferbus_edge.routes.requests import RequestRoutes
 from inferbus_edge.routes.responses import ResponsesRoutes
 from inferbus_edge.routes.responses_input_tokens import InputTokensRoutes
 from inferbus_edge.routes.tenants import TenantRoutes
 from inferbus_edge.routes.tokenize import TokenizeRoutes
-from inferbus_edge.server import Routes, listen
+from inferbus_edge.routes.usage import UsageRoutes
+from inferbus_edge.server import Routes
 from inferbus_edge.servicer import DirectoryServicer
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Streams
@@ -65,12 +80,15 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     limits = RateLimits(bus, edge=config.name)
     await limits.start()
     process.spawn(limits.run(), "limits held together")
+    budgets = Budgets(bus, edge=config.name)
+    await process.enter(_running(budgets))
+    process.spawn(budgets.run(), "grants of budgets")
     directory = Directory(bus, publisher, lambda key: limits.count_change(key.tenant_id, config.max_changes_per_minute))
     await process.enter(_running(directory))
     await process.enter(_running(models))
     catalogue = Catalogue(models)
     stored = Stored(Store(bus, "responses", ResponseRecord, publisher), config.response_retention)
-    inference = await _inference(config, process, bus, publisher, limits, directory, catalogue, stored)
+    inference = await _inference(config, process, bus, publisher, limits, budgets, directory, catalogue, stored)
 
     token = None if config.rpc_token is None else config.rpc_token.get_secret_value()
     scheduler = await _channel(process, config, config.scheduler_address, token)
@@ -101,9 +119,23 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     ResumeRoutes(auth, inference).add_to(routes)
     ModelRoutes(auth, catalogue).add_to(routes)
     HealthRoutes(not_ready).add_to(routes)
-    AdminRoutes(auth=auth, desk=directory.keys, scheduler=scheduler, meter=meter, body_timeout=wait).add_to(routes)
+    bounds = Reports(auth, limits, of_tenant=config.max_reports, of_operators=config.max_operator_reports)
+    reports = routes.within(bounds.bound)
+    admin = AdminRoutes(auth=auth, desk=directory.keys, scheduler=scheduler, meter=meter, body_timeout=wait)
+    admin.add_to(routes, reports)
     TenantRoutes(auth, directory.tenants, wait).add_to(routes)
+    PriceRoutes(auth, meter, publisher, wait).add_to(routes)
+    BudgetRoutes(directory, meter, wait).add_to(reports)
+    ReplayRoutes(auth, meter, wait).add_to(routes)
+    OrganizationUsageRoutes(directory, meter, wait).add_to(reports)
+    UsageRoutes(auth, meter).add_to(reports)
+    RequestRoutes(directory, meter, scheduler, wait).add_to(reports)
+    AnalyticsRoutes(directory, meter, wait).add_to(reports)
+    InvoiceRoutes(directory, meter, publisher, wait).add_to(reports)
     OrganizationRoutes(directory, wait).add_to(routes)
+    BrandRoutes(directory, wait).add_to(routes)
+    ConsoleRoutes(directory.brands).add_to(routes)
+    PrivacyRoutes(directory, meter, publisher, wait).add_to(reports)
     OpenApiRoutes().add_to(routes)  # last: it describes the others
 
     servicer = DirectoryServicer(directory)
@@ -143,6 +175,7 @@ async def _inference(
     bus: Bus,
     publisher: Publisher,
     limits: RateLimits,
+    budgets: Budgets,
     directory: Directory,
     catalogue: Catalogue,
     stored: Stored,
@@ -155,6 +188,7 @@ async def _inference(
     def on_frame(frame: Frame, sequence: int) -> None:
         streams.on_frame(frame, sequence)
         following.on_own_frame(frame, sequence)
+        budgets.on_frame(frame)
 
     reader = FrameReader(bus, edge=config.name, on_frame=on_frame)
     await process.enter(_running(reader))
@@ -163,6 +197,9 @@ async def _inference(
     await bus.subscribe(Attached, attendance.on_attached)
     process.spawn(attendance.run(), "who attends to what")
 
+    deliveries = DeliveryLog(config.name, publisher)
+    await process.enter(_flushing(deliveries))
+    process.spawn(deliveries.run(), "what was delivered")
     inference = Inference(
         edge=config.name,
         auth=directory.auth,
@@ -172,11 +209,13 @@ async def _inference(
         following=following,
         attendance=attendance,
         limits=limits,
+        budgets=budgets,
         claims=Claims(
             Store(bus, "idempotency", IdempotencyRecord, publisher), config.name, config.idempotency_retention
         ),
         stored=stored,
         unattended=Unattended(following, stored, config.background_timeout),
+        deliveries=deliveries,
         settings=InferenceSettings(
             request_timeout=config.request_timeout,
             background_timeout=config.background_timeout,
@@ -234,6 +273,14 @@ async def _stopping(following: Following) -> AsyncIterator[None]:
         yield
     finally:
         await following.stop()
+
+
+@asynccontextmanager
+async def _flushing(deliveries: DeliveryLog) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await deliveries.flush()
 
 
 async def _channel(process: Process, config: Config, address: str | None, token: str | None) -> grpc.aio.Channel | None:

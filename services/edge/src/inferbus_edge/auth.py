@@ -48,10 +48,10 @@ class Auth:
                 self._member_changed(name, member)
             members.on_change(self._member_changed)
 
-    def require(self, headers: Mapping[str, str], scope: str) -> KeyRecord:
+    def identify(self, headers: Mapping[str, str]) -> KeyRecord:
         """The record of the key in ``authorization: Bearer ...``, or without one in ``x-api-key`` (Anthropic's).
 
-        Raises InferBusError UNAUTHENTICATED without a valid key, PERMISSION_DENIED if it has not the ``scope``.
+        Raises InferBusError UNAUTHENTICATED without a valid key.
         """
         secret = _secret(headers)
         # Bytes that are no UTF-8 come as surrogates, which have no hash.
@@ -62,6 +62,11 @@ class Auth:
         self._living(record, now_us)
         if self._uses is not None:
             self._uses.note(record.key_id, now_us)
+        return record
+
+    def require(self, headers: Mapping[str, str], scope: str) -> KeyRecord:
+        """Like :meth:`identify`. Raises InferBusError PERMISSION_DENIED, too, if the key has not the ``scope``."""
+        record = self.identify(headers)
         if scope not in record.scopes and _IMPLIED.get(scope) not in record.scopes:
             raise InferBusError(
                 ErrorClass.ERROR_CLASS_PERMISSION_DENIED,

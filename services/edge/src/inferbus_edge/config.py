@@ -7,6 +7,7 @@ from inferbus_runtime.config import ADDRESS, ServiceConfig, together
 from inferbus_runtime.tls import TlsFiles
 from pydantic import Field, ValidationInfo, field_validator
 
+from inferbus_edge.core.lifetimes import LEAST_ORPHAN_SECONDS
 from inferbus_edge.cors import cors_of
 
 
@@ -34,9 +35,9 @@ class Config(ServiceConfig):
     """The longest that a request or a tenant may ask its generation to go on for a client that has vanished."""
     idempotent_hold: timedelta = Field(default=timedelta(minutes=1), ge=timedelta(0))
     """How long it goes on for a request with an Idempotency-Key, which says that its client will come again."""
-    orphan_hold: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
-    """After a restart: how long a generation that the edge does not know goes on, until its client is back. Beside
-    other edges no less than 3s: they say every 2 s what they deliver, and what it has not heard of it cancels."""
+    orphan_hold: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(seconds=LEAST_ORPHAN_SECONDS))
+    """After a restart: how long a generation that the edge does not know goes on, until its client is back. At least
+    4s: other edges say every 2 s what they deliver, and what it has not heard of by then it cancels."""
     idempotency_retention: timedelta = Field(default=timedelta(hours=24), ge=timedelta(seconds=1))
     """How long an Idempotency-Key stands for its first request."""
     response_retention: timedelta = Field(default=timedelta(days=30), ge=timedelta(seconds=1))
@@ -55,6 +56,10 @@ class Config(ServiceConfig):
     """Requests answered at once; more are refused with 503 and Retry-After."""
     max_changes_per_minute: int = Field(default=120, ge=1)
     """Changes that one tenant's administrators make, at all edges; more are 429. Revoking and deleting never are."""
+    max_reports: int = Field(default=4, ge=1)
+    """Reports of one tenant at once, at all edges: usage, costs, analytics, requests, invoices; more are 429."""
+    max_operator_reports: int = Field(default=16, ge=1)
+    """The same of all operators together, exports included."""
     max_unsent_bytes: int = Field(default=1 << 20, ge=4096)
     """A stream whose client leaves more than this unread is ended and its generation cancelled."""
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from inferbus.bus.v1.brand_pb2 import BrandRecord
 from inferbus.bus.v1.registry_pb2 import KeyRecord, KeyUseRecord, MemberRecord, ProjectRecord, TenantRecord
 from inferbus_bus.connection import Bus
 from inferbus_bus.publish import Publisher
@@ -12,6 +13,8 @@ from inferbus_contracts.subjects import TENANT_SHARE_BYTES, bucket_spec
 
 from inferbus_edge.audit_log import AuditLog
 from inferbus_edge.auth import Auth
+from inferbus_edge.brands import BrandDesk
+from inferbus_edge.core.brand import MAX_BRAND_BYTES
 from inferbus_edge.core.organization_room import MAX_MEMBER_BYTES, MAX_RECORD_BYTES, Room
 from inferbus_edge.key_uses import KeyUses
 from inferbus_edge.keys import KeyDesk
@@ -33,9 +36,10 @@ class Directory:
         tenants = Registry(bus, "tenants", TenantRecord)
         projects = Registry(bus, "projects", ProjectRecord)
         members = Registry(bus, "members", MemberRecord)
+        brands = Registry(bus, "brands", BrandRecord)
         self._registries: tuple[Registry[KeyRecord] | Registry[KeyUseRecord] | Registry[TenantRecord]
-                                | Registry[ProjectRecord] | Registry[MemberRecord], ...] = (
-            keys, key_uses, tenants, projects, members,
+                                | Registry[ProjectRecord] | Registry[MemberRecord] | Registry[BrandRecord], ...] = (
+            keys, key_uses, tenants, projects, members, brands,
         )  # fmt: skip
         self._uses = KeyUses(key_uses)
         self._writing: asyncio.Task[None] | None = None
@@ -45,6 +49,7 @@ class Directory:
         self.tenants = TenantDesk(Records(tenants, _room("tenants")), key_records, publisher)
         self.projects = ProjectDesk(Records(projects, _room("projects")), key_records, publisher)
         self.members = MemberDesk(Records(members, _room("members", MAX_MEMBER_BYTES)), self.keys, publisher)
+        self.brands = BrandDesk(Records(brands, _room("brands", MAX_BRAND_BYTES)), publisher)
         self.audit_log = AuditLog(bus)
 
     async def start(self) -> None:

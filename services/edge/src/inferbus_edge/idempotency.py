@@ -36,57 +36,93 @@ class Claims:
             return None
         return Claim(self._store, name, _same(found[0], fingerprint), found[1], self._ttl)
 
-    async def make(
-        self, key: KeyRecord, idempotency_key: str, fingerprint: bytes, request_id: bytes, accepted_us: int
-    ) -> bool:
-        """From now on the key stands for this request, which must have been admitted: whoever finds it here may publish
-        it. It is never given back: a retry of what was not accepted is accepted under the same id. False if somebody
-        was faster."""
+    def new(
+        self,
+        key: KeyRecord,
+        idempotency_key: str,
+        fingerprint: bytes,
+        request_id: bytes,
+        accepted_us: int,
+        after: "Claim | None",
+    ) -> "Claim":
+        """A claim of this request, to be made. ``after``: what the key stood for until now."""
         record = IdempotencyRecord(
             request_id=request_id,
             fingerprint=fingerprint,
             edge=self._edge,
             accepted_time=clock.timestamp(accepted_us),
         )
-        try:
-            await self._store.create(_name(key, idempotency_key), record, self._ttl)
-        except InferBusError as error:
-            if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
-                raise
-            return False
-        return True
+        return Claim(
+            self._store, _name(key, idempotency_key), record, None if after is None else after.revision, self._ttl
+        )
 
 
 class Claim:
-    """What an earlier call left under a key."""
+    """What a key stands for. ``revision``: of a new one that of the claim which it takes the place of, if any."""
 
     def __init__(
         self,
         store: Store[IdempotencyRecord],
         name: str,
         record: IdempotencyRecord,
-        revision: int,
+        revision: int | None,
         ttl: timedelta,
     ) -> None:
         self._store = store
         self._name = name
-        self._revision = revision
         self._ttl = ttl
+        self.revision = revision
         self.record = record
 
-    async def renew(self, request_id: bytes, edge: str, accepted_us: int) -> bool:
-        """What it stood for failed in a way that a retry may mend: from now on it stands for a new request.
-
-        False if another retry was faster.
-        """
-        record = IdempotencyRecord(
-            request_id=request_id,
-            fingerprint=self.record.fingerprint,
-            edge=edge,
-            accepted_time=clock.timestamp(accepted_us),
-        )
+    async def make(self) -> bool:
+        """From now on the key stands for this request, which must have been admitted: whoever finds it here may publish
+        it. False if somebody was faster."""
         try:
-            await self._store.update(self._name, record, self._revision, self._ttl)
+            if self.revision is None:
+                await self._store.create(self._name, self.record, self._ttl)
+            else:
+                await self._store.update(self._name, self.record, self.revision, self._ttl)
+        except InferBusError as error:
+            if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
+                raise
+            return False
+        return True
+
+    async def confirm(self) -> bool:
+        """For a retry, which is about to publish the request again: it cannot be taken back any more. False if it has
+        been. Raises InferBusError UNAVAILABLE."""
+        known, revision = self.record, self.revision or 0
+        confirmed = IdempotencyRecord()
+        confirmed.CopyFrom(known)
+        confirmed.retried = True
+        while not known.retried:
+            if await self._changed(confirmed, revision):
+                return True
+            last, revision = await self._store.last(self._name)
+            if last is None or last.request_id != self.record.request_id:
+                return False
+            known = last
+        return True
+
+    async def withdraw(self) -> bool:
+        """Of the one who made it, or tried to: nothing of the request was accepted, so the key is free. False if a
+        retry may have published it. Raises InferBusError UNAVAILABLE; it may be said again."""
+        while True:
+            last, revision = await self._store.last(self._name)
+            mine = last is not None and last.request_id == self.record.request_id
+            if last is not None and mine and last.retried:
+                return False
+            # Whatever is there is written again, so that what may still be on its way from here comes too late.
+            if await self._changed(None if mine else last, revision):
+                return True
+
+    async def _changed(self, record: IdempotencyRecord | None, revision: int) -> bool:
+        """Compare and set, or delete. False if somebody was faster."""
+        try:
+            if record is None:
+                await self._store.delete(self._name, revision)
+            else:
+                await self._store.update(self._name, record, revision, self._ttl)
         except InferBusError as error:
             if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
                 raise

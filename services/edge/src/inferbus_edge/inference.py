@@ -2,33 +2,35 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
 import orjson
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
-from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.publish import Publisher
 from inferbus_contracts.ids import choice_id, detached, is_detached, uuid_text
 from inferbus_runtime import clock
-from inferbus_runtime.errors import InferBusError, unavailable
+from inferbus_runtime.errors import unavailable
 from inferbus_runtime.telemetry import Span, span
 from opentelemetry.trace import SpanKind
 
+from inferbus_edge.accepting import Acceptance, Accepted
 from inferbus_edge.admission import Admission, InferenceSettings, used
 from inferbus_edge.attendance import EDGE_STOPPED, Attendance
 from inferbus_edge.auth import Auth
+from inferbus_edge.budgets import Budgets
 from inferbus_edge.catalogue import Catalogue
-from inferbus_edge.core.acceptance import messages_of, reply_of
-from inferbus_edge.core.errors import internal
+from inferbus_edge.core.acceptance import reply_of
+from inferbus_edge.core.capture import capture_rate
+from inferbus_edge.core.labels import TAGS_HEADER, tags_of
 from inferbus_edge.core.plan import Plan
+from inferbus_edge.deliveries import DeliveryLog
 from inferbus_edge.following import Following
 from inferbus_edge.holding import Holds
-from inferbus_edge.idempotency import HEADER, Claims, fingerprint_of
+from inferbus_edge.idempotency import HEADER, Claim, Claims, fingerprint_of
 from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.measure import Timing
 from inferbus_edge.retries import Retries
@@ -47,20 +49,6 @@ log = logging.getLogger(__name__)
 _RETRY_AFTER = timedelta(seconds=1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    """One call that is being answered. ``fields``: headers of its answer. ``keyed``: under an idempotency key."""
-
-    call: Asked
-    key: KeyRecord
-    plan: Plan
-    reply: bytes
-    ticket: Ticket
-    fields: Mapping[str, str]
-    trace: Span
-    keyed: bool
-
-
 class Inference:
     """``streams``: what this edge accepted; ``following``: what came back here."""
 
@@ -75,14 +63,15 @@ class Inference:
         following: Following,
         attendance: Attendance,
         limits: RateLimits,
+        budgets: Budgets,
         claims: Claims,
         stored: Stored,
         unattended: Unattended,
+        deliveries: DeliveryLog,
         settings: InferenceSettings,
     ) -> None:
-        self._edge = edge
+        self._auth = auth
         self._catalogue = catalogue
-        self._publisher = publisher
         self._streams = streams
         self._following = following
         self._attendance = attendance
@@ -90,10 +79,17 @@ class Inference:
         self._stored = stored
         self._settings = settings
         self._holds = Holds(auth, settings.max_hold)
-        self._returning = Returning(following, self._holds, settings.background_timeout, settings.max_unsent_bytes)
+        self._deliveries = deliveries
+        self._returning = Returning(
+            following, self._holds, settings.background_timeout, settings.max_unsent_bytes, deliveries
+        )
         self._unattended = unattended
         self._unread = Unread()
-        self.admission = Admission(auth, limits, self._running, settings.max_active)
+        self.admission = Admission(auth, limits, budgets, self._running, settings.max_active)
+        self._acceptance = Acceptance(
+            edge=edge, publisher=publisher, streams=streams, attendance=attendance, admission=self.admission,
+            stored=stored, unattended=unattended, settings=settings,
+        )  # fmt: skip
         self._retries = Retries(self.admission, self._holds, self._returning, publisher, stored, unattended, settings)
 
     # --- a new call -------------------------------------------------------------------------------------------------
@@ -104,6 +100,11 @@ class Inference:
         self.admission.room()
         self._unread.check(key.tenant_id)
         self._holds.asked(call)  # said wrongly it is refused before anything is claimed
+        if TAGS_HEADER in call.said:
+            plan = replace(plan, tags=tags_of(call.said[TAGS_HEADER]))
+        rate = capture_rate(self._auth.tenant_of(key).capture, key.project_id, call.said)
+        if rate:
+            plan = replace(plan, capture_rate=rate)
         if plan.detached:
             call = replace(call, request_id=detached(call.request_id))
         facts = {
@@ -115,7 +116,8 @@ class Inference:
         with span(f"{plan.operation} {plan.model}", call.said, kind=SpanKind.SERVER, **facts) as trace:
             name = call.said.get(HEADER.lower())
             if not name:  # an empty one names nothing
-                response = await self._begin(call, key, plan, model, self.admission.ticket(key, plan), trace)
+                ticket = await self._admit(call, key, plan, model)
+                response = await self._begin(call, key, plan, model, ticket, trace)
             else:
                 response = await self._once(call, key, plan, model, name, fingerprint_of(call.address, body), trace)
             return self._unread.keep(key.tenant_id, response)
@@ -131,18 +133,19 @@ class Inference:
                 if response is not None:
                     return response
             # Before anybody can see the claim: who finds one takes its request for admitted.
-            ticket = self.admission.ticket(key, plan)
+            ticket = await self._admit(call, key, plan, model)
+            mine = self._claims.new(key, name, fingerprint, call.request_id, call.accepted_us, claim)
             try:
-                if claim is None:
-                    mine = await self._claims.make(key, name, fingerprint, call.request_id, call.accepted_us)
-                else:
-                    mine = await claim.renew(call.request_id, self._edge, call.accepted_us)
+                made = await mine.make()
             except BaseException:
-                ticket.settle(0)
+                await self._acceptance.withdraw(call.request_id, plan, ticket, mine)  # it may stand all the same
                 raise
-            if mine:
-                return await self._begin(call, key, plan, model, ticket, trace, keyed=True)
-            ticket.settle(0)
+            if made:
+                return await self._begin(call, key, plan, model, ticket, trace, mine)
+            await self._acceptance.withdraw(call.request_id, plan, ticket, None)
+
+    async def _admit(self, call: Asked, key: KeyRecord, plan: Plan, model: ModelRecord) -> Ticket:
+        return await self.admission.admit(call.request_id, key, plan, model, call.accepted_us)
 
     async def _begin(
         self,
@@ -152,23 +155,24 @@ class Inference:
         model: ModelRecord,
         ticket: Ticket,
         trace: Span,
-        *,
-        keyed: bool = False,
+        claim: Claim | None = None,
     ) -> web.StreamResponse:
-        """``keyed``: a retry may join it. Settles ``ticket``, at once or when its generations have ended."""
+        """With a ``claim`` a retry may join it. Settles ``ticket``, at once or when its generations have ended."""
         fields = {STREAM_HEADER: uuid_text(call.request_id), **ticket.headers(), **plan.headers}
         try:
-            hold = self._holds.of(call, key, self._settings.idempotent_hold.total_seconds() if keyed else 0.0)
+            longer = 0.0 if claim is None else self._settings.idempotent_hold.total_seconds()
+            hold = self._holds.of(call, key, longer)
             described = reply_of(plan, model, call.accepted_us, hold)
-            accepted = _Accepted(call, key, plan, orjson.dumps(described), ticket, fields, trace, keyed)
+            accepted = Accepted(call, key, plan, orjson.dumps(described), ticket, fields, trace, claim)
             sink = sink_of(call, described, fields, self._settings.max_unsent_bytes, stream=plan.stream)
         except BaseException:
-            ticket.settle(0)
+            await self._acceptance.withdraw(call.request_id, plan, ticket, claim)
             raise
         answer = Answer(call.request_id, len(plan.requests), sink, Timing(plan.model, call.accepted_us), hold)
         timeout = self._settings.timeout_of(plan)
         answer.expires = clock.monotonic() + timeout.total_seconds()
         answer.settle = partial(_settle, accepted, answer)
+        self._deliveries.follow(answer, key, stored=plan.detached and not plan.stream)
         if plan.detached and not plan.stream:
             ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             # Whether its client waits for the acceptance or not.
@@ -178,7 +182,7 @@ class Inference:
                 raise answer.error
             return json_response(sink.body if isinstance(sink, FormBody) else b"", call.request_id, headers=fields)
         try:
-            await self._accept(accepted, answer)
+            await self._acceptance.accept(accepted, answer)
             if plan.detached and isinstance(sink, FormStream) and not answer.done.done():
                 sink.accept(clock.monotonic())
             await self._wait(answer, timeout)
@@ -195,49 +199,16 @@ class Inference:
             await self._keep(accepted, answer)
         return response_of(answer, call, fields)
 
-    async def _keep(self, accepted: _Accepted, answer: Answer) -> None:
+    async def _keep(self, accepted: Accepted, answer: Answer) -> None:
         """An answer that is to be stored is; a call that was refused leaves nothing."""
         if accepted.plan.stored is None:
             return
         error = answer.error
         refused = error is not None and error.error_class == ErrorClass.ERROR_CLASS_INVALID_ARGUMENT
         if refused and not accepted.plan.detached:
-            await self._forget(accepted.key, answer.first)
+            await self._stored.delete(accepted.key, answer.first)
         else:
             await self._unattended.store(accepted.key, answer)
-
-    async def _accept(self, accepted: _Accepted, answer: Answer) -> None:
-        """Publish; how that failed, if it did, is in ``answer``."""
-        plan = accepted.plan
-        self._streams.add(answer)
-        self._attendance.arrive(answer)
-        try:
-            messages = self._messages(accepted, answer)
-            if plan.stored is not None:
-                await self._store(accepted, answer.first)
-            headers = accepted.trace.headers()
-            if len(messages) == 1:
-                await self._publisher.publish(messages[0], headers)
-            else:
-                await asyncio.gather(*(self._publisher.publish(one, headers) for one in messages))
-        except InferBusError as error:
-            # It may be on its way all the same (only its ack was lost): a retry under the same key joins it then, else
-            # the generation is cancelled.
-            unknown = error.reason == "bus_unavailable"
-            self._streams.fail(answer, error, cancel=None if accepted.keyed and unknown else "not_accepted")
-            if not unknown and plan.stored is not None:
-                self._unattended.spawn(self._forget(accepted.key, answer.first))
-        except Exception as error:
-            self._streams.fail(answer, internal(repr(error)), cancel="not_accepted")
-            raise
-
-    async def _store(self, accepted: _Accepted, first: bytes) -> None:
-        try:
-            await self._stored.create(accepted.key, first, accepted.call.accepted_us, accepted.plan, accepted.reply)
-        except InferBusError as error:
-            if accepted.plan.store_asked or error.error_class != ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED:
-                raise
-            log.warning("an answer will not be stored: there is no room", extra={"request_id": uuid_text(first)})
 
     async def _wait(self, answer: Answer, timeout: timedelta) -> None:
         """To the end of the answer; how it ended is in it. Raises CancelledError if the client left."""
@@ -246,11 +217,6 @@ class Inference:
                 await answer.done
         except TimeoutError:
             self._streams.fail(answer, timed_out(timeout), cancel="deadline")
-
-    def _messages(self, accepted: _Accepted, answer: Answer) -> list[GenerateRequest]:
-        call, key, plan = accepted.call, accepted.key, accepted.plan
-        expire_us = call.accepted_us + self._settings.timeout_of(plan) // timedelta(microseconds=1)
-        return messages_of(plan, key, answer.first, self._edge, call.accepted_us, expire_us, accepted.reply)
 
     # --- a call that comes again ------------------------------------------------------------------------------------
 
@@ -286,14 +252,11 @@ class Inference:
     def _running(self) -> int:
         return len(self._streams) + sum(len(one) for one in self._following.streams())
 
-    async def _forget(self, key: KeyRecord, first: bytes) -> None:
-        await self._stored.delete(key, first)
-
-    async def _run_detached(self, accepted: _Accepted, answer: Answer, ready: asyncio.Future[None]) -> None:
+    async def _run_detached(self, accepted: Accepted, answer: Answer, ready: asyncio.Future[None]) -> None:
         """An answer without a client, from its acceptance to the store. ``ready``: it is accepted, or refused."""
         self._unattended.offer(answer)
         try:
-            await self._accept(accepted, answer)
+            await self._acceptance.accept(accepted, answer)
             if not ready.done():
                 ready.set_result(None)
             await self._wait(answer, self._settings.timeout_of(accepted.plan))
@@ -343,7 +306,7 @@ def _wait() -> bool:
     return True
 
 
-def _settle(accepted: _Accepted, answer: Answer) -> None:
+def _settle(accepted: Accepted, answer: Answer) -> None:
     """Its generations have ended, or are wanted by nobody."""
     accepted.ticket.settle(used(accepted.plan, answer))
     if answer.usage is not None:

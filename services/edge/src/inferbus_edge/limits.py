@@ -104,6 +104,11 @@ class RateLimits:
         """Count a change by a tenant's administrators, of ``most`` a minute. Raises RateLimitError."""
         self._spend([(f"administration:{tenant_id}", Limits(requests=most))], 0).settle(0)
 
+    def report(self, tenant_id: str, most: int) -> Ticket:
+        """Count a question to the meter, of which a tenant (empty: the operators) has ``most`` at once. Raises
+        RateLimitError."""
+        return self._spend([(f"reports:{tenant_id}", Limits(concurrent=most))], 0)
+
     def admit(self, key: KeyRecord, project: ProjectRecord, tenant: TenantRecord, tokens: int) -> Ticket:
         """Count one request that will use about ``tokens``, input and output together.
 

@@ -53,7 +53,10 @@ class _First:
         self.edge = claim.record.edge
         self.accepted_us = claim.record.accepted_time.ToMicroseconds()
         self.ticket: Ticket | None = None
-        self.refused: asyncio.Future[InferBusError] = asyncio.get_running_loop().create_future()
+        self.refused: asyncio.Future[InferBusError | None] = asyncio.get_running_loop().create_future()
+        """Why it was not published again; None: who was first took it back, and it must be made anew."""
+        self._claim = claim
+        self._publishing: asyncio.Task[None] | None = None
         self._retries = retries
         self._key, self._plan, self._trace = key, plan, trace
         hold = retries.holds.of(call, key, retries.settings.idempotent_hold.total_seconds())
@@ -69,13 +72,30 @@ class _First:
         if not self.recent:
             return False
         self.ticket = self.ticket or self._retries.admission.ticket(self._key, self._plan)
+        self._publishing = self._retries.unattended.spawn(self._publish())
+        return True
+
+    async def taken_back(self) -> bool:
+        if self._publishing is not None:
+            await self._publishing
+        return self.refused.done() and self.refused.result() is None
+
+    async def _publish(self) -> None:
+        try:
+            confirmed = await self._claim.confirm()
+        except InferBusError as error:
+            self._published(error)
+            return
+        if not confirmed:
+            if not self.refused.done():
+                self.refused.set_result(None)
+            return
         expire_us = self.accepted_us + self._retries.settings.timeout_of(self._plan) // timedelta(microseconds=1)
         messages = messages_of(
             self._plan, self._key, self.request_id, self.edge, self.accepted_us, expire_us, self.reply
         )
         for one in messages:
             self._retries.publisher.publish_then(one, self._published, self._trace.headers())
-        return True
 
     def _published(self, outcome: Outcome) -> None:
         if isinstance(outcome, InferBusError) and not self.refused.done():
@@ -100,7 +120,7 @@ class Retries:
         self.settings = settings
         self._returning = returning
         self._stored = stored
-        self._unattended = unattended
+        self.unattended = unattended
 
     async def answer(
         self, call: Asked, key: KeyRecord, plan: Plan, model: ModelRecord, claim: Claim, trace: Span
@@ -126,19 +146,24 @@ class Retries:
 
     async def _snapshot(self, key: KeyRecord, plan: Plan, first: _First) -> web.StreamResponse | None:
         """Of one that runs in the background."""
-        body = await self._unattended.snapshot(key, first.request_id, absent=first.publish)
+        body = await self.unattended.snapshot(key, first.request_id, absent=first.publish)
         if body is None and first.recent:
             # Who was first has not stored it yet, or never will: then it is this call's to do.
             await self._stored.create(key, first.request_id, first.accepted_us, plan, first.reply)
-            body = await self._unattended.snapshot(key, first.request_id, absent=first.publish)
+            body = await self.unattended.snapshot(key, first.request_id, absent=first.publish)
+        if await first.taken_back():
+            await self._stored.delete(key, first.request_id)
+            if first.ticket is not None:
+                first.ticket.settle(0)
+            return None
         if first.ticket is not None:
-            self._unattended.spawn(self._follow(key, plan, first, first.ticket))
+            self.unattended.spawn(self._follow(key, plan, first, first.ticket))
         return None if body is None else json_response(body, first.request_id)
 
     async def _follow(self, key: KeyRecord, plan: Plan, first: _First, ticket: Ticket) -> None:
         """To the end of what was published again and has no client."""
         try:
-            answer = await self._unattended.keep(key, first.request_id, first.reply)
+            answer = await self.unattended.keep(key, first.request_id, first.reply)
         except BaseException:
             ticket.settle(plan.input_estimate)
             raise
@@ -155,13 +180,18 @@ def _settle_with(ticket: Ticket, plan: Plan, answer: Answer | None) -> None:
         answer.settle = partial(_settle_with, ticket, plan, answer)
 
 
-async def _unless(refused: asyncio.Future[InferBusError], find: Coroutine[Any, Any, Answer | None]) -> Answer | None:
-    """What ``find`` gives, unless ``refused`` is known first: then that is raised."""
+async def _unless(
+    refused: asyncio.Future[InferBusError | None], find: Coroutine[Any, Any, Answer | None]
+) -> Answer | None:
+    """What ``find`` gives, unless ``refused`` is known first: then that is raised, or None given."""
     looking = asyncio.ensure_future(find)
     try:
         await asyncio.wait((looking, refused), return_when=asyncio.FIRST_COMPLETED)
         if not looking.done():
-            raise refused.result()
+            error = refused.result()
+            if error is None:
+                return None
+            raise error
         return looking.result()
     finally:
         looking.cancel()

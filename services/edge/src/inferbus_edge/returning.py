@@ -16,6 +16,7 @@ from inferbus_runtime.errors import InferBusError
 
 from inferbus_edge.core.forms import WHOLE
 from inferbus_edge.core.lookups import Lookups
+from inferbus_edge.deliveries import DeliveryLog
 from inferbus_edge.following import Following
 from inferbus_edge.holding import Holds
 from inferbus_edge.measure import Timing
@@ -32,11 +33,14 @@ class Returning:
     """``timeout``: how long a client that came back is answered at most. ``max_unsent_bytes``: what it may leave
     unread."""
 
-    def __init__(self, following: Following, holds: Holds, timeout: timedelta, max_unsent_bytes: int) -> None:
+    def __init__(
+        self, following: Following, holds: Holds, timeout: timedelta, max_unsent_bytes: int, deliveries: DeliveryLog
+    ) -> None:
         self._following = following
         self._holds = holds
         self._timeout = timeout
         self._max_unsent_bytes = max_unsent_bytes
+        self._deliveries = deliveries
         self._lookups = Lookups()
 
     async def find(
@@ -66,6 +70,7 @@ class Returning:
             hold = self._holds.of(call, key, described.get("hold", 0.0))
             answer = Answer(first, described["n"], sink, Timing(context.model, unix_ms_of(first) * 1000), hold)
             answer.resumed = True
+            self._deliveries.follow(answer, key)
             return answer
 
         try:

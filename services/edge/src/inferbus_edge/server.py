@@ -1,39 +1,28 @@
-"""The HTTP server around the routes: finding one, and giving every failure OpenAI's error body.
-
-aiohttp's low-level server, since its own application answers errors in text and its parser's errors pass by any
-middleware: here all of them end in :func:`error_response`.
-"""
+"""What a request meets before and after its handler: its route is found, and every failure is given its API's error
+body, OpenAI's if no other. The connections themselves: see :mod:`.listening`."""
 
 import asyncio
 import logging
 import secrets
-import socket
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from typing import Any
 
 from aiohttp import web
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import request_id, uuid_text
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError, invalid
-from inferbus_runtime.tls import TlsFiles, server_context
 
-from inferbus_edge.core.errors import error_body, http_status, internal, of_status, retry_after_seconds
+from inferbus_edge.answers import WholeResponse, WrittenResponse
+from inferbus_edge.core.errors import QUOTA, error_body, http_status, internal, of_status, retry_after_seconds
 from inferbus_edge.core.openapi import OPERATIONS
 from inferbus_edge.cors import Cors, is_preflight
 from inferbus_edge.limits import RateLimitError
 
 log = logging.getLogger(__name__)
 
-_CLOSE_SECONDS = 1.0
-# Of a request's head: fields, bytes of its first line, bytes of one field. More is a 400.
-_MAX_HEADERS, _MAX_LINE, _MAX_FIELD = 128, 8190, 8190
-_BACKLOG = 1024
 # What may answer in events: those are written to the transport as they come, whatever the method.
 _STREAMING = frozenset((one.method, one.path) for one in OPERATIONS if one.events)
 
@@ -62,6 +51,8 @@ class Call(Asked):
 
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+# Of a method, a path and its handler.
+Bound = Callable[[str, str, Handler], Handler]
 ErrorBody = Callable[[InferBusError, bytes], bytes]
 
 
@@ -80,46 +71,6 @@ class Route:
         return ", ".join(sorted(method for method, one in self.methods.items() if one is not handler))
 
 
-class WrittenResponse(web.StreamResponse):
-    """Says to aiohttp that the answer is on its way already, written to the transport by ourselves."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        super().__init__()
-        self._reuse = keep_alive
-
-    @property
-    def keep_alive(self) -> bool:
-        return self._reuse
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing: the head is out."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing: the end is out."""
-
-
-def _nothing() -> None:
-    pass
-
-
-class WholeResponse(web.Response):
-    """One that may be large. ``written``: called when the client has it, or cannot get it."""
-
-    written: "weakref.finalize[..., web.StreamResponse] | None" = None
-
-    def handed_on(self) -> Callable[[], object]:
-        """For who writes the body himself: to be called instead of ``written``, which is not called any more."""
-        found = None if self.written is None else self.written.detach()
-        return _nothing if found is None else partial(found[1], *found[2])
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        try:
-            await super().write_eof(data)
-        finally:
-            if self.written is not None:
-                self.written()
-
-
 class Routes:
     """Which handler answers: exact paths, paths with ``{name}`` parts, and prefixes that end in a slash."""
 
@@ -128,10 +79,24 @@ class Routes:
         # By number of parts: few routes share one.
         self._patterns: dict[int, list[Route]] = {}
         self._prefixes: dict[str, Route] = {}
+        self._bound: Bound | None = None
 
-    def add(self, method: str, path: str, handler: Handler, errors: ErrorBody = error_body) -> None:
-        """A GET comes with its HEAD, which aiohttp answers without a body, unless it may answer in events."""
-        methods = self._route(path, errors).methods
+    def within(self, bound: Bound) -> "Routes":
+        """These routes, to which a handler is added as what ``bound`` makes of it."""
+        view = copy(self)
+        view._bound = bound
+        return view
+
+    def add(
+        self, method: str, path: str, handler: Handler, errors: ErrorBody = error_body, *, whole: bool = False
+    ) -> None:
+        """A GET comes with its HEAD, which aiohttp answers without a body, unless it may answer in events. ``whole``: a
+        path that ends in a slash is no prefix, but the path itself."""
+        if self._bound is not None:
+            handler = self._bound(method, path, handler)
+        methods = (
+            self._exact.setdefault(path, Route(path, {}, errors)) if whole else self._route(path, errors)
+        ).methods
         methods[method] = handler
         if method == "GET" and (method, path) not in _STREAMING:
             methods["HEAD"] = handler
@@ -210,6 +175,8 @@ def error_response(error: InferBusError, request_id: bytes, body: ErrorBody = er
     response = json_response(body(error, request_id), request_id, http_status(error))
     if isinstance(error, RateLimitError):
         response.headers.update(error.headers)
+    if error.reason == QUOTA:
+        response.headers["x-should-retry"] = "false"  # OpenAI's SDKs try a 429 again without it
     seconds = retry_after_seconds(error)
     if seconds is not None:
         response.headers["Retry-After"] = str(seconds)
@@ -219,8 +186,9 @@ def error_response(error: InferBusError, request_id: bytes, body: ErrorBody = er
 def json_response(
     body: bytes, request_id: bytes, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """``headers``: further ones."""
-    own = own_headers(request_id)
+    """``headers``: further ones. A cache on the way keeps none: most of it is one tenant's, and a key that is sent in
+    x-api-key does not tell a cache so."""
+    own = {**own_headers(request_id), "Cache-Control": "no-store"}
     return web.Response(
         status=status, body=body, content_type="application/json", headers={**own, **headers} if headers else own
     )
@@ -236,53 +204,6 @@ def own_headers(request_id: bytes) -> dict[str, str]:
     tell its version."""
     name = uuid_text(request_id)
     return {"x-request-id": name, "request-id": name, "Server": "inferbus"}
-
-
-class _Connection(web.RequestHandler):
-    """aiohttp's connection, with our body for what its parser refuses, and an end for who does not read."""
-
-    def __init__(self, server: "_Server", *, unread_seconds: float, **settings: Any) -> None:
-        super().__init__(server, **settings)
-        self._unread_ms = round(unread_seconds * 1000)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        # The kernel ends a connection whose client takes nothing for so long: closing it would wait for the client.
-        connected = transport.get_extra_info("socket")
-        if connected is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unread_ms)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if status >= 500:
-            log.error("a request failed outside of its route", exc_info=exc)
-        else:
-            log.debug("bad HTTP", extra={"error": repr(exc)})
-        if request.writer is not None and request.writer.output_size > 0:
-            raise ConnectionError("a part of the answer is out: no other can be sent")
-        response = error_response(of_status(status), new_request_id("", clock.now_us()))
-        response.force_close()
-        return response
-
-
-class _Server(web.Server):
-    """web.Server that makes our kind of connection."""
-
-    def __init__(self, handler: Any, *, unread_seconds: float, **settings: Any) -> None:
-        super().__init__(handler, **settings)
-        settings.pop("handler_cancellation")
-        settings.pop("request_factory")
-        self._unread_seconds = unread_seconds
-        self._settings = settings
-
-    def __call__(self) -> web.RequestHandler:
-        loop = asyncio.get_running_loop()
-        return _Connection(self, loop=loop, unread_seconds=self._unread_seconds, **self._settings)
 
 
 def new_request_id(edge: str, accepted_us: int) -> bytes:
@@ -359,48 +280,3 @@ def _log(error: InferBusError, route: str, request_id: bytes) -> None:
             "diagnostic": error.diagnostic,
         },
     )
-
-
-@asynccontextmanager
-async def listen(
-    host: str,
-    port: int,
-    routes: Routes,
-    *,
-    edge: str,
-    max_body_bytes: int,
-    idle_timeout: timedelta,
-    unread_timeout: timedelta,
-    cors: Cors,
-    tls: TlsFiles | None = None,
-) -> AsyncIterator[str]:
-    """Serve ``routes`` until the context ends; gives "host:port" really bound. Raises OSError if it is taken.
-
-    ``idle_timeout``: a connection without a whole request head for so long is closed. ``unread_timeout``: one whose
-    client takes nothing of what is on its way.
-    """
-    loop = asyncio.get_running_loop()
-
-    def request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes)
-
-    server = _Server(
-        Front(routes, edge, cors).handle,
-        request_factory=request,
-        handler_cancellation=True,  # a client that leaves cancels its handler, and so its generation
-        keepalive_timeout=idle_timeout.total_seconds(),
-        unread_seconds=unread_timeout.total_seconds(),
-        max_headers=_MAX_HEADERS,
-        max_line_size=_MAX_LINE,
-        max_field_size=_MAX_FIELD,
-        auto_decompress=False,
-        access_log=None,
-    )
-    runner = web.ServerRunner(server, shutdown_timeout=_CLOSE_SECONDS)
-    await runner.setup()
-    context = None if tls is None else server_context(tls)
-    try:
-        await web.TCPSite(runner, host, port, backlog=_BACKLOG, ssl_context=context).start()
-        yield f"{host}:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()

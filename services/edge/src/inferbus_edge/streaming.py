@@ -45,8 +45,8 @@ class Answer:
     says how. ``first``: the id of the first choice, which names the whole."""
 
     __slots__ = (
-        "attended", "done", "error", "expires", "first", "goes_on", "gone", "hold", "on_log", "output_bytes",
-        "parts", "resumed", "settle", "sink", "timing", "usage",
+        "attended", "delivered", "done", "error", "expires", "first", "goes_on", "gone", "hold", "on_log",
+        "output_bytes", "parts", "resumed", "settle", "sink", "timing", "usage",
     )  # fmt: skip
 
     def __init__(self, first: bytes, choices: int, sink: Sink, timing: Timing, hold: float = 0.0) -> None:
@@ -61,6 +61,8 @@ class Answer:
         self.parts = [Part(self, choice) for choice in range(choices)]
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: InferBusError | None = None
+        # How its delivery ended, told once, while parts and sink still show it. Empty: all of it went out.
+        self.delivered: Callable[[Answer, str], None] | None = None
         self.output_bytes = 0  # of tensors, of all attempts
         self.usage: Usage | None = None  # of all choices, once they have ended
         self.gone = False  # the client is: nothing can be said to it
@@ -237,6 +239,7 @@ class Streams:
             return
         answer.gone = True
         (metrics.STREAM_STALLS if reason == SLOW_CLIENT else metrics.CLIENT_CANCELS).inc()
+        _tell(answer, reason)
         answer.sink.abort()
         answer.goes_on = self._listener.left(answer, reason) and answer.settle is not None
         error = InferBusError(ErrorClass.ERROR_CLASS_CANCELLED, reason, "The client left.")
@@ -273,6 +276,7 @@ class Streams:
     def _done(answer: Answer, error: InferBusError | None) -> None:
         """For whoever waits for it."""
         answer.error = error
+        _tell(answer, error.reason if error is not None else "")
         if error is not None and not answer.gone:
             answer.sink.fail(error, clock.monotonic())
         if not answer.done.done():  # cancelled with the handler that waited for it
@@ -297,6 +301,12 @@ class Streams:
         """Detached ones run on: they are found again from the log."""
         for answer in self.answers():
             self.fail(answer, error, cancel=None if is_detached(answer.first) else cancel)
+
+
+def _tell(answer: Answer, why: str) -> None:
+    if answer.delivered is not None:
+        delivered, answer.delivered = answer.delivered, None
+        delivered(answer, why)
 
 
 def _fields(part: Part) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
-from inferbus.bus.v1.registry_pb2 import KeyRecord, RecordState, TenantRecord
+from inferbus.bus.v1.registry_pb2 import CapturePolicy, KeyRecord, RecordState, TenantRecord
 from inferbus_bus.publish import Publisher
 from inferbus_runtime import clock
 from inferbus_runtime.errors import invalid
@@ -85,6 +85,20 @@ class TenantDesk:
     async def restore(self, tenant_id: str, actor: KeyRecord) -> TenantRecord:
         """Take its keys again. Raises InferBusError like :meth:`update`."""
         return await self._set_state(tenant_id, _ACTIVE, "tenant.restored", actor)
+
+    async def set_capture(self, tenant_id: str, policy: CapturePolicy | None, actor: KeyRecord) -> TenantRecord:
+        """Of which requests text is kept; None: of none. Raises InferBusError like :meth:`update`."""
+        record = self.get(tenant_id)
+        changed = TenantRecord()
+        changed.CopyFrom(record)
+        changed.ClearField("capture")
+        if policy is not None:
+            changed.capture.CopyFrom(policy)
+        if changed != record:
+            told = {"capture": MessageToDict(changed.capture, preserving_proto_field_name=True)}
+            change = Change("tenant.updated", actor.key_id, tenant_id, tenant_id, details=told)
+            await self._changes.end(tenant_id, changed, self._tenants.revision(tenant_id), change)
+        return changed
 
     async def _set_state(
         self, tenant_id: str, state: RecordState.ValueType, action: str, actor: KeyRecord

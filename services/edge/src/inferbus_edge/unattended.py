@@ -84,11 +84,12 @@ class Unattended:
         except InferBusError as error:
             log.warning("an answer was not stored", extra={"request_id": uuid_text(answer.first), "error": str(error)})
 
-    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Run it without anybody waiting for it."""
+    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
+        """Run it, whoever waits for it or not."""
         task = asyncio.create_task(_logged(coroutine), name="answer without a client")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def stop(self) -> None:
         """The process ends. What is not stored yet is made from the log when it is asked for."""

@@ -9,7 +9,7 @@ from aiohttp import web
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.server import WholeResponse
+from inferbus_edge.answers import WholeResponse
 
 # Of a tenant's, beside what its running calls may answer; with more it asks for nothing else.
 MAX_BYTES = 64 << 20

@@ -8,9 +8,10 @@ from aiohttp import HttpVersion11, web
 from inferbus_contracts.ids import uuid_text
 from inferbus_runtime import clock
 
+from inferbus_edge.answers import WrittenResponse
 from inferbus_edge.core.form import Headed
 from inferbus_edge.core.forms import form_of
-from inferbus_edge.server import Asked, Call, WrittenResponse, body_response, json_response
+from inferbus_edge.server import Asked, Call, body_response, json_response
 from inferbus_edge.sinks import Body, ChatBody, ChatFacts, ChatStream, FormBody, FormStream, Stream
 from inferbus_edge.streaming import Answer
 from inferbus_edge.wire import Line

@@ -7,6 +7,8 @@ from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus_contracts.ids import choice_id
 
+from inferbus_edge.core.capture import is_captured
+from inferbus_edge.core.labels import labels_of
 from inferbus_edge.core.plan import Plan
 
 
@@ -26,6 +28,8 @@ def messages_of(
 ) -> list[GenerateRequest]:
     """One message for each choice. Times are Unix microseconds."""
     context = RequestContext(tenant_id=key.tenant_id, project_id=key.project_id, key_id=key.key_id, model=plan.model)
+    context.captured = is_captured(first, plan.capture_rate)
+    labels = labels_of(plan.end_user, plan.tags)
     messages = []
     for choice, asked in enumerate(plan.requests):
         message = GenerateRequest()
@@ -37,5 +41,7 @@ def messages_of(
         message.expire_time.FromMicroseconds(expire_us)
         message.cache_salt = key.tenant_id.encode()
         message.reply = reply
+        if labels is not None:
+            message.labels.CopyFrom(labels)
         messages.append(message)
     return messages

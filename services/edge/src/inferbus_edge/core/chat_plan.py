@@ -9,6 +9,7 @@ from inferbus.bus.v1.request_pb2 import ToolCall as BusToolCall
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus_runtime.errors import invalid
 
+from inferbus_edge.core.labels import end_user_of
 from inferbus_edge.core.openai import (
     AllowedToolsChoice,
     ChatRequest,
@@ -56,6 +57,7 @@ def plan_chat(chat: ChatRequest) -> Plan:
         input_estimate=_characters(request.chat) // CHARACTERS_PER_TOKEN,
         output_bound=None if chat.output_bound is None else n * chat.output_bound,
         stored=_stored(chat) if chat.store else None,
+        end_user=end_user_of(chat.safety_identifier, chat.user),
     )
 
 

@@ -8,6 +8,7 @@ from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field
 
 from inferbus_edge.core.chat_plan import add_biases, bus_seed, bus_top_k, choices
+from inferbus_edge.core.labels import END_USER, end_user_of
 from inferbus_edge.core.openai import (
     MAX_CHOICES,
     Choices,
@@ -59,7 +60,7 @@ class CompletionRequest(BaseModel):
     suffix: Annotated[Any, refused("")] = Field(None, description="Refused (400 unsupported_parameter).")
     temperature: Temperature | None = Field(None, description="0: always the most probable token.")
     top_p: Probability | None = Field(None, description="Only the most probable tokens that make up this share.")
-    user: Label | None = Field(None, description="A label without effect.")
+    user: Label | None = Field(None, description=END_USER)
     # Not OpenAI's, but common among servers of open models.
     top_k: TopK | None = Field(None, description="0 and -1: no bound.")
     min_p: Probability | None = Field(None, description="No tokens below this share of the most probable one.")
@@ -120,6 +121,7 @@ def plan_completion(request: CompletionRequest) -> Plan:
         needs=_needs(request, best=best),
         input_estimate=token_estimate(inputs),
         output_bound=bound * len(requests),
+        end_user=end_user_of(request.user),
     )
 
 

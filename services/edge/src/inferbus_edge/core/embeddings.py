@@ -14,6 +14,7 @@ from inferbus_runtime.errors import InferBusError, invalid
 from pydantic import BaseModel, Field
 
 from inferbus_edge.core.errors import internal
+from inferbus_edge.core.labels import END_USER, end_user_of
 from inferbus_edge.core.openai import Label
 from inferbus_edge.core.plan import Need, Plan
 from inferbus_edge.core.prompts import Prompt, prompt_inputs, token_estimate
@@ -32,7 +33,7 @@ class EmbeddingRequest(BaseModel):
         None, description="The first so many, made of length 1 again; at most the model's."
     )
     encoding_format: Literal["float", "base64"] | None = Field(None, description="base64: of float32, little-endian.")
-    user: Label | None = Field(None, description="A label without effect.")
+    user: Label | None = Field(None, description=END_USER)
 
 
 def parse_embedding_request(body: bytes) -> EmbeddingRequest:
@@ -59,6 +60,7 @@ def plan_embeddings(request: EmbeddingRequest) -> Plan:
         reply=reply,
         needs=(Need("embeddings", "model"),),
         input_estimate=token_estimate(inputs),
+        end_user=end_user_of(request.user),
     )
 
 

@@ -34,6 +34,8 @@ _REASONS = {
     "headers_too_large": 431,
 }
 
+# Of a budget that is used up: no waiting helps, and OpenAI has a type of its own for it.
+QUOTA = "insufficient_quota"
 _MAY_COME_BACK = (ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED, ErrorClass.ERROR_CLASS_UNAVAILABLE)
 
 # What the HTTP library refuses by itself, before or after a route is found.
@@ -71,7 +73,7 @@ def http_status(error: InferBusError) -> int:
 
 def retry_after_seconds(error: InferBusError) -> int | None:
     """Whole seconds for ``Retry-After``, at least 1; None where coming back does not help."""
-    if error.retry_after is None and error.error_class not in _MAY_COME_BACK:
+    if error.retry_after is None and (error.error_class not in _MAY_COME_BACK or error.reason == QUOTA):
         return None
     return max(1, math.ceil((error.retry_after or _DEFAULT_RETRY_AFTER).total_seconds()))
 
@@ -81,7 +83,7 @@ def error_object(error: InferBusError) -> dict[str, Any]:
     return {
         "error": {
             "message": _utf8(error.message),
-            "type": _row(error)[1],
+            "type": QUOTA if error.reason == QUOTA else _row(error)[1],
             "param": _utf8(error.param) or None,
             "code": error.reason or None,
         }

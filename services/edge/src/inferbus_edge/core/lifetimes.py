@@ -19,6 +19,8 @@ from inferbus_contracts.ids import is_detached
 
 # An edge says that it is attached three times in this time.
 ATTACHED_SECONDS = 6.0
+# An edge that was started anew must hear the others before it cancels what it does not know: two of their words.
+LEAST_ORPHAN_SECONDS = ATTACHED_SECONDS * 2 / 3
 CANCEL_AGAIN_SECONDS = 1.0
 # Longer than the word of another edge is on its way.
 SHARED_HOLD_SECONDS = 1.0

@@ -18,6 +18,7 @@ from inferbus.bus.v1.request_pb2 import (
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus_runtime.errors import invalid
 
+from inferbus_edge.core.labels import end_user_of
 from inferbus_edge.core.messages_schema import (
     AssistantMessage,
     Conversation,
@@ -82,6 +83,7 @@ def plan_message(asked: MessageRequest) -> Plan:
         needs=needs,
         input_estimate=_characters(chat) // _CHARACTERS_PER_TOKEN,
         output_bound=asked.max_tokens,
+        end_user=end_user_of(None if asked.metadata is None else asked.metadata.user_id),
     )
 
 

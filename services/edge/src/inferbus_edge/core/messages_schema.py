@@ -11,6 +11,7 @@ from inferbus_contracts.sampling_bounds import MAX_STOPS
 from pydantic import BaseModel, BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from inferbus_edge.core.labels import END_USER
 from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, bad_value, by_kind, kind, refused
 
 _MAX_TOKENS = (1 << 31) - 1
@@ -282,7 +283,7 @@ class Conversation(BaseModel):
 
 class Metadata(BaseModel):
     model_config = STRICT
-    user_id: Annotated[str, Field(max_length=512)] | None = Field(None, description="A label without effect.")
+    user_id: Annotated[str, Field(max_length=512)] | None = Field(None, description=END_USER)
 
 
 class MessageRequest(Conversation):
@@ -298,7 +299,7 @@ class MessageRequest(Conversation):
         None, description="Only the most probable tokens that make up this share."
     )
     top_k: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = Field(None, description="0: no bound.")
-    metadata: Metadata | None = Field(None, description="A label without effect.")
+    metadata: Metadata | None = Field(None, description="Labels.")
     service_tier: Literal["auto", "standard_only"] | None = Field(None, description="All is served as 'standard'.")
     container: Annotated[Any, refused()] = Field(None, description=_NULL)
     context_management: Annotated[Any, refused()] = Field(None, description=_NULL)

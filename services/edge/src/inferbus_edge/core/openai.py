@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field, Tag
 
+from inferbus_edge.core.labels import END_USER
 from inferbus_edge.core.schema import BY_SHAPE, LIST, OBJECT, STRICT, TEXT, by_kind, kind, parse, refused, unsupported
 
 MAX_MESSAGES = 2048
@@ -245,8 +246,8 @@ class ChatRequest(BaseModel):
     )
     store: bool | None = Field(None, description="The answer can be fetched and deleted by its id for a while.")
     metadata: Metadata | None = Field(None, description="Labels; part of a stored answer.")
-    user: Label | None = Field(None, description="A label without effect.")
-    safety_identifier: Label | None = Field(None, description="A label without effect.")
+    user: Label | None = Field(None, description=END_USER)
+    safety_identifier: Label | None = Field(None, description=f"{END_USER} Goes before 'user'.")
     prompt_cache_key: Label | None = Field(None, description="A hint without effect: prefixes are found by themselves.")
     prompt_cache_retention: Label | None = Field(None, description="A hint without effect.")
     prompt_cache_options: dict[str, Any] | None = Field(None, description="A hint without effect.")

@@ -6,7 +6,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from inferbus_edge.core import openapi_inference, openapi_inference_v2, openapi_operator, openapi_organization
+from inferbus_edge.core import (
+    openapi_analytics,
+    openapi_brands,
+    openapi_budgets,
+    openapi_inference,
+    openapi_inference_v2,
+    openapi_invoices,
+    openapi_operator,
+    openapi_organization,
+    openapi_prices,
+    openapi_privacy,
+    openapi_requests,
+    openapi_usage,
+)
 from inferbus_edge.core.completions import CompletionRequest
 from inferbus_edge.core.embeddings import EmbeddingRequest
 from inferbus_edge.core.inference_v2_request import InferenceRequest
@@ -24,6 +37,14 @@ OPERATIONS: tuple[Operation, ...] = (
     *openapi_inference_v2.OPERATIONS,
     *openapi_organization.OPERATIONS,
     *openapi_operator.OPERATIONS,
+    *openapi_brands.OPERATIONS,
+    *openapi_prices.OPERATIONS,
+    *openapi_budgets.OPERATIONS,
+    *openapi_usage.OPERATIONS,
+    *openapi_requests.OPERATIONS,
+    *openapi_analytics.OPERATIONS,
+    *openapi_invoices.OPERATIONS,
+    *openapi_privacy.OPERATIONS,
 )
 # A prefix route takes what is left of a path.
 _TAILS = {
@@ -37,8 +58,9 @@ _TAILS = {
         for method in ("GET", "POST")
     },
 }
-# Answer 404 for what OpenAI, or a Triton, has there and InferBus has not: there is nothing to call.
-_NOT_CALLED = frozenset(("/v1/organization/", "/v2/"))
+# Answer 404 for what OpenAI, or a Triton, has there and InferBus has not: there is nothing to call. /console leads to
+# /console/.
+_NOT_CALLED = frozenset(("/v1/organization/", "/v2/", "/console"))
 
 _INTRODUCTION = (
     "InferBus serves AI models by the APIs that applications speak already: OpenAI's, Anthropic's, vLLM's, KServe's. A "
@@ -130,6 +152,14 @@ def schemas() -> dict[str, Schema]:
         CHAT, COMPLETIONS, EMBEDDINGS, MODELS, TOKENIZE, ERRORS, RESPONSES, MESSAGES,
         openapi_inference_v2.SCHEMAS,
         openapi_organization.BODIES, openapi_organization.OBJECTS, openapi_operator.SCHEMAS,
+        openapi_prices.SCHEMAS,
+        openapi_brands.SCHEMAS,
+        openapi_budgets.SCHEMAS,
+        openapi_usage.SCHEMAS,
+        openapi_requests.SCHEMAS,
+        openapi_analytics.SCHEMAS,
+        openapi_invoices.SCHEMAS,
+        openapi_privacy.SCHEMAS,
     )  # fmt: skip
     components: dict[str, Schema] = {}
     for family in families:

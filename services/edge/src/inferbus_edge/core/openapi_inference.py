@@ -1,11 +1,13 @@
 """The operations that ask models: OpenAI's, Anthropic's, vLLM's, and what comes back after a break."""
 
 from inferbus_edge.core.openapi_operations import (
+    CAPTURE,
     EVERYWHERE,
     HOLD,
     IDEMPOTENCY_KEY,
     INFERENCE,
     LAST_EVENT_ID,
+    TAGS,
     WITH_KEY,
     Operation,
     Parameter,
@@ -16,7 +18,7 @@ from inferbus_edge.core.openapi_operations import (
 from inferbus_edge.core.openapi_schema import FLAG, TEXT, Schema, one_of
 
 _SCOPE = "inference"
-_ASKING = (IDEMPOTENCY_KEY, HOLD, LAST_EVENT_ID)
+_ASKING = (IDEMPOTENCY_KEY, HOLD, TAGS, CAPTURE, LAST_EVENT_ID)
 _LIMITS = tuple(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens"))
 _ANSWERED = ("x-request-id", "x-inferbus-stream", *_LIMITS)
 _STORED = (*WITH_KEY, 404, 503)

@@ -6,6 +6,7 @@ from inferbus_edge.core.openapi_operations import (
     HOLD,
     IDEMPOTENCY_KEY,
     INFERENCE,
+    TAGS,
     WITH_KEY,
     Operation,
     Parameter,
@@ -71,7 +72,7 @@ def _operations(at: str, *parameters: Parameter) -> tuple[Operation, ...]:
         ),
         Operation(
             "POST", f"{at}/infer", GROUP, "Ask a model that writes no text", "InferenceAnswer", scope=_SCOPE,
-            body="InferenceRequest", parameters=(*parameters, _LENGTH, IDEMPOTENCY_KEY, HOLD), errors=INFERENCE,
+            body="InferenceRequest", parameters=(*parameters, _LENGTH, IDEMPOTENCY_KEY, HOLD, TAGS), errors=INFERENCE,
             error=_ERROR, headers=("x-request-id", "x-inferbus-stream", *_LIMITS), example=_EXAMPLE,
             description="With binary data as Triton's clients send and ask for it. The same over gRPC: docs/api.md.",
         ),

@@ -90,6 +90,18 @@ HOLD = Parameter(
     {"type": "string", "pattern": "^[0-9]{1,9}$"},
     "Seconds that the generation goes on for you when the connection breaks.",
 )
+TAGS = Parameter(
+    "x-inferbus-tags",
+    "header",
+    {"type": "string", "example": "team=search, env=prod"},
+    "For your own reports of usage: up to 8, names of up to 32 characters, values of up to 64 bytes.",
+)
+CAPTURE = Parameter(
+    "x-inferbus-capture",
+    "header",
+    {"type": "string", "enum": ["off"]},
+    "Nothing of this request's text is kept, whatever your organization asked for.",
+)
 LIMIT = in_query("limit", whole(1, 100, 20), "Objects of one page.")
 AFTER = in_query("after", TEXT, "The id of the last object of the page before.")
 STREAM = told(FLAG, "Server-sent events.")

@@ -3,6 +3,7 @@
 from inferbus.bus.v1.registry_pb2 import TenantRecord
 from inferbus.edge.v1 import edge_pb2 as edge
 from inferbus.meter.v1 import meter_pb2 as meter
+from inferbus.meter.v1 import replay_pb2 as replay
 from inferbus.scheduler.v1 import scheduler_pb2 as scheduler
 
 from inferbus_edge.core.openapi_operations import WITH_KEY, Operation, in_path, in_query
@@ -32,6 +33,7 @@ _WHOLE = of_messages(
     meter.GetUsageResponse.DESCRIPTOR,
     meter.GetLiveResponse.DESCRIPTOR,
     meter.AuditResponse.DESCRIPTOR,
+    replay.ReplayResponse.DESCRIPTOR,
     scheduler.WatchFleetResponse.DESCRIPTOR,
 )
 
@@ -50,6 +52,11 @@ def _leaves_out(message: str, but: str) -> Schema:
     return {**_WHOLE[message], "properties": shown}
 
 
+_RANGE: dict[str, Schema] = {
+    "start": any_of(_WHEN, NULL),
+    "end": any_of(_WHEN, NULL),
+    "timeout": any_of({"type": "number", "minimum": 0, "exclusiveMaximum": 1e9, "description": "Seconds."}, NULL),
+}
 SCHEMAS: dict[str, Schema] = {
     **_WHOLE,
     "CreateKeyRequest": {**_leaves_out("CreateKeyRequest", but="tenant_id"), "required": ["tenant_id"]},
@@ -63,19 +70,26 @@ SCHEMAS: dict[str, Schema] = {
     },
     "AuditRange": {
         "type": "object",
-        "properties": {
-            "start": any_of(_WHEN, NULL),
-            "end": any_of(_WHEN, NULL),
-            "timeout": any_of(
-                {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9, "description": "Seconds."}, NULL
-            ),
-        },
+        "properties": _RANGE,
         "additionalProperties": NULL,
     },
     "AuditLine": any_of(ref("AuditResponse"), ref("Error")),
+    "ReplayRange": {
+        "type": "object",
+        "properties": {
+            **_RANGE,
+            "dry_run": any_of(told({"type": "boolean"}, "Only say what would be changed."), NULL),
+        },
+        "additionalProperties": NULL,
+    },
+    "ReplayLine": any_of(ref("ReplayResponse"), ref("Error")),
 }
 
 OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "GET", f"{_AT}/key", _GROUP, "The key of this call: whose it is, and its scopes", "GetKeyResponse",
+        scope="inference", description="For a key of any scope.", errors=_ONE,
+    ),
     Operation(
         "GET", f"{_AT}/keys", _GROUP, "Keys of every tenant", "ListKeysResponse", scope=_SCOPE,
         parameters=(in_query("tenant", TEXT), in_query("project", TEXT)),
@@ -139,6 +153,11 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST", f"{_AT}/audit", _GROUP, "Whether what was billed is what was delivered", "AuditLine", scope=_SCOPE,
         body="AuditRange", body_required=False, content="application/x-ndjson", errors=_ASKING,
+        description="One line an event, as it comes.",
+    ),
+    Operation(
+        "POST", f"{_AT}/replay", _GROUP, "Make the tables from the log again", "ReplayLine", scope=_SCOPE,
+        body="ReplayRange", body_required=False, content="application/x-ndjson", errors=(*_ASKING, 409),
         description="One line an event, as it comes.",
     ),
 )  # fmt: skip

@@ -26,7 +26,8 @@ class Plan:
 
     ``stored``: the input as JSON text, if the answer is to be found again by its id; ``store_asked`` false: because
     that is the API's default, which gives way where there is no room. ``detached``: it is accepted and
-    runs without a client (background).
+    runs without a client (background). ``end_user`` and ``tags``: see :mod:`inferbus_edge.core.labels`.
+    ``capture_rate``: see :mod:`inferbus_edge.core.capture`.
     """
 
     operation: str
@@ -42,6 +43,9 @@ class Plan:
     previous: bytes = b""
     detached: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+    end_user: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    capture_rate: float = 0.0
 
     @property
     def tensor_bytes(self) -> int:

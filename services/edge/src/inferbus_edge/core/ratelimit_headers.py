@@ -42,6 +42,8 @@ def message(refusal: Refusal) -> str:
         whose = f"project {rest.partition('/')[2]}"
     elif kind == "administration":
         whose = f"changes of organization {rest}"
+    elif kind == "reports":
+        whose = f"reports of organization {rest}" if rest else "reports of operators"
     else:
         whose = f"organization {rest}"
     unit = _UNITS[refusal.dimension]

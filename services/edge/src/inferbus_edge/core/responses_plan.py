@@ -9,6 +9,7 @@ from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel
 
+from inferbus_edge.core.labels import end_user_of
 from inferbus_edge.core.plan import Need, Plan
 from inferbus_edge.core.responses_items import Item, image_place, messages_of_items
 from inferbus_edge.core.responses_objects import API
@@ -80,6 +81,7 @@ def plan_responses(
         store_asked=bool(request.store or request.background),
         previous=previous,
         detached=bool(request.background),
+        end_user=end_user_of(request.safety_identifier, request.user),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field, Tag, field_validator
 
+from inferbus_edge.core.labels import END_USER
 from inferbus_edge.core.responses_input import Input, Name
 from inferbus_edge.core.schema import BY_SHAPE, OBJECT, STRICT, TEXT, bad_value, by_kind, kind, parse, refused
 
@@ -185,8 +186,8 @@ class ResponsesRequest(Conversation):
         default=None, description="flex: after all others; priority: never after others."
     )
     metadata: dict[str, str] | None = Field(default=None, description="A label: kept and given back.")
-    user: _Label | None = Field(default=None, description="A label without an effect.")
-    safety_identifier: _Label | None = Field(default=None, description="A label without an effect.")
+    user: _Label | None = Field(default=None, description=END_USER)
+    safety_identifier: _Label | None = Field(default=None, description=f"{END_USER} Goes before 'user'.")
     prompt_cache_key: _Label | None = Field(default=None, description="A hint without an effect.")
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
         default=None, description="A hint without an effect."

@@ -21,13 +21,12 @@ from inferbus_edge.server import Call, Routes
 _ELSEWHERE = {
     "invites": "InferBus sends no mail: add a user with POST /v1/organization/users.",
     "certificates": "TLS certificates are the operator's settings.",
-    "usage": "Usage is at GET /inferbus/v1/usage, with an operator's key, and in ClickHouse.",
-    "costs": "Cost is at GET /inferbus/v1/usage, with an operator's key, and in ClickHouse.",
+    "usage": "Usage is at GET /v1/organization/usage/completions, and what it costs at /v1/organization/costs.",
     "groups": "There are no groups: put users into projects.",
     "roles": "Roles are fixed: owner and reader in the organization, owner and member in a project.",
     "model_permissions": "The models that a key may use are set at the key, as 'models'.",
-    "spend_alerts": "Budgets are the operator's settings.",
-    "spend_limit": "Budgets are the operator's settings.",
+    "spend_alerts": "Budgets are the operator's settings; GET /v1/organization/budgets shows them.",
+    "spend_limit": "Budgets are the operator's settings; GET /v1/organization/budgets shows them.",
     "data_retention": "Prompts and completions are gone with the age of the stream, for all alike.",
 }
 

@@ -33,6 +33,7 @@ from inferbus_edge.server import Call, Routes
 from inferbus_edge.tenants import TenantDesk
 
 KEYS = "/inferbus/v1/keys"
+OWN_KEY = "/inferbus/v1/key"
 TENANTS = "/inferbus/v1/tenants"
 
 
@@ -43,12 +44,18 @@ class KeyRoutes:
         self._body_timeout = body_timeout
 
     def add_to(self, routes: Routes) -> None:
+        routes.add("GET", OWN_KEY, self.own)
         routes.add("GET", KEYS, self.list)
         routes.add("POST", KEYS, self.create)
         routes.add("GET", f"{KEYS}/{{key_id}}", self.get)
         routes.add("PATCH", f"{KEYS}/{{key_id}}", self.update)
         routes.add("DELETE", f"{KEYS}/{{key_id}}", self.revoke)
         routes.add("POST", f"{KEYS}/{{key_id}}/rotate", self.rotate)
+
+    async def own(self, call: Call) -> web.StreamResponse:
+        """The key of this call, of whatever scope: whose it is and what it may do."""
+        record = self._auth.identify(call.http.headers)
+        return answer(call, GetKeyResponse(key=self._desk.get(record.key_id)))
 
     async def list(self, call: Call) -> web.StreamResponse:
         self._admin(call)

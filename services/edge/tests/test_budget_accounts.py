@@ -1,0 +1,117 @@
+"""What an edge holds of a budget is never lost or spent twice: by calls that come while others are looked after, and by
+calls that end before they were published."""
+
+import asyncio
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from inferbus.bus.v1.registry_pb2 import BudgetLedgerRecord, PriceRecord
+from inferbus_rating import ledger as ledgers
+from inferbus_runtime.errors import InferBusError
+from inferbus_stack.nats import NatsServer
+
+from services.edge.tests.budget_desk import Desk, desk_at, until
+from tests.harness.standing import standing_still
+
+MANY = 60
+
+
+async def test_a_ledger_that_cannot_be_changed_stops_no_other(rig: Any, tmp_path: Path) -> None:
+    async with rig.broker(tmp_path) as server, desk_at(server) as desk:
+        for tenant in ("stuck", "other"):
+            await desk.budget(tenant, "10")
+        await asyncio.sleep(0.3)
+        for tenant in ("stuck", "other"):
+            desk.end(tenant, await desk.call(tenant), 1)
+        name, record = desk.ledger("stuck")
+        for n in range(200):
+            record.grants.add(edge=f"edge-{n}" * 20, boot=n, granted="0", ended=True)
+        await desk.ledgers.update(name, record, desk.ledgers.revision(name))
+        asked = await desk.bus.nc.request("$JS.API.STREAM.INFO.KV_budget_ledgers", b"", timeout=5)
+        config = {**json.loads(asked.data)["config"], "max_msg_size": 5000}
+        await desk.bus.nc.request("$JS.API.STREAM.UPDATE.KV_budget_ledgers", json.dumps(config).encode(), timeout=5)
+        running = asyncio.create_task(desk.edge.run())
+        await until(lambda: all(one.ended for one in desk.ledger("other")[1].grants))
+        assert not desk.ledger("stuck")[1].grants[0].ended
+        running.cancel()
+
+
+async def test_a_call_that_comes_while_other_budgets_are_looked_after_keeps_what_it_holds(desk: Desk) -> None:
+    others = [f"accounts-other-{n}" for n in range(MANY)]
+    for tenant in others:
+        await desk.budget(tenant, "100000")
+    await desk.budget("accounts-x", "10")
+    await asyncio.sleep(0.3)
+    running = asyncio.create_task(desk.edge.run())
+    stopping = asyncio.Event()
+
+    async def used(tenant: str) -> None:
+        """So that the edge gives back something of it in each round, with a change of its ledger."""
+        while not stopping.is_set():
+            desk.end(tenant, await desk.call(tenant), 1)
+            await asyncio.sleep(0.9)
+
+    using = [asyncio.create_task(used(tenant)) for tenant in others]
+    try:
+        await asyncio.sleep(0.5)  # the others' accounts are there first, and so looked after first
+        desk.end("accounts-x", await desk.call("accounts-x"), 1)
+        await until(lambda: all(one.ended for one in desk.ledger("accounts-x")[1].grants))
+        name, _ = desk.ledger("accounts-x")
+        # The meter puts the charge in place of the grant: what the edge has of it is void, and thrown away next time.
+        await desk.ledgers.update(name, BudgetLedgerRecord(settled="1"), desk.ledgers.revision(name))
+        watched, _ = desk.ledger(others[0])
+        granted = []
+
+        def given_back() -> bool:
+            granted.append(ledgers.total_granted(desk.ledgers.items()[watched]))
+            return granted[-1] < max(granted)
+
+        await until(given_back)  # now: it is at the first of them
+        held = 0
+        for _ in range(200):
+            try:
+                await desk.call("accounts-x")
+                held += 1
+            except InferBusError:
+                break
+            await asyncio.sleep(0.02)
+        assert held == 9
+    finally:
+        stopping.set()
+        await asyncio.gather(*using)
+        running.cancel()
+
+
+async def test_where_a_price_cannot_be_read_a_hard_budget_refuses(desk: Desk) -> None:
+    await desk.budget("accounts-p", "10")
+    await desk.prices.put("accounts-2", PriceRecord(rate_version="accounts-2", model="another", currency="USD"))
+    await asyncio.sleep(0.2)
+    await desk.call("accounts-p")
+    await desk.price("accounts-1", output_per_million="much")  # past the API
+    await asyncio.sleep(0.2)
+    with pytest.raises(InferBusError) as refused:
+        await desk.call("accounts-p")
+    assert refused.value.reason == "price_unreadable"
+    await desk.call("accounts-without-a-budget")
+
+
+async def test_a_client_that_leaves_while_its_answer_is_to_be_stored_leaves_nothing_reserved(
+    desk: Desk, edge: Any, worker: Any, model: str, rig: Any, nats_server: NatsServer
+) -> None:
+    tenant = "accounts-leaver"
+    secret = await desk.customer(tenant, model, "50")
+    async with rig.session(edge, secret) as http:
+        await asyncio.sleep(0.3)
+        asked = asyncio.create_task(http.post("/v1/chat/completions", json=rig.chat(model, max_tokens=4)))
+        await worker.answer(model, ["a"])
+        assert (await asked).status == 200
+        with standing_still(nats_server.pid), pytest.raises((TimeoutError, aiohttp.ClientError)):
+            await http.post(
+                "/v1/responses", json={"model": model, "input": "hello", "max_output_tokens": 4},
+                timeout=aiohttp.ClientTimeout(total=0.5),
+            )  # fmt: skip
+    await until(lambda: all(one.ended and Decimal(one.granted) == 1 for one in desk.ledger(tenant)[1].grants))
