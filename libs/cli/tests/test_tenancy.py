@@ -1,6 +1,7 @@
 """The commands about tenants, projects, keys and their changes, against a real stack."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +109,21 @@ def test_mistakes_are_said_in_words(stack: RunningStack, command: tuple[str, ...
     assert refused.exit_code == 2
     assert "Error: " in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_brand_from_its_making_to_its_end(stack: RunningStack, tmp_path: Path) -> None:
+    logo = tmp_path / "logo.svg"
+    logo.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    stack.run("tenants", "create", "hooli")
+    refused = stack.run("tenants", "brand", "set", "hooli", "--domain", "ai.hooli.example", check=False)
+    assert "a new brand needs --name" in refused.output
+    named = ("--name", "Hooli", "--domain", "ai.hooli.example", "--logo", str(logo), "--accent-light", "#0b6e4f")
+    assert "Hooli at ai.hooli.example" in stack.run("tenants", "brand", "set", "hooli", *named).stdout
+    changed = stack.json("tenants", "brand", "set", "hooli", "--accent-light", "none", "--name", "Hooli AI")["brand"]
+    assert (changed["display_name"], changed["domain"]) == ("Hooli AI", "ai.hooli.example")
+    assert "accent_light" not in changed
+    assert changed["logo_type"] == "image/svg+xml"
+    assert "Hooli AI" in stack.run("tenants", "brand", "list").stdout
+    assert "the house's own" in stack.run("tenants", "brand", "show", "hooli").stdout
+    stack.run("tenants", "brand", "delete", "hooli")
+    assert stack.json("tenants", "brand", "list") == {}

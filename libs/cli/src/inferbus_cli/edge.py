@@ -115,6 +115,17 @@ class Edge:
                         raise Refused(error_text(event, "the answer ended with an error"))
                     yield event
 
+    def facts(self, path: str, *, patience: float = 0.0, **options: Any) -> dict[str, Any]:
+        """The JSON object that a GET of the operator's API answers with, where it is no message."""
+        for response in self._patiently(patience, "GET", path, options):
+            return _json(response)
+        raise AssertionError("a call gives an answer or raises")
+
+    def file(self, path: str, *, patience: float = 0.0, **options: Any) -> Iterator[bytes]:
+        """What a GET answers with, part by part. Raises Unreachable if it breaks off."""
+        for response in self._patiently(patience, "GET", path, options):
+            yield from response.iter_bytes()
+
     def _patiently(self, patience: float, method: str, path: str, options: dict[str, Any]) -> Iterator[httpx2.Response]:
         """The answer, once: that of the first try that is not told to come back later."""
         deadline = clock.monotonic() + patience

@@ -25,7 +25,7 @@ _FOUND_DIFFERENCES = 1
 @json_option
 @with_target
 def audit(target: Target, since: datetime | None, until: datetime | None, timeout: float, as_json: bool) -> None:
-    """Compare, request by request: tokens on the log, tokens in ClickHouse, tokens billed.
+    """Compare, request by request: tokens on the log, in ClickHouse, billed, and what edges say they delivered.
 
     Exit code 0: all equal; 1: there are differences, each of which is named; 2: the audit could not be done.
     """
@@ -78,8 +78,14 @@ def _request(difference: AuditDifference) -> str:
 
 
 def _difference(difference: AuditDifference) -> str:
-    counts = f"log {difference.stream_tokens}, stored {difference.stored_tokens}, billed {difference.billed_tokens}"
     detail = f": {difference.detail}" if difference.detail else ""
+    if not difference.request_id:
+        return f"{difference.reason}{detail}"
+    if not (difference.stream_tokens or difference.stored_tokens or difference.billed_tokens):
+        return f"{_request(difference)} {difference.reason}{detail}"  # of a column, or of what has no tokens
+    counts = f"log {difference.stream_tokens}, stored {difference.stored_tokens}, billed {difference.billed_tokens}"
+    if difference.HasField("delivered_tokens"):
+        counts += f", delivered {difference.delivered_tokens}"
     return f"{_request(difference)} {difference.reason} (tokens: {counts}){detail}"
 
 
@@ -91,5 +97,19 @@ def _conclusion(summary: AuditSummary) -> str:
     return (
         f"{verdict} in {count(summary.requests)} requests{still} (frames {summary.first_sequence} to "
         f"{summary.last_sequence}).\nTokens: {count(summary.stream_tokens)} on the log, "
-        f"{count(summary.stored_tokens)} in ClickHouse, {count(summary.billed_tokens)} billed."
+        f"{count(summary.stored_tokens)} in ClickHouse, {count(summary.billed_tokens)} billed, "
+        f"{count(summary.delivered_tokens)} delivered.{_undelivered(summary)}"
     )
+
+
+def _undelivered(summary: AuditSummary) -> str:
+    """What is billed and no client is known to have, which is no difference."""
+    text = ""
+    if summary.undelivered_requests:
+        text += (
+            f"\n{count(summary.undelivered_requests)} requests ended before their client had all of them: "
+            f"{count(summary.undelivered_tokens)} tokens were generated and not delivered."
+        )
+    if summary.unknown_deliveries:
+        text += f"\nOf {count(summary.unknown_deliveries)} requests no edge has said what it delivered, or not yet."
+    return text

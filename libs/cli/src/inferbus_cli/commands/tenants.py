@@ -14,6 +14,7 @@ from inferbus.edge.v1.edge_pb2 import (
     UpdateTenantResponse,
 )
 
+from inferbus_cli.commands.brands import brand
 from inferbus_cli.edge import Edge
 from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
@@ -27,6 +28,9 @@ _hold = click.option("--hold", type=Lifetime(), help="A vanished client's genera
 @click.group()
 def tenants() -> None:
     """Make, list, change, archive and restore tenants (needs an operator's key)."""
+
+
+tenants.add_command(brand)
 
 
 @tenants.command()

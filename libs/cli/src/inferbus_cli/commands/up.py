@@ -31,6 +31,7 @@ _CONFIGURED = ("openai", "tensorrt_llm", "transformers", "triton")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API; 0.0.0.0: all of them.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--edges", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--meters", type=click.IntRange(1, 16), default=1, show_default=True)
 @click.option(
     "--engine",
     type=click.Choice(sorted((*MODELS, *_CONFIGURED))),
@@ -56,6 +57,7 @@ def up(
     host: str,
     workers: int,
     edges: int,
+    meters: int,
     engine: str,
     embeddings: bool | None,
     tls: bool,
@@ -72,6 +74,7 @@ def up(
         port=port,
         workers=workers,
         edges=edges,
+        meters=meters,
         embeddings=engine == "llama_cpp" if embeddings is None else embeddings,
         tls=tls or bool(tls_names),
         tls_names=tls_names,
