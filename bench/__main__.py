@@ -8,7 +8,7 @@ from typing import Any
 
 import uvloop
 
-from bench import cost, edge, engines, ingest, overhead, throughput
+from bench import analytics, cost, edge, engines, ingest, overhead, throughput
 from bench.measure import keep, machine
 
 BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, Any]]] = {
@@ -16,8 +16,9 @@ BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, Any]]] = {
     "cost": (cost.run, {"seconds": 2.0}),
     "throughput": (throughput.run, {"seconds": 2.0}),
     "engines": (engines.run, {"seconds": 1.0, "rounds": 2, "levels": (2,)}),
-    "ingest": (ingest.run, {"tokens": 200_000}),
+    "ingest": (ingest.run, {"tokens": 200_000, "seconds": 3.0}),
     "edge": (edge.run, {"seconds": 2.0, "levels": (16,), "streams": 50}),
+    "analytics": (analytics.run, {"tokens": 300_000}),
 }
 
 
@@ -38,11 +39,13 @@ if __name__ == "__main__":
     parser.add_argument("--engine", action="append", choices=engines.PAIRS, dest="only", help="engines: only this one")
     parser.add_argument("--seconds", type=float, help="of each window")
     parser.add_argument("--rounds", type=int, help="engines: windows of each side and level")
+    parser.add_argument("--tokens", type=int, help="ingest, analytics: how many")
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHES):
         parser.error(f"no such bench: {', '.join(sorted(unknown))}")
     names = options.names or list(BENCHES)
-    given = {name: value for name in ("only", "seconds", "rounds") if (value := getattr(options, name)) is not None}
+    asked = {name: getattr(options, name) for name in ("only", "seconds", "rounds", "tokens")}
+    given = {name: value for name, value in asked.items() if value is not None}
     for name in names:
         if strange := given.keys() - inspect.signature(BENCHES[name][0]).parameters:
             parser.error(f"{name} takes no {', '.join(sorted(strange))}")

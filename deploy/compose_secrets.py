@@ -29,7 +29,7 @@ INSTANCES: Mapping[str, tuple[Role, str]] = {
 }
 BUS_ADMIN = "admin"
 CLICKHOUSE_USERS = ("admin", "writer", "analyst")
-# On top of what the streams reserve: registries, and streams that later versions add.
+# On top of what streams and buckets reserve: what later versions add.
 _SPARE_BYTES = 8 << 30
 
 
@@ -37,7 +37,7 @@ def nats_conf(secrets: SecretFolder) -> str:
     """nats-server's configuration for a container: public halves of keys only."""
     users = [BusUser(name, secrets.nkey(name).public, permissions(role, name)) for role, name in INSTANCES.values()]
     users.append(BusUser(BUS_ADMIN, secrets.nkey(BUS_ADMIN).public, permissions(Role.ADMIN, BUS_ADMIN)))
-    limits = NatsLimits(sum(stream.max_bytes for stream in STREAMS) + len(BUCKETS) * (256 << 20) + _SPARE_BYTES)
+    limits = NatsLimits(sum(one.max_bytes for one in (*STREAMS, *BUCKETS)) + _SPARE_BYTES)
     text = render(host="0.0.0.0", port=4222, store=Path("/data"), users=users, limits=limits, encrypted=True)  # noqa: S104
     # For the health check, which runs inside the container; it tells who is connected, so nobody else may ask.
     return text + 'http: "127.0.0.1:8222"\n'
@@ -66,6 +66,11 @@ def environments(secrets: SecretFolder) -> dict[str, dict[str, str]]:
             f"{prefix}RPC_TOKEN": secrets.password("rpc-token"),
         }
     found["meter"]["INFERBUS_METER_CLICKHOUSE_PASSWORD"] = passwords["writer"]
+    found["meter"]["INFERBUS_METER_CLICKHOUSE_READ_PASSWORD"] = passwords["analyst"]
+    found["grafana"] = {
+        "INFERBUS_GRAFANA_CLICKHOUSE_PASSWORD": passwords["analyst"],
+        "GF_SECURITY_ADMIN_PASSWORD": secrets.password("grafana-admin"),
+    }
     return found
 
 

@@ -1,8 +1,6 @@
 """The typed errors of OpenAI's SDK, and what its users rely on when something fails."""
 
 import asyncio
-import os
-import signal
 
 import httpx2 as httpx
 import openai
@@ -10,6 +8,7 @@ import pytest
 
 from tests.conformance.clients import MODEL, Caller, openai_client
 from tests.harness.local import Stack
+from tests.harness.standing import standing_still
 
 CREATE = "chat.completions.create"
 BODY = {
@@ -111,14 +110,10 @@ async def test_a_server_error_while_the_bus_is_away_and_the_sdks_own_retries_get
     """The broker is stopped, not killed, so that nobody starts it again before a request was tried."""
     async with openai_client(stack) as once, openai_client(stack, max_retries=5) as stubborn:
         expected = (await stubborn.chat.completions.create(**BODY)).choices[0].message.content
-        broker = stack.pids["nats"]
-        os.kill(broker, signal.SIGSTOP)
-        try:
+        with standing_still(stack.pids["nats"]):
             answering = asyncio.create_task(stubborn.chat.completions.create(**BODY))
             with pytest.raises(openai.InternalServerError) as error:
                 await once.chat.completions.create(**BODY)
-        finally:
-            os.kill(broker, signal.SIGCONT)
         assert (await answering).choices[0].message.content == expected
     assert error.value.status_code == 503
     assert error.value.code == "bus_unavailable"

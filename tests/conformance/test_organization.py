@@ -1,7 +1,9 @@
 """OpenAI's own SDK administers a tenant of a real stack: ``client.admin.organization``, with nothing changed but the
 base URL and the keys. Where InferBus has more than OpenAI (making a key, rotating it), the SDK's raw calls are used."""
 
+import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -187,3 +189,90 @@ async def test_the_asynchronous_client(stack: Stack) -> None:
     ) as client:
         made = await client.admin.organization.projects.create(name="Async")
         assert made.id in [one.id async for one in client.admin.organization.projects.list(limit=1)]
+
+
+def _usage(client: openai.OpenAI, kind: str, **query: Any) -> Any:
+    """A page of the SDK's own method, as what its types say."""
+    page = getattr(client.admin.organization.usage, kind)(**query)
+    whole(page, type(page))
+    return page
+
+
+def test_usage_and_costs(client: openai.OpenAI, stack: Stack) -> None:
+    """What the SDK asked and used is what its own methods say of it; nothing is left to be believed."""
+    used = [0, 0]
+    begun = int(time.time())
+    for _ in range(3):
+        made = client.chat.completions.create(
+            model="synthetic", messages=[{"role": "user", "content": "count me"}], max_tokens=5, n=2,
+            safety_identifier="ada", extra_headers={"x-inferbus-tags": "team=search"},
+        )  # fmt: skip
+        assert made.usage is not None
+        used[0] += made.usage.prompt_tokens
+        used[1] += made.usage.completion_tokens
+    group_by = ["project_id", "api_key_id", "model", "batch", "service_tier", "user_id"]
+    start = begun - begun % 86_400
+
+    def results() -> list[Any]:
+        page = _usage(client, "completions", start_time=start, bucket_width="1h", limit=48, group_by=group_by)
+        return [result for bucket in page.data for result in bucket.results]
+
+    deadline = time.monotonic() + 20
+    while sum(one.output_tokens for one in results()) < used[1]:
+        assert time.monotonic() < deadline, "the meter did not get there"
+        time.sleep(0.1)
+    (one,) = results()
+    assert (one.input_tokens, one.output_tokens, one.num_model_requests) == (*used, 3)
+    assert (one.project_id, one.model, one.batch, one.service_tier) == ("default", "synthetic", False, "default")
+    assert one.user_id is None
+    assert one.inferbus_choices == 6
+
+    ours = {"group_by": ["inferbus_end_user", "inferbus_tags"]}
+    page = _usage(client, "completions", start_time=start, extra_query=ours)
+    (mine,) = [result for bucket in page.data for result in bucket.results]
+    assert (mine.inferbus_end_user, mine.inferbus_tags) == ("ada", {"team": "search"})
+
+    for query in (
+        {"models": ["other"]},
+        {"api_key_ids": ["key_of_another"]},
+        {"batch": True},
+        {"user_ids": ["user_x"]},
+    ):
+        page = _usage(client, "completions", start_time=start, **query)
+        assert [bucket.results for bucket in page.data] == [[]] * len(page.data)
+        assert page.data
+    for kind in (
+        "embeddings", "moderations", "images", "audio_speeches", "audio_transcriptions", "vector_stores",
+        "code_interpreter_sessions", "file_search_calls", "web_search_calls",
+    ):  # fmt: skip
+        assert all(not bucket.results for bucket in _usage(client, kind, start_time=start).data)
+
+    total = [result for bucket in _usage(client, "costs", start_time=start).data for result in bucket.results]
+    lines = [
+        result
+        for bucket in _usage(client, "costs", start_time=start, group_by=["line_item", "project_id"]).data
+        for result in bucket.results
+    ]
+    assert [one.amount.currency for one in total] == ["usd"]
+    assert total[0].amount.value > 0
+    assert sum(one.amount.value for one in lines) == pytest.approx(total[0].amount.value)
+    quantities = {one.line_item: one.quantity for one in lines}
+    assert quantities["synthetic, output_tokens"] == used[1]
+    assert sum(quantities.get(f"synthetic, {kind}", 0) for kind in ("input_tokens", "cached_input_tokens")) == used[0]
+
+
+def test_pages_of_usage(client: openai.OpenAI) -> None:
+    start = int(time.time()) // 60 * 60 - 600
+    found: list[tuple[int, int]] = []
+    query: dict[str, Any] = {"start_time": start, "bucket_width": "1m", "limit": 4}
+    while True:
+        page = _usage(client, "completions", **query)
+        found += [(bucket.start_time, bucket.end_time) for bucket in page.data]
+        if not page.has_more:
+            break
+        query["page"] = page.next_page
+    assert [begin for begin, _ in found] == list(range(start, found[-1][1], 60))
+    assert found[-1][1] > time.time() - 60
+    with pytest.raises(openai.BadRequestError) as bad:
+        _usage(client, "completions", start_time=start, group_by=["colour"])
+    assert bad.value.param == "group_by"

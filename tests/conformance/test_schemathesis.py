@@ -86,6 +86,7 @@ async def there(synthetic: Stack) -> dict[str, str]:
         project = f"{at}/projects/{(await make(f'{at}/projects', name='schemathesis'))['id']}"
         user = (await make(f"{at}/users", email="ada@example.com"))["id"]
         await make(f"{project}/users", user_id=user, role="member")
+        await make("/inferbus/v1/prices", rate_version="schemathesis", currency="USD", per_call="0")
         response = await make("/v1/responses", asking, model=MODEL, input="Hi", max_output_tokens=4)
         return {
             "project_id": project.rpartition("/")[2],
@@ -94,6 +95,7 @@ async def there(synthetic: Stack) -> dict[str, str]:
             "key_id": (await make(f"{project}/api_keys", name="key"))["id"],
             "admin_key_id": (await make(f"{at}/admin_api_keys", name="key"))["id"],
             "tenant_id": (await make("/inferbus/v1/tenants", tenant_id="schemathesis"))["tenant"]["tenant_id"],
+            "rate_version": "schemathesis",
             "response_id": response["id"],
             "stream_id": response["id"].removeprefix("resp_"),
             "rate_limit_id": "rl-all",

@@ -28,7 +28,7 @@ from inferbus_contracts.subjects import STREAMS
 from inferbus_runtime.config import ConfigError, ServiceConfig, load
 from inferbus_runtime.durations import parse_duration
 from inferbus_runtime.lifecycle import CLOSE_TIMEOUT_SECONDS
-from inferbus_stack.clickhouse.profiles import PROFILES
+from inferbus_stack.clickhouse.profiles import PRIVATE_TABLES, PROFILES
 from inferbus_stack.nats import NatsServer, binary, free_port
 from inferbus_stack.nats_config import CIPHER_KEY_VARIABLE
 from inferbus_stack.permissions import Role, permissions
@@ -111,7 +111,7 @@ def test_an_unknown_variable_would_be_found(secrets: Path) -> None:
 
 
 def test_every_service_of_ours_is_covered() -> None:
-    assert set(SERVICES) == {*ROOMS, "init", "nats", "clickhouse"}
+    assert set(SERVICES) == {*ROOMS, "init", "nats", "clickhouse", "grafana"}
 
 
 @pytest.mark.parametrize("service", LONG_RUNNING)
@@ -182,7 +182,7 @@ def test_dependencies_and_volumes_exist() -> None:
             if not source.startswith("."):
                 assert source in COMPOSE["volumes"]
             elif "secrets" not in source:
-                assert (ROOT / source).is_file(), source
+                assert (ROOT / source).exists(), source
         if "build" in spec:
             assert (ROOT / spec["build"]["dockerfile"]).is_file()
 
@@ -317,6 +317,25 @@ async def test_init_prepares_a_bus_under_the_configuration_of_the_containers(
     assert found.tenant_id == "default"
 
 
+# --- Grafana ---
+
+
+def test_grafana_asks_as_the_analyst_and_finds_its_files(secrets: Path) -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    source = yaml.safe_load((provisioning / "datasources" / "inferbus.yaml").read_text())["datasources"][0]
+    asked, environ = source["jsonData"], environment("grafana", secrets)
+    assert (asked["username"], asked["defaultDatabase"]) == (ANALYST_USER, DATABASE)
+    assert asked["host"] in SERVICES
+    password = environ[source["secureJsonData"]["password"].removeprefix("$")]
+    assert password == (secrets / f"clickhouse-{ANALYST_USER}").read_text().strip()
+    # Its client asks for five seconds more than its own timeout, and the server refuses what is above the bound.
+    assert int(asked["queryTimeout"]) + 5 <= PROFILES["analyst"].lowerable["max_execution_time"]
+    provider = yaml.safe_load((provisioning / "dashboards" / "inferbus.yaml").read_text())["providers"][0]
+    mounted = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
+    assert mounted["./deploy/grafana/dashboards"] == provider["options"]["path"]
+    assert mounted["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+
+
 # --- ClickHouse ---
 
 
@@ -371,3 +390,5 @@ def test_writer_and_analyst_reach_the_platforms_tables_and_nothing_else() -> Non
             assert match is not None, query
             assert {right.strip() for right in match[1].split(",")} <= allowed
             assert match[2] == f"{DATABASE}.*"
+        for table in PRIVATE_TABLES:
+            assert USERS.findtext(f"users/{user}/databases/{DATABASE}/{table}/filter") == "0"

@@ -13,6 +13,7 @@ import pytest
 
 from tests.harness.asking import audited
 from tests.harness.local import Stack, running
+from tests.harness.paying import World
 
 BODY = {"model": "synthetic", "messages": [{"role": "user", "content": "go"}]}
 ITL = {"INFERBUS_WORKER_SYNTHETIC__ITL": "10ms"}
@@ -130,6 +131,11 @@ async def test_the_broker_dies_under_load_and_no_stream_loses_or_repeats_a_token
         assert [await stream for stream in streams] == [expected] * 16
         await until_serving(stack)
         await audited(stack)
+        # No row, or, if it was the acknowledgement that was lost, one that was cancelled at once.
+        async with httpx.AsyncClient(timeout=30) as http:
+            request_id = refused.headers["x-request-id"]
+            rows = await World(stack, http).sql(f"SELECT * FROM charges WHERE request_id = '{request_id}'")
+        assert [(one["finish_reason"], int(one["output_tokens"]) <= 1) for one in rows] in ([], [("cancelled", True)])
 
 
 async def until_serving(stack: Stack) -> None:
@@ -159,6 +165,12 @@ async def test_scheduler_and_worker_die_and_streams_go_on_where_they_were(tmp_pa
         assert [await stream for stream in streams] == [expected] * 8
         await until_serving(stack)
         await audited(stack)
+        # What the worker that died had run is no waiting in a queue.
+        async with httpx.AsyncClient(timeout=30) as http:
+            query = "SELECT queue_us, ttft_us, started_us FROM bills WHERE attempt > 1"
+            rows = await World(stack, http).sql(query)
+        assert len(rows) == 8
+        assert all(int(one["queue_us"]) <= int(one["ttft_us"]) < int(one["started_us"]) for one in rows)
 
 
 @pytest.mark.timeout(120)
