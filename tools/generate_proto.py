@@ -15,11 +15,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
 TARGET = ROOT / "libs" / "contracts" / "src"
+# The folders of proto/, which are the packages of Python.
+PACKAGES = ("inferbus", "externalscaler")
 
 
 def generate(out: Path) -> None:
     """Write messages, stubs and their types for all proto files below ``out``, in place of what was there."""
-    shutil.rmtree(out / "inferbus", ignore_errors=True)
+    for package in PACKAGES:
+        shutil.rmtree(out / package, ignore_errors=True)
     files = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     plugins = Path(sys.executable).parent
     subprocess.run(
@@ -40,13 +43,15 @@ def generate(out: Path) -> None:
         ],
         check=True, cwd=PROTO,
     )  # fmt: skip
-    for folder in [out / "inferbus", *(path for path in (out / "inferbus").rglob("*") if path.is_dir())]:
-        (folder / "__init__.py").touch()
-    (out / "inferbus" / "py.typed").touch()
+    for package in (out / name for name in PACKAGES):
+        for folder in [package, *(path for path in package.rglob("*") if path.is_dir())]:
+            (folder / "__init__.py").touch()
+        (package / "py.typed").touch()
 
 
 def tree(root: Path) -> set[Path]:
-    return {p.relative_to(root) for p in (root / "inferbus").rglob("*") if p.suffix in (".py", ".pyi", ".typed")}
+    paths = (path for package in PACKAGES for path in (root / package).rglob("*"))
+    return {path.relative_to(root) for path in paths if path.suffix in (".py", ".pyi", ".typed")}
 
 
 def main() -> int:

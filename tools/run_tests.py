@@ -3,8 +3,8 @@
     .venv/bin/python tools/run_tests.py [--jobs 2]
 
 A group is one run of pytest with its own servers. Those that keep a model busy stand beside those that wait, and the
-longest come first. Each group's output is printed when it ends. Exit code 1 if one failed. A new test file is in the
-group of its folder.
+longest come first; kills of workers with a model of ours do not stand beside an upstream with one. Each group's output
+is printed when it ends. Exit code 1 if one failed. A new test file is in the group of its folder.
 """
 
 import argparse
@@ -20,8 +20,8 @@ GROUPS = (
     "tests/conformance",
     "libs services/batch services/meter services/scheduler tests/contract tests/e2e tests/integration tests/console",
     f"{_WORKER}/contract",
-    "tests/faults",
     f"{_WORKER}/test_openai*.py {_WORKER}/test_triton*.py",
+    "tests/faults",
     "services/edge",
     f"{_WORKER} --ignore={_WORKER}/contract --ignore-glob=*/test_openai*.py --ignore-glob=*/test_triton*.py",
 )

@@ -66,6 +66,17 @@ async def test_create_refuses_what_is_there_and_works_after_a_delete(bus: Bus) -
     await models.create("once", ModelRecord(name="once"))
 
 
+async def test_who_deletes_what_he_knows_does_not_delete_what_came_after_it(bus: Bus) -> None:
+    models = await registry(bus)
+    mine = await models.put("given", ModelRecord(name="given"))
+    theirs = await models.put("given", ModelRecord(name="given", revision="r2"))
+    with pytest.raises(InferBusError) as refused:
+        await models.delete("given", mine.sequence)
+    assert refused.value.reason == "changed_meanwhile"
+    await models.delete("given", theirs.sequence)
+    await until(lambda: models.revision("given") > theirs.sequence and models.get("given") is None)
+
+
 async def test_a_leased_entry_ends_by_itself_and_watchers_see_it(bus: Bus) -> None:
     fleet = await registry(bus, "fleet", WorkerRecord)
     gone = asyncio.Event()

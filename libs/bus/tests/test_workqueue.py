@@ -6,6 +6,7 @@ import pytest
 from inferbus.bus.v1.control_pb2 import Cancel
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.connection import Bus, BusConfig, connect
+from inferbus_bus.consumers import delete_consumer
 from inferbus_bus.publish import Publisher
 from inferbus_bus.streams import ensure_streams
 from inferbus_bus.workqueue import Delivery, WorkQueue
@@ -21,12 +22,12 @@ async def until(condition, timeout: float = 20.0) -> None:
 
 
 def work(worker: str, number: int) -> Work:
-    return Work(worker=worker, request=GenerateRequest(request_id=f"{worker:>8}{number:08d}".encode()))
+    return Work(worker=worker, boot=1, request=GenerateRequest(request_id=f"{worker:>8}{number:08d}".encode()))
 
 
 async def queue(bus: Bus, worker: str, on_delivery, in_flight: int = 10, ack_wait: float = 10.0) -> WorkQueue:
     made = WorkQueue(
-        bus, stream="WORK", durable=worker, subject=work_subject(worker), on_delivery=on_delivery,
+        bus, stream="WORK", durable=worker, subject=work_subject(worker, 1), on_delivery=on_delivery,
         in_flight=in_flight, ack_wait=timedelta(seconds=ack_wait),
     )  # fmt: skip
     await made.start()
@@ -51,6 +52,50 @@ async def test_a_second_publish_of_the_same_request_is_a_duplicate(bus: Bus) -> 
     assert got[0].headers["traceparent"] == "00-1-2-01"
     assert got[0].deliveries == 1
     got[0].ack()
+
+
+async def test_queues_that_share_room_ask_for_no_more_than_a_part_each(bus: Bus) -> None:
+    publish = await publisher(bus)
+    for number in range(12):
+        await publish.publish(work("wq-share-a", number))
+        await publish.publish(work("wq-share-b", number))
+    got: list[Delivery] = []
+    queues: list[WorkQueue] = []
+
+    def room() -> int:
+        left = 6 - sum(each.held for each in queues)
+        return 1 if left > 0 else 0
+
+    for worker in ("wq-share-a", "wq-share-b"):
+        made = WorkQueue(
+            bus, stream="WORK", durable=worker, subject=work_subject(worker, 1), on_delivery=got.append, in_flight=100,
+            room=room,
+        )  # fmt: skip
+        queues.append(made)
+    for each in queues:
+        await each.start()
+    await until(lambda: len(got) >= 6)
+    assert len(got) <= 6 + len(queues)
+    for done in range(24):
+        await until(lambda done=done: len(got) > done)
+        got[done].ack()
+    assert len({delivery.sequence for delivery in got}) == 24
+
+
+async def test_a_queue_that_was_closed_begins_anew_with_what_it_had(bus: Bus) -> None:
+    publish = await publisher(bus)
+    await publish.publish(work("wq-anew", 1))
+    got: list[Delivery] = []
+    taken = await queue(bus, "wq-anew", got.append)
+    await until(lambda: got)
+    await taken.stop()
+    await taken.close()
+    assert taken.held == 0
+    await delete_consumer(bus, "WORK", "wq-anew")
+    await taken.start()
+    await until(lambda: len(got) == 2)
+    assert got[0].sequence == got[1].sequence
+    got[1].ack()
 
 
 async def test_no_more_is_delivered_than_there_is_room_for(bus: Bus) -> None:

@@ -129,7 +129,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-CALLS = st.lists(st.tuples(st.text(min_size=1, max_size=40), st.dictionaries(st.text(max_size=5), JSON, max_size=3)))
+# As JSON text a name may have 256 characters, and one character takes up to twelve.
+NAMES = st.text(min_size=1, max_size=40).filter(lambda name: len(json.dumps(name)) <= 256)
+CALLS = st.lists(st.tuples(NAMES, st.dictionaries(st.text(max_size=5), JSON, max_size=3)))
 
 
 @given(CALLS, st.sampled_from(["", "\n", "\n\n "]), st.lists(st.integers(0, 10_000), max_size=30))

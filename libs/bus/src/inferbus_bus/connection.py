@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from inferbus.bus.v1.control_pb2 import Heartbeat
+from inferbus.bus.v1.control_pb2 import CacheEvents, Heartbeat
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_contracts.subjects import HEARTBEAT_SUBJECTS, subject_of, subject_token
+from inferbus_contracts.subjects import CACHE_SUBJECTS, HEARTBEAT_SUBJECTS, subject_of, subject_token
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError, unavailable
 from inferbus_runtime.tls import TlsFiles, client_context
@@ -32,6 +32,8 @@ _PENDING_BYTES = 64 << 20
 # reader here bounds what it asks for, or reads in a callback that does not wait.
 _SUBSCRIPTION_BYTES = 512 << 20
 _SUBSCRIPTION_MESSAGES = 1 << 20
+# Control messages whose subjects name their senders: heard of all of them.
+_FROM_ALL = {Heartbeat: HEARTBEAT_SUBJECTS, CacheEvents: CACHE_SUBJECTS}
 # How long a connection that is given up, or closed, may take to send the rest.
 _CLOSE_SECONDS = 2.0
 # What nats-server takes as subject and reply of a message, by default (max_control_line, less two sizes and spaces).
@@ -242,14 +244,17 @@ class Bus:
         if self.connected:
             send_now(self.nc.publish(subject_of(message), message.SerializeToString()))
 
-    async def subscribe(self, message_type: type[Any], callback: Callable[[Any], None]) -> None:
-        """Call back with each parsed control message; goes on after reconnects."""
-        subject = HEARTBEAT_SUBJECTS if message_type is Heartbeat else subject_of(message_type())
+    async def subscribe(
+        self, message_type: type[Any], callback: Callable[[Any], None], to: Any = None
+    ) -> Callable[[], Awaitable[None]]:
+        """Call back with each parsed control message; goes on after reconnects. ``to``: a message of that type which
+        names whom it is for, where that is a part of its subject. Returns the way to end it."""
+        subject = _FROM_ALL.get(message_type) or subject_of(message_type() if to is None else to)
 
         async def received(msg: Msg) -> None:
             callback(message_type.FromString(msg.data))
 
-        await self.listen(subject, received)
+        return await self.listen(subject, received)
 
     async def listen(self, subject: str, callback: MessageCallback) -> Callable[[], Awaitable[None]]:
         """Subscribe with bounds that no reader of this package reaches. Returns the way to end it."""

@@ -51,16 +51,23 @@ def pull_ended(status: Mapping[str, str]) -> bool:
     return status["Status"] in ("404", "408") or status.get("Description") in _ENDED
 
 
-async def create_consumer(bus: Bus, stream: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Create the consumer, or take it as it is if it is there with the same settings. Returns its info."""
+async def create_consumer(
+    bus: Bus, stream: str, name: str, config: dict[str, Any], *, changes: bool = True
+) -> dict[str, Any]:
+    """Create the consumer, or take it as it is if it is there with the same settings; with others it gets these, or,
+    without ``changes``, StreamApiError is raised. Returns its info."""
     config = {"name": name, "num_replicas": 0, **config}
-    return await bus.api(
-        f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}", {"stream_name": stream, "config": config}
-    )
+    request = {"stream_name": stream, "config": config, **({} if changes else {"action": "create"})}
+    return await bus.api(f"CONSUMER.CREATE.{stream}.{name}.{config['filter_subject']}", request)
 
 
 async def delete_consumer(bus: Bus, stream: str, name: str) -> None:
     await bus.api(f"CONSUMER.DELETE.{stream}.{name}")
+
+
+async def consumer_info(bus: Bus, stream: str, name: str) -> dict[str, Any]:
+    """Its settings and how far it is. Raises StreamApiError CONSUMER_NOT_FOUND if it is not there."""
+    return await bus.api(f"CONSUMER.INFO.{stream}.{name}")
 
 
 async def last_sequence(bus: Bus, stream: str) -> int:

@@ -155,8 +155,12 @@ class Registry(Generic[T]):
         # The broker forgets a deletion before we do: then it is still the last change if nothing at all is there.
         return await self._store_after(0, name, record, ttl)
 
-    async def delete(self, name: str) -> PubAck:
-        return await self._store(name, b"", {"KV-Operation": "DEL", "Nats-TTL": _MARKER_TTL})
+    async def delete(self, name: str, revision: int | None = None) -> PubAck:
+        """With ``revision`` only if that is still the name's last change. Raises InferBusError CONFLICT if not."""
+        headers = {"KV-Operation": "DEL", "Nats-TTL": _MARKER_TTL}
+        if revision is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
+        return await self._store(name, b"", headers)
 
     async def _store_after(self, revision: int, name: str, record: T, ttl: timedelta | None) -> PubAck:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(revision), **_lifetime(ttl)}

@@ -44,9 +44,20 @@ def bucket_config(spec: BucketSpec, replicas: int) -> dict[str, Any]:
     return config
 
 
+# Of versions before this: a work queue takes no second consumer of the same subjects.
+_FORMER_CONSUMERS = (("REQUESTS", "scheduler"),)
+_CONSUMER_NOT_FOUND = 10014
+
+
 async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
     """Create what is missing, bring the rest to its present settings. Raises StreamApiError if the server refuses."""
     configs = [stream_config(spec, replicas) for spec in STREAMS] + [bucket_config(spec, replicas) for spec in BUCKETS]
+    for stream, consumer in _FORMER_CONSUMERS:
+        try:
+            await bus.api(f"CONSUMER.DELETE.{stream}.{consumer}")
+        except StreamApiError as error:
+            if error.err_code not in (STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND):
+                raise
     for config in configs:
         try:
             await bus.api(f"STREAM.UPDATE.{config['name']}", config, timeout=10)

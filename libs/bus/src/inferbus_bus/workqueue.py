@@ -74,7 +74,12 @@ class WorkQueue:
         on_delivery: Callable[[Delivery], None],
         in_flight: int,
         ack_wait: timedelta = timedelta(seconds=10),
+        room: Callable[[], int] | None = None,
+        changes: bool = True,
     ) -> None:
+        """``room``: how many may be asked for at once now, where several queues share what one process holds.
+        ``changes``: of a durable of this name; without it one with other settings is left alone, as another's.
+        """
         self._bus = bus
         self._stream = stream
         self._durable = durable
@@ -82,6 +87,8 @@ class WorkQueue:
         self._on_delivery = on_delivery
         self._in_flight = in_flight
         self._ack_wait = ack_wait
+        self._room = room
+        self._changes = changes
         self._inbox = bus.inbox("wq") + "."
         self._next_pull = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._pulls: dict[str, tuple[int, float]] = {}
@@ -91,6 +98,7 @@ class WorkQueue:
         self._open = False
         self._alive_at = 0.0  # when held deliveries were last kept alive
         self._keeper: asyncio.Task[None] | None = None
+        bus.on_disconnect(self._disconnected)
 
     @property
     def held(self) -> int:
@@ -100,7 +108,6 @@ class WorkQueue:
         """Make or bind the durable consumer and begin to pull. Raises like :meth:`Bus.api`."""
         await self._bind()
         self._unsubscribe = await self._bus.listen(self._inbox + "*", self._received)
-        self._bus.on_disconnect(self._disconnected)
         self._open = True
         self._refill()
         self._keeper = asyncio.create_task(self._keep(), name=f"work queue {self._subject}")
@@ -115,8 +122,9 @@ class WorkQueue:
             await unsubscribe()
 
     async def close(self) -> None:
-        """After :meth:`stop`: keep nothing alive any more."""
+        """After :meth:`stop`: keep nothing alive any more. It may be started again, and then knows of nothing."""
         self._open = False
+        self._held.clear()
         if self._keeper is not None:
             self._keeper.cancel()
 
@@ -128,15 +136,19 @@ class WorkQueue:
                 "deliver_policy": "all", "ack_wait": nanoseconds(self._ack_wait), "max_deliver": -1,
                 "max_ack_pending": 2 * self._in_flight + 64, "max_waiting": 64,
             },
+            changes=self._changes,
         )  # fmt: skip
 
     def _refill(self) -> None:
         if not self._open or not self._bus.connected:
             return
         asked = sum(count for count, _ in self._pulls.values())
-        room = self._in_flight - len(self._held) - asked
+        room, most = self._in_flight - len(self._held) - asked, self._in_flight
+        if self._room is not None:
+            most = self._room()
+            room = min(room, most - asked)
         # At half: small refills would cost a message each, a late one would starve the queue.
-        if room <= 0 or (asked and room < (self._in_flight + 1) // 2):
+        if room <= 0 or (asked and room < (most + 1) // 2):
             return
         self._pull_count += 1
         inbox = f"{self._inbox}{self._pull_count}"
@@ -199,9 +211,12 @@ class WorkQueue:
         self._keep_alive(now)
         for inbox in [inbox for inbox, (_, deadline) in self._pulls.items() if deadline < now]:
             del self._pulls[inbox]
-        if self._open and not self._pulls and len(self._held) < self._in_flight:
+        if self._open and not self._pulls and self._has_room():
             await self._bind()
             self._refill()
+
+    def _has_room(self) -> bool:
+        return len(self._held) < self._in_flight and (self._room is None or self._room() > 0)
 
     def _keep_alive(self, now: float) -> None:
         if now - self._alive_at < self._ack_wait.total_seconds() / 3:

@@ -4,6 +4,7 @@ Callers hand over a message; nobody else writes a subject. Names that become par
 edges) pass through :func:`subject_token`, which is injective, so two names never share a subject.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +12,8 @@ from typing import Any, Literal
 
 from inferbus.bus.v1.audit_pb2 import AuditEvent
 from inferbus.bus.v1.brand_pb2 import BrandRecord
-from inferbus.bus.v1.control_pb2 import Attached, Cancel, Heartbeat, Spend
+from inferbus.bus.v1.control_pb2 import Attached, CacheEvents, Cancel, Heartbeat, Probe, Recall, Spend
+from inferbus.bus.v1.decision_pb2 import PlacementDecisions, ScalingDecision
 from inferbus.bus.v1.delivery_pb2 import Deliveries
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.invoice_pb2 import BillingProfileRecord, InvoiceContentRecord, InvoiceRecord
@@ -20,6 +22,7 @@ from inferbus.bus.v1.registry_pb2 import (
     BudgetLedgerRecord,
     BudgetRecord,
     CreditRecord,
+    DeploymentRecord,
     ErasureRecord,
     IdempotencyRecord,
     KeyRecord,
@@ -42,6 +45,9 @@ CLASS_TOKENS = {
     PriorityClass.PRIORITY_CLASS_BACKGROUND: "background",
     PriorityClass.PRIORITY_CLASS_BATCH: "batch",
 }
+SHARDS = 16
+"""Parts that all models are divided into, by their names. Each is scheduled by one scheduler at a time. Fixed: it is a
+part of the subjects of what is stored."""
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
@@ -103,6 +109,11 @@ STREAMS = (
         "DELIVERIES", ("dlv.>",), "limits", timedelta(hours=72), 1 * _GIB, _WINDOW, False,
         "what edges have handed to clients",
     ),
+    # 100 to 200 bytes a decision: a policy can be tried on yesterday's.
+    StreamSpec(
+        "DECISIONS", ("dec.>",), "limits", timedelta(hours=72), 2 * _GIB, _WINDOW, False,
+        "where requests were placed and how many workers there should be, and why",
+    ),
 )  # fmt: skip
 
 BUCKETS = (
@@ -116,6 +127,7 @@ BUCKETS = (
     # 64 KiB of logo at most: 1,900 tenants with the largest.
     BucketSpec("brands", BrandRecord, "how the console looks under a tenant's domain", max_bytes=128 << 20),
     BucketSpec("models", ModelRecord, "public model names"),
+    BucketSpec("deployments", DeploymentRecord, "how models are served: targets, fallbacks, bounds of replicas"),
     BucketSpec("prices", PriceRecord, "price book by rate version"),
     BucketSpec("budgets", BudgetRecord, "what tenants, projects and keys may spend"),
     BucketSpec("credits", CreditRecord, "what was paid in beforehand"),
@@ -146,6 +158,7 @@ CANCEL_SUBJECT = "ctl.cancel"
 HEARTBEAT_SUBJECTS = "ctl.heartbeat.*"
 ATTACHED_SUBJECT = "ctl.attached"
 SPEND_SUBJECT = "ctl.spend"
+CACHE_SUBJECTS = "ctl.cache.*"
 
 
 def stream_spec(name: str) -> StreamSpec:
@@ -171,12 +184,35 @@ def name_of_token(token: str) -> str:
     return (head.encode() + b"".join(bytes.fromhex(part[:2]) + part[2:].encode() for part in rest)).decode()
 
 
+def model_shard(model: str) -> int:
+    """Which shard the model belongs to; its adapters (``model:adapter``) belong to the same one."""
+    return zlib.crc32(model.partition(":")[0].encode()) % SHARDS
+
+
 def request_subject(message: GenerateRequest) -> str:
-    return f"req.{CLASS_TOKENS[message.priority_class]}.{subject_token(message.context.model)}"
+    model = message.context.model
+    return f"req.{model_shard(model)}.{CLASS_TOKENS[message.priority_class]}.{subject_token(model)}"
 
 
-def work_subject(worker: str) -> str:
-    return f"work.{subject_token(worker)}"
+def shard_requests(shard: int) -> str:
+    """All requests of one shard."""
+    return f"req.{shard}.>"
+
+
+def work_subject(worker: str, boot: int) -> str:
+    """What is placed on one incarnation of a worker: the next one gets nothing of it by itself."""
+    return f"work.{subject_token(worker)}.{boot}"
+
+
+def incarnation_of(subject: str) -> tuple[str, int]:
+    """(worker, boot) of a :func:`work_subject`."""
+    _, worker, boot = subject.split(".")
+    return name_of_token(worker), int(boot)
+
+
+def recall_subject(worker: str) -> str:
+    """What is said to one worker, and what probes whether it hears."""
+    return f"ctl.recall.{subject_token(worker)}"
 
 
 def token_subject(edge: str, worker: str) -> str:
@@ -200,10 +236,15 @@ def edge_tokens(edge: str) -> str:
 
 _SUBJECTS: dict[type[Any], Callable[[Any], str]] = {
     GenerateRequest: request_subject,
-    Work: lambda message: work_subject(message.worker),
-    Frame: lambda message: token_subject(message.edge, message.worker),
+    Work: lambda message: work_subject(message.worker, message.boot),
+    Frame: lambda message: token_subject(message.edge, message.stead or message.worker),
     Cancel: lambda _: CANCEL_SUBJECT,
     Heartbeat: lambda message: f"ctl.heartbeat.{subject_token(message.worker)}",
+    Recall: lambda message: recall_subject(message.worker),
+    Probe: lambda message: recall_subject(message.worker),
+    CacheEvents: lambda message: f"ctl.cache.{subject_token(message.worker)}",
+    PlacementDecisions: lambda message: f"dec.placement.{subject_token(message.model)}",
+    ScalingDecision: lambda message: f"dec.scaling.{subject_token(message.model)}",
     Attached: lambda _: ATTACHED_SUBJECT,
     Spend: lambda _: SPEND_SUBJECT,
     Deliveries: lambda message: delivery_subject(message.edge),
@@ -216,14 +257,28 @@ def subject_of(message: Any) -> str:
     return _SUBJECTS[type(message)](message)
 
 
-def message_id(message: GenerateRequest | Work | Frame | Deliveries | AuditEvent) -> str:
+Published = GenerateRequest | Work | Frame | Deliveries | AuditEvent | PlacementDecisions | ScalingDecision
+
+
+def message_id(message: Published) -> str:
     """The deterministic id by which JetStream recognises a retry."""
     if isinstance(message, Frame):
         return f"{message.worker}-{message.boot}-{message.sequence}"
     if isinstance(message, Deliveries):
         return f"dlv-{message.edge}-{message.boot}-{message.sequence}"
     if isinstance(message, Work):
-        return message.request.request_id.hex()
+        return _attempt_id(message.request, message.attempt)
     if isinstance(message, AuditEvent):
         return message.event_id
-    return message.request_id.hex()
+    if isinstance(message, PlacementDecisions):
+        return f"dec-{message.scheduler}-{message.boot}-{message.sequence}"
+    if isinstance(message, ScalingDecision):
+        return f"scale-{message.model}-{message.decision_time.ToMicroseconds()}"
+    name = _attempt_id(message, message.resume.attempt)
+    return f"{name}-{subject_token(message.context.model)}" if message.asked_model else name
+
+
+def _attempt_id(request: GenerateRequest, attempt: int) -> str:
+    """An attempt is placed once, and goes back to the queue once."""
+    name = request.request_id.hex()
+    return f"{name}-{attempt}" if attempt > 1 else name

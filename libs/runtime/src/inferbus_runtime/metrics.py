@@ -57,7 +57,16 @@ PLACEMENT_SECONDS = Histogram(
     "inferbus_placement_seconds", "Time that one placement decision took", buckets=(1e-5, 2.5e-5, 5e-5, *STEP_BUCKETS)
 )
 REJECTIONS = Counter("inferbus_rejections_total", "Requests ended without being placed", ("reason",))
+MIGRATIONS = Counter("inferbus_migrations_total", "Requests taken from a worker, to go on or to end", ("reason",))
+MIGRATION_SECONDS = Histogram(
+    "inferbus_migration_seconds",
+    "From the reading of what a worker had until all of it was back in the queue",
+    buckets=STEP_BUCKETS,
+)
 FLEET_WORKERS = Gauge("inferbus_fleet_workers", "Workers with a live lease", ("model", "state"))
+SCHEDULER_SHARDS = Gauge("inferbus_scheduler_shards", "Shards of the models that this scheduler holds")
+DEGRADATIONS = Counter("inferbus_degradations_total", "Requests sent to a fallback of their model", ("model",))
+DECISIONS_LOST = Counter("inferbus_decisions_lost_total", "Decisions that the stream DECISIONS did not take")
 
 # --- worker -------------------------------------------------------------------------------------------------------
 WORKER_ACTIVE = Gauge("inferbus_worker_active", "Generations running in the engine")

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from inferbus.common.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -59,6 +60,11 @@ class Heartbeat(_message.Message):
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
+    ENDED_IDS_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    TTFT_US_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     active: _builtins.int
@@ -68,6 +74,10 @@ class Heartbeat(_message.Message):
     unacked_frames: _builtins.int
     """Frames published and not yet acknowledged."""
     output_tokens_total: _builtins.int
+    ended_ids: _builtins.bytes
+    """Requests that ended here since the last heartbeat, 16 bytes each: what they held is free."""
+    prefill_tokens: _builtins.int
+    """Input tokens of the generations that have no token yet."""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuStatus]:
         """Those that this worker computes on, in the first heartbeat after they were read (once a second); else empty."""
@@ -75,6 +85,18 @@ class Heartbeat(_message.Message):
     @_builtins.property
     def engine(self) -> Global___EngineStatistics:
         """Absent: not known."""
+
+    @_builtins.property
+    def running(self) -> Global___RunningRequests:
+        """All that run here; told in the first heartbeat, and every few seconds, since one may be lost. Absent: not told now."""
+
+    @_builtins.property
+    def served(self) -> _containers.RepeatedCompositeFieldContainer[Global___Served]:
+        """What was delivered since the last heartbeat, and to whom: fair shares are counted by it."""
+
+    @_builtins.property
+    def ttft_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """TTFT of each request whose first token came since the last heartbeat."""
 
     def __init__(
         self,
@@ -87,14 +109,183 @@ class Heartbeat(_message.Message):
         output_tokens_total: _builtins.int = ...,
         gpus: _abc.Iterable[Global___GpuStatus] | None = ...,
         engine: Global___EngineStatistics | None = ...,
+        ended_ids: _builtins.bytes = ...,
+        running: Global___RunningRequests | None = ...,
+        prefill_tokens: _builtins.int = ...,
+        served: _abc.Iterable[Global___Served] | None = ...,
+        ttft_us: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "engine", b"engine", "gpus", b"gpus", "output_tokens_total", b"output_tokens_total", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "ended_ids", b"ended_ids", "engine", b"engine", "gpus", b"gpus", "output_tokens_total", b"output_tokens_total", "prefill_tokens", b"prefill_tokens", "running", b"running", "served", b"served", "ttft_us", b"ttft_us", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class RunningRequests(_message.Message):
+    """A struct of arrays, an entry a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    request_ids: _builtins.bytes
+    """16 bytes each."""
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def output_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output tokens so far, those of earlier attempts included."""
+
+    def __init__(
+        self,
+        *,
+        request_ids: _builtins.bytes = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
+        output_tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "output_tokens", b"output_tokens", "request_ids", b"request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunningRequests: _TypeAlias = RunningRequests  # noqa: Y015
+
+@_typing.final
+class Served(_message.Message):
+    """Tokens of one tenant's project and class."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_CLASS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    project_id: _builtins.str
+    priority_class: _usage_pb2.PriorityClass.ValueType
+    input_tokens: _builtins.int
+    """Of generations that had their first token."""
+    output_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        priority_class: _usage_pb2.PriorityClass.ValueType = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "priority_class", b"priority_class", "project_id", b"project_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Served: _TypeAlias = Served  # noqa: Y015
+
+@_typing.final
+class Recall(_message.Message):
+    """Core subject, no storage: these requests are no longer this worker's. It stops them and says nothing more of them, not
+    even their end: all of theirs that it published after the fence is void. Said again as long as its heartbeats name them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    boot: _builtins.int
+    request_ids: _builtins.bytes
+    """16 bytes each."""
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The attempts that are over, and all below."""
+
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        boot: _builtins.int = ...,
+        request_ids: _builtins.bytes = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "boot", b"boot", "request_ids", b"request_ids", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recall: _TypeAlias = Recall  # noqa: Y015
+
+@_typing.final
+class Probe(_message.Message):
+    """Core subject, no storage: is there anybody? Nobody answers it: that there is no one who would hear it, the broker says at
+    once, and then the worker's connection is gone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Probe: _TypeAlias = Probe  # noqa: Y015
+
+@_typing.final
+class CacheEvents(_message.Message):
+    """Core subject, no storage: which prefixes a worker's KV cache holds (GenerateRequest.prefix), and no longer holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    boot: _builtins.int
+    sequence: _builtins.int
+    """Counts from 1 without a gap: after one, all that was known of the worker is forgotten until it tells all."""
+    stored: _builtins.bytes
+    """8 bytes each, as in GenerateRequest.prefix."""
+    removed: _builtins.bytes
+    all: _builtins.bool
+    """stored is all that it holds: what is not there is forgotten. Told now and then."""
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        boot: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        stored: _builtins.bytes = ...,
+        removed: _builtins.bytes = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "boot", b"boot", "removed", b"removed", "sequence", b"sequence", "stored", b"stored", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheEvents: _TypeAlias = CacheEvents  # noqa: Y015
 
 @_typing.final
 class EngineStatistics(_message.Message):

@@ -30,7 +30,8 @@ class Frame(_message.Message):
 
     Laws: a token is named by (request_id, index); index starts at 0 and has no gap. Attempt n+1 opens by naming the index
     it resumes at: with its first delta, whether that has tokens or not, or with its Close if it has no delta. From there
-    on, in stream order, anything of an attempt <= n is void for every reader.
+    on, in stream order, anything of an attempt <= n is void for every reader. Whoever gives a request to another worker
+    publishes a fence before he reads how far it has come, so that nothing can come in between.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -55,6 +56,8 @@ class Frame(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    FENCES_FIELD_NUMBER: _builtins.int
+    STEAD_FIELD_NUMBER: _builtins.int
     edge: _builtins.str
     """The edge that waits for these deltas."""
     worker: _builtins.str
@@ -71,6 +74,10 @@ class Frame(_message.Message):
     """
     text: _builtins.bytes
     """UTF-8 of all deltas, one after the other; each delta is valid by itself."""
+    stead: _builtins.str
+    """The worker in whose place the publisher speaks; empty: in its own. Such a frame is among those of that worker
+    (subject), so that all of a worker's generations is in one order.
+    """
     @_builtins.property
     def contexts(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.RequestContext]:
         """Distinct contexts of the deltas and closes of this frame."""
@@ -121,6 +128,10 @@ class Frame(_message.Message):
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]: ...
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Output]: ...
+    @_builtins.property
+    def fences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fence]:
+        """Before all else in the frame."""
+
     def __init__(
         self,
         *,
@@ -144,14 +155,42 @@ class Frame(_message.Message):
         logprobs: _abc.Iterable[Global___DeltaLogprobs] | None = ...,
         embeddings: _abc.Iterable[Global___Embedding] | None = ...,
         outputs: _abc.Iterable[Global___Output] | None = ...,
+        fences: _abc.Iterable[Global___Fence] | None = ...,
+        stead: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "closes", b"closes", "context_index", b"context_index", "contexts", b"contexts", "edge", b"edge", "embeddings", b"embeddings", "first_index", b"first_index", "gap_us", b"gap_us", "logprobs", b"logprobs", "opens", b"opens", "outputs", b"outputs", "request_ids", b"request_ids", "sequence", b"sequence", "text", b"text", "text_size", b"text_size", "time_us", b"time_us", "token_count", b"token_count", "token_id", b"token_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "closes", b"closes", "context_index", b"context_index", "contexts", b"contexts", "edge", b"edge", "embeddings", b"embeddings", "fences", b"fences", "first_index", b"first_index", "gap_us", b"gap_us", "logprobs", b"logprobs", "opens", b"opens", "outputs", b"outputs", "request_ids", b"request_ids", "sequence", b"sequence", "stead", b"stead", "text", b"text", "text_size", b"text_size", "time_us", b"time_us", "token_count", b"token_count", "token_id", b"token_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Frame: _TypeAlias = Frame  # noqa: Y015
+
+@_typing.final
+class Fence(_message.Message):
+    """From here on, in stream order, anything of an attempt below this one is void for every reader. It names no index: the
+    attempt goes on after what was stored before the first fence of that attempt.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
+    attempt: _builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.bytes = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fence: _TypeAlias = Fence  # noqa: Y015
 
 @_typing.final
 class Open(_message.Message):

@@ -225,9 +225,12 @@ class TenantRecord(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
     CAPTURE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     name: _builtins.str
     state: Global___RecordState.ValueType
+    weight: _builtins.int
+    """Its part of what is served while several tenants wait, against theirs. 0: 1."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -250,10 +253,11 @@ class TenantRecord(_message.Message):
         limits: Global___Limits | None = ...,
         hold: _duration_pb2.Duration | None = ...,
         capture: Global___CapturePolicy | None = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "create_time", b"create_time", "hold", b"hold", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "create_time", b"create_time", "hold", b"hold", "limits", b"limits", "name", b"name", "state", b"state", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "create_time", b"create_time", "hold", b"hold", "limits", b"limits", "name", b"name", "state", b"state", "tenant_id", b"tenant_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,10 +308,13 @@ class ProjectRecord(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ARCHIVE_TIME_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     tenant_id: _builtins.str
     name: _builtins.str
     state: Global___RecordState.ValueType
+    weight: _builtins.int
+    """Its part of what its tenant gets, against the tenant's other projects. 0: 1."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -324,10 +331,11 @@ class ProjectRecord(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         archive_time: _timestamp_pb2.Timestamp | None = ...,
         limits: Global___Limits | None = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "create_time", b"create_time", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "create_time", b"create_time", "limits", b"limits", "name", b"name", "project_id", b"project_id", "state", b"state", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_time", b"archive_time", "create_time", b"create_time", "limits", b"limits", "name", b"name", "project_id", b"project_id", "state", b"state", "tenant_id", b"tenant_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -581,6 +589,11 @@ class WorkerRecord(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     GPU_NAMES_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    COST_PER_HOUR_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    HAND_OVER_TIME_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     model: _builtins.str
@@ -596,6 +609,19 @@ class WorkerRecord(_message.Message):
     """GPUs that it computes on, as their driver says, MIG instances one each; 0: none is said."""
     gpu_names: _builtins.str
     """Their names, each once, with ", " between them."""
+    node: _builtins.str
+    """The machine, and the failure domain (zone, rack) that it is in."""
+    zone: _builtins.str
+    cost_per_hour: _builtins.float
+    """What an hour of it costs, to compare workers by; 0: not known."""
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Adapters of the model that it has loaded, as in "model:adapter"."""
+
+    @_builtins.property
+    def hand_over_time(self) -> _timestamp_pb2.Timestamp:
+        """DRAINING: what runs still at this time is given to other workers. Absent: it may end here."""
+
     def __init__(
         self,
         *,
@@ -610,14 +636,95 @@ class WorkerRecord(_message.Message):
         state: Global___WorkerState.ValueType = ...,
         gpus: _builtins.int = ...,
         gpu_names: _builtins.str = ...,
+        node: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        cost_per_hour: _builtins.float = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
+        hand_over_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hand_over_time", b"hand_over_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot", b"boot", "capacity", b"capacity", "context_length", b"context_length", "engine", b"engine", "gpu_names", b"gpu_names", "gpus", b"gpus", "model", b"model", "revision", b"revision", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "address", b"address", "boot", b"boot", "capacity", b"capacity", "context_length", b"context_length", "cost_per_hour", b"cost_per_hour", "engine", b"engine", "gpu_names", b"gpu_names", "gpus", b"gpus", "hand_over_time", b"hand_over_time", "model", b"model", "node", b"node", "revision", b"revision", "state", b"state", "worker", b"worker", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerRecord: _TypeAlias = WorkerRecord  # noqa: Y015
+
+@_typing.final
+class DeploymentRecord(_message.Message):
+    """Bucket deployments; the KV key is the model's name as a subject token. How a model is served; a model without a record
+    has the defaults.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TTFT_TARGET_FIELD_NUMBER: _builtins.int
+    ITL_TARGET_FIELD_NUMBER: _builtins.int
+    FALLBACKS_FIELD_NUMBER: _builtins.int
+    QUEUE_TARGET_FIELD_NUMBER: _builtins.int
+    MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    GPUS_PER_REPLICA_FIELD_NUMBER: _builtins.int
+    IDLE_TIME_FIELD_NUMBER: _builtins.int
+    COLD_START_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    min_replicas: _builtins.int
+    max_replicas: _builtins.int
+    """0: it is not scaled."""
+    gpus_per_replica: _builtins.int
+    """0: 1."""
+    @_builtins.property
+    def ttft_target(self) -> _duration_pb2.Duration:
+        """What is promised at the 95th percentile; absent: nothing."""
+
+    @_builtins.property
+    def itl_target(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def fallbacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Asked in this order when a request would wait for longer than queue_target: other models."""
+
+    @_builtins.property
+    def queue_target(self) -> _duration_pb2.Duration:
+        """Absent: ttft_target; without that, fallbacks are used where the model has no worker."""
+
+    @_builtins.property
+    def idle_time(self) -> _duration_pb2.Duration:
+        """Without a request for so long, and with min_replicas 0, it is scaled to none. Absent: 5 minutes."""
+
+    @_builtins.property
+    def cold_start(self) -> _duration_pb2.Duration:
+        """How long a request may wait for the first worker. Absent: 10 minutes where the model is scaled."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        ttft_target: _duration_pb2.Duration | None = ...,
+        itl_target: _duration_pb2.Duration | None = ...,
+        fallbacks: _abc.Iterable[_builtins.str] | None = ...,
+        queue_target: _duration_pb2.Duration | None = ...,
+        min_replicas: _builtins.int = ...,
+        max_replicas: _builtins.int = ...,
+        gpus_per_replica: _builtins.int = ...,
+        idle_time: _duration_pb2.Duration | None = ...,
+        cold_start: _duration_pb2.Duration | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "create_time", b"create_time", "idle_time", b"idle_time", "itl_target", b"itl_target", "queue_target", b"queue_target", "ttft_target", b"ttft_target", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "create_time", b"create_time", "fallbacks", b"fallbacks", "gpus_per_replica", b"gpus_per_replica", "idle_time", b"idle_time", "itl_target", b"itl_target", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "model", b"model", "queue_target", b"queue_target", "ttft_target", b"ttft_target", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentRecord: _TypeAlias = DeploymentRecord  # noqa: Y015
 
 @_typing.final
 class PriceRecord(_message.Message):

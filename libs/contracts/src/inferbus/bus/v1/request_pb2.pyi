@@ -444,6 +444,9 @@ class GenerateRequest(_message.Message):
     REPLY_FIELD_NUMBER: _builtins.int
     INPUT_COUNTED_ELSEWHERE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    ASKED_MODEL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """UUIDv7, 16 bytes: names the request everywhere. See inferbus_contracts.ids for what its last bytes say."""
     edge: _builtins.str
@@ -459,6 +462,12 @@ class GenerateRequest(_message.Message):
     """
     input_counted_elsewhere: _builtins.bool
     """Another choice of the same client call counts the input tokens; this one reports none, so that they are billed once."""
+    prefix: _builtins.bytes
+    """What its input begins with, for finding a worker that has read it: a chain of hashes of 8 bytes, one for each whole
+    256 bytes of it, the shortest prefix's first. See inferbus_contracts.prefixes.
+    """
+    asked_model: _builtins.str
+    """The model that the client asked for, if context.model is a fallback of its deployment."""
     @_builtins.property
     def context(self) -> _context_pb2.RequestContext: ...
     @_builtins.property
@@ -485,6 +494,10 @@ class GenerateRequest(_message.Message):
     def labels(self) -> _context_pb2.Labels:
         """Copied into the request's Close."""
 
+    @_builtins.property
+    def resume(self) -> Global___Resume:
+        """Set if it has been on a worker already: where it goes on."""
+
     def __init__(
         self,
         *,
@@ -504,16 +517,83 @@ class GenerateRequest(_message.Message):
         reply: _builtins.bytes = ...,
         input_counted_elsewhere: _builtins.bool = ...,
         labels: _context_pb2.Labels | None = ...,
+        resume: Global___Resume | None = ...,
+        prefix: _builtins.bytes = ...,
+        asked_model: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "chat", b"chat", "constraint", b"constraint", "context", b"context", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "labels", b"labels", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "chat", b"chat", "constraint", b"constraint", "context", b"context", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "labels", b"labels", "prompt", b"prompt", "resume", b"resume", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "cache_salt", b"cache_salt", "chat", b"chat", "constraint", b"constraint", "context", b"context", "edge", b"edge", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "input_counted_elsewhere", b"input_counted_elsewhere", "labels", b"labels", "priority_class", b"priority_class", "prompt", b"prompt", "reply", b"reply", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "asked_model", b"asked_model", "cache_salt", b"cache_salt", "chat", b"chat", "constraint", b"constraint", "context", b"context", "edge", b"edge", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "input_counted_elsewhere", b"input_counted_elsewhere", "labels", b"labels", "prefix", b"prefix", "priority_class", b"priority_class", "prompt", b"prompt", "reply", b"reply", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["chat", "prompt", "embedding", "inference"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class Resume(_message.Message):
+    """How far a request has come. Complete: nothing before it on the log is needed to go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_TIME_FIELD_NUMBER: _builtins.int
+    LAST_TOKEN_TIME_FIELD_NUMBER: _builtins.int
+    FIRST_STARTED_TIME_FIELD_NUMBER: _builtins.int
+    FRUITLESS_DEATHS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    INTERRUPTED_TIME_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The attempt that comes next, 2 or more. All of the attempts below it is on the log before its fence, or void."""
+    text: _builtins.bytes
+    """What they stand for, as it was delivered; that of half a character or of what may be a stop string is not in it."""
+    fruitless_deaths: _builtins.int
+    """Attempts in a row whose worker died before they had made a token: such a request may be what kills them."""
+    reason: _builtins.str
+    """Why the last attempt is over: worker_lost, drained, preempted, recalled."""
+    worker: _builtins.str
+    """Where the last attempt was; it need not be sent there again."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Output so far: what counts of the attempts below."""
+
+    @_builtins.property
+    def first_token_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_token_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def first_started_time(self) -> _timestamp_pb2.Timestamp:
+        """Close.first_started_time."""
+
+    @_builtins.property
+    def interrupted_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it waits for its next attempt."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        text: _builtins.bytes = ...,
+        first_token_time: _timestamp_pb2.Timestamp | None = ...,
+        last_token_time: _timestamp_pb2.Timestamp | None = ...,
+        first_started_time: _timestamp_pb2.Timestamp | None = ...,
+        fruitless_deaths: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        interrupted_time: _timestamp_pb2.Timestamp | None = ...,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "reason", b"reason", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resume: _TypeAlias = Resume  # noqa: Y015
 
 @_typing.final
 class Work(_message.Message):
@@ -524,7 +604,13 @@ class Work(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     PLACED_TIME_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
+    boot: _builtins.int
+    """WorkerRecord.boot: it is for that incarnation of the worker and for no later one."""
+    attempt: _builtins.int
+    """0: 1."""
     @_builtins.property
     def request(self) -> Global___GenerateRequest: ...
     @_builtins.property
@@ -535,10 +621,12 @@ class Work(_message.Message):
         request: Global___GenerateRequest | None = ...,
         worker: _builtins.str = ...,
         placed_time: _timestamp_pb2.Timestamp | None = ...,
+        boot: _builtins.int = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed_time", b"placed_time", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["placed_time", b"placed_time", "request", b"request", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "placed_time", b"placed_time", "request", b"request", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

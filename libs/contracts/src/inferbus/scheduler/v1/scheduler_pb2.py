@@ -29,27 +29,41 @@ from inferbus.bus.v1 import registry_pb2 as inferbus_dot_bus_dot_v1_dot_registry
 from inferbus.common.v1 import usage_pb2 as inferbus_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%inferbus/scheduler/v1/scheduler.proto\x12\x15inferbus.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dinferbus/bus/v1/control.proto\x1a\x1einferbus/bus/v1/registry.proto\x1a\x1einferbus/common/v1/usage.proto\"D\n\x11WatchFleetRequest\x12/\n\x0cmin_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xac\x01\n\x12WatchFleetResponse\x12.\n\nevent_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07workers\x18\x02 \x03(\x0b\x32\".inferbus.scheduler.v1.FleetWorker\x12\x31\n\x06queues\x18\x03 \x03(\x0b\x32!.inferbus.scheduler.v1.ModelQueue\"\x8c\x02\n\x0b\x46leetWorker\x12-\n\x06record\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.WorkerRecord\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\r\x12\x12\n\non_the_way\x18\x03 \x01(\r\x12\x1b\n\x13output_tokens_total\x18\x04 \x01(\x04\x12\x30\n\rheartbeat_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04gpus\x18\x06 \x03(\x0b\x32\x1a.inferbus.bus.v1.GpuStatus\x12\x31\n\x06\x65ngine\x18\x07 \x01(\x0b\x32!.inferbus.bus.v1.EngineStatistics\"\x95\x01\n\nModelQueue\x12\r\n\x05model\x18\x01 \x01(\t\x12\x39\n\x0epriority_class\x18\x02 \x01(\x0e\x32!.inferbus.common.v1.PriorityClass\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12-\n\noldest_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x0e\x45xplainRequest\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12\x14\n\nrequest_id\x18\x02 \x01(\x0cH\x00\x42\t\n\x07subject\"\xad\x01\n\x0f\x45xplainResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x31\n\rdecision_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08verdicts\x18\x05 \x03(\x0b\x32$.inferbus.scheduler.v1.WorkerVerdict\"P\n\rWorkerVerdict\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ligible\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x32\xd1\x01\n\x10SchedulerService\x12\x63\n\nWatchFleet\x12(.inferbus.scheduler.v1.WatchFleetRequest\x1a).inferbus.scheduler.v1.WatchFleetResponse0\x01\x12X\n\x07\x45xplain\x12%.inferbus.scheduler.v1.ExplainRequest\x1a&.inferbus.scheduler.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%inferbus/scheduler/v1/scheduler.proto\x12\x15inferbus.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dinferbus/bus/v1/control.proto\x1a\x1einferbus/bus/v1/registry.proto\x1a\x1einferbus/common/v1/usage.proto\"k\n\x13\x44rainWorkersRequest\x12\x10\n\x06worker\x18\x01 \x01(\tH\x00\x12\x0e\n\x04node\x18\x02 \x01(\tH\x00\x12(\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\n\x06target\"\'\n\x14\x44rainWorkersResponse\x12\x0f\n\x07workers\x18\x01 \x03(\t\"\x17\n\x15ListSchedulersRequest\"V\n\x16ListSchedulersResponse\x12<\n\nschedulers\x18\x01 \x03(\x0b\x32(.inferbus.scheduler.v1.SchedulerInstance\"?\n\x11SchedulerInstance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x03(\r\x12\x0c\n\x04self\x18\x03 \x01(\x08\"D\n\x11WatchFleetRequest\x12/\n\x0cmin_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xac\x01\n\x12WatchFleetResponse\x12.\n\nevent_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07workers\x18\x02 \x03(\x0b\x32\".inferbus.scheduler.v1.FleetWorker\x12\x31\n\x06queues\x18\x03 \x03(\x0b\x32!.inferbus.scheduler.v1.ModelQueue\"\x8c\x02\n\x0b\x46leetWorker\x12-\n\x06record\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.WorkerRecord\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\r\x12\x12\n\non_the_way\x18\x03 \x01(\r\x12\x1b\n\x13output_tokens_total\x18\x04 \x01(\x04\x12\x30\n\rheartbeat_age\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x04gpus\x18\x06 \x03(\x0b\x32\x1a.inferbus.bus.v1.GpuStatus\x12\x31\n\x06\x65ngine\x18\x07 \x01(\x0b\x32!.inferbus.bus.v1.EngineStatistics\"\x95\x01\n\nModelQueue\x12\r\n\x05model\x18\x01 \x01(\t\x12\x39\n\x0epriority_class\x18\x02 \x01(\x0e\x32!.inferbus.common.v1.PriorityClass\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12-\n\noldest_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\x0e\x45xplainRequest\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12\x14\n\nrequest_id\x18\x02 \x01(\x0cH\x00\x42\t\n\x07subject\"\xbe\x01\n\x0f\x45xplainResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x31\n\rdecision_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08verdicts\x18\x05 \x03(\x0b\x32$.inferbus.scheduler.v1.WorkerVerdict\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"\xd3\x01\n\rWorkerVerdict\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ligible\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12>\n\x05parts\x18\x05 \x03(\x0b\x32/.inferbus.scheduler.v1.WorkerVerdict.PartsEntry\x12\x13\n\x0bprefix_hits\x18\x06 \x01(\r\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xa9\x03\n\x10SchedulerService\x12\x63\n\nWatchFleet\x12(.inferbus.scheduler.v1.WatchFleetRequest\x1a).inferbus.scheduler.v1.WatchFleetResponse0\x01\x12X\n\x07\x45xplain\x12%.inferbus.scheduler.v1.ExplainRequest\x1a&.inferbus.scheduler.v1.ExplainResponse\x12g\n\x0c\x44rainWorkers\x12*.inferbus.scheduler.v1.DrainWorkersRequest\x1a+.inferbus.scheduler.v1.DrainWorkersResponse\x12m\n\x0eListSchedulers\x12,.inferbus.scheduler.v1.ListSchedulersRequest\x1a-.inferbus.scheduler.v1.ListSchedulersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.scheduler.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WATCHFLEETREQUEST']._serialized_start=224
-  _globals['_WATCHFLEETREQUEST']._serialized_end=292
-  _globals['_WATCHFLEETRESPONSE']._serialized_start=295
-  _globals['_WATCHFLEETRESPONSE']._serialized_end=467
-  _globals['_FLEETWORKER']._serialized_start=470
-  _globals['_FLEETWORKER']._serialized_end=738
-  _globals['_MODELQUEUE']._serialized_start=741
-  _globals['_MODELQUEUE']._serialized_end=890
-  _globals['_EXPLAINREQUEST']._serialized_start=892
-  _globals['_EXPLAINREQUEST']._serialized_end=958
-  _globals['_EXPLAINRESPONSE']._serialized_start=961
-  _globals['_EXPLAINRESPONSE']._serialized_end=1134
-  _globals['_WORKERVERDICT']._serialized_start=1136
-  _globals['_WORKERVERDICT']._serialized_end=1216
-  _globals['_SCHEDULERSERVICE']._serialized_start=1219
-  _globals['_SCHEDULERSERVICE']._serialized_end=1428
+  _globals['_WORKERVERDICT_PARTSENTRY']._loaded_options = None
+  _globals['_WORKERVERDICT_PARTSENTRY']._serialized_options = b'8\001'
+  _globals['_DRAINWORKERSREQUEST']._serialized_start=224
+  _globals['_DRAINWORKERSREQUEST']._serialized_end=331
+  _globals['_DRAINWORKERSRESPONSE']._serialized_start=333
+  _globals['_DRAINWORKERSRESPONSE']._serialized_end=372
+  _globals['_LISTSCHEDULERSREQUEST']._serialized_start=374
+  _globals['_LISTSCHEDULERSREQUEST']._serialized_end=397
+  _globals['_LISTSCHEDULERSRESPONSE']._serialized_start=399
+  _globals['_LISTSCHEDULERSRESPONSE']._serialized_end=485
+  _globals['_SCHEDULERINSTANCE']._serialized_start=487
+  _globals['_SCHEDULERINSTANCE']._serialized_end=550
+  _globals['_WATCHFLEETREQUEST']._serialized_start=552
+  _globals['_WATCHFLEETREQUEST']._serialized_end=620
+  _globals['_WATCHFLEETRESPONSE']._serialized_start=623
+  _globals['_WATCHFLEETRESPONSE']._serialized_end=795
+  _globals['_FLEETWORKER']._serialized_start=798
+  _globals['_FLEETWORKER']._serialized_end=1066
+  _globals['_MODELQUEUE']._serialized_start=1069
+  _globals['_MODELQUEUE']._serialized_end=1218
+  _globals['_EXPLAINREQUEST']._serialized_start=1220
+  _globals['_EXPLAINREQUEST']._serialized_end=1286
+  _globals['_EXPLAINRESPONSE']._serialized_start=1289
+  _globals['_EXPLAINRESPONSE']._serialized_end=1479
+  _globals['_WORKERVERDICT']._serialized_start=1482
+  _globals['_WORKERVERDICT']._serialized_end=1693
+  _globals['_WORKERVERDICT_PARTSENTRY']._serialized_start=1649
+  _globals['_WORKERVERDICT_PARTSENTRY']._serialized_end=1693
+  _globals['_SCHEDULERSERVICE']._serialized_start=1696
+  _globals['_SCHEDULERSERVICE']._serialized_end=2121
 # @@protoc_insertion_point(module_scope)

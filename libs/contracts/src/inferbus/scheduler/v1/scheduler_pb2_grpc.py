@@ -44,6 +44,16 @@ class SchedulerServiceStub:
                 request_serializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.DrainWorkers = channel.unary_unary(
+                '/inferbus.scheduler.v1.SchedulerService/DrainWorkers',
+                request_serializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkersRequest.SerializeToString,
+                response_deserializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkersResponse.FromString,
+                _registered_method=True)
+        self.ListSchedulers = channel.unary_unary(
+                '/inferbus.scheduler.v1.SchedulerService/ListSchedulers',
+                request_serializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListSchedulersRequest.SerializeToString,
+                response_deserializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListSchedulersResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -63,6 +73,20 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainWorkers(self, request, context):
+        """Asks workers to finish and leave; what still runs after a grace goes on elsewhere. Answers when they have been asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSchedulers(self, request, context):
+        """Who schedules which models.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +99,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainRequest.FromString,
                     response_serializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainResponse.SerializeToString,
+            ),
+            'DrainWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorkers,
+                    request_deserializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkersRequest.FromString,
+                    response_serializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkersResponse.SerializeToString,
+            ),
+            'ListSchedulers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSchedulers,
+                    request_deserializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListSchedulersRequest.FromString,
+                    response_serializer=inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListSchedulersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +165,60 @@ class SchedulerService:
             '/inferbus.scheduler.v1.SchedulerService/Explain',
             inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainRequest.SerializeToString,
             inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.scheduler.v1.SchedulerService/DrainWorkers',
+            inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkersRequest.SerializeToString,
+            inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSchedulers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.scheduler.v1.SchedulerService/ListSchedulers',
+            inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListSchedulersRequest.SerializeToString,
+            inferbus_dot_scheduler_dot_v1_dot_scheduler__pb2.ListSchedulersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class SchedulerServiceStub:
     """The fleet now and at every change, at most once per min_interval."""
     Explain: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainRequest, _scheduler_pb2.ExplainResponse]
     """What would be decided now for a model, or what was decided for a recent request, and why."""
+    DrainWorkers: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.DrainWorkersRequest, _scheduler_pb2.DrainWorkersResponse]
+    """Asks workers to finish and leave; what still runs after a grace goes on elsewhere. Answers when they have been asked."""
+    ListSchedulers: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListSchedulersRequest, _scheduler_pb2.ListSchedulersResponse]
+    """Who schedules which models."""
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
@@ -43,6 +47,10 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """The fleet now and at every change, at most once per min_interval."""
     Explain: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainRequest, _scheduler_pb2.ExplainResponse]  # type: ignore[assignment]
     """What would be decided now for a model, or what was decided for a recent request, and why."""
+    DrainWorkers: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DrainWorkersRequest, _scheduler_pb2.DrainWorkersResponse]  # type: ignore[assignment]
+    """Asks workers to finish and leave; what still runs after a grace goes on elsewhere. Answers when they have been asked."""
+    ListSchedulers: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListSchedulersRequest, _scheduler_pb2.ListSchedulersResponse]  # type: ignore[assignment]
+    """Who schedules which models."""
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -60,5 +68,21 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.ExplainResponse, _abc.Awaitable[_scheduler_pb2.ExplainResponse]]:
         """What would be decided now for a model, or what was decided for a recent request, and why."""
+
+    @_abc_1.abstractmethod
+    def DrainWorkers(
+        self,
+        request: _scheduler_pb2.DrainWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.DrainWorkersResponse, _abc.Awaitable[_scheduler_pb2.DrainWorkersResponse]]:
+        """Asks workers to finish and leave; what still runs after a grace goes on elsewhere. Answers when they have been asked."""
+
+    @_abc_1.abstractmethod
+    def ListSchedulers(
+        self,
+        request: _scheduler_pb2.ListSchedulersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.ListSchedulersResponse, _abc.Awaitable[_scheduler_pb2.ListSchedulersResponse]]:
+        """Who schedules which models."""
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from inferbus.bus.v1 import control_pb2 as inferbus_dot_bus_dot_v1_dot_control__pb2
 from inferbus.bus.v1 import registry_pb2 as inferbus_dot_bus_dot_v1_dot_registry__pb2
 from inferbus.bus.v1 import request_pb2 as inferbus_dot_bus_dot_v1_dot_request__pb2
@@ -29,33 +30,33 @@ from inferbus.common.v1 import error_pb2 as inferbus_dot_common_dot_v1_dot_error
 from inferbus.common.v1 import usage_pb2 as inferbus_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1finferbus/worker/v1/worker.proto\x12\x12inferbus.worker.v1\x1a\x1dinferbus/bus/v1/control.proto\x1a\x1einferbus/bus/v1/registry.proto\x1a\x1dinferbus/bus/v1/request.proto\x1a\x1einferbus/common/v1/error.proto\x1a\x1einferbus/common/v1/usage.proto\"\x12\n\x10GetStatusRequest\"\xd3\x01\n\x11GetStatusResponse\x12-\n\x06record\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.WorkerRecord\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\r\x12\x16\n\x0eunacked_frames\x18\x03 \x01(\r\x12\x1b\n\x13output_tokens_total\x18\x04 \x01(\x04\x12\x17\n\x0f\x65ngine_restarts\x18\x05 \x01(\r\x12\x31\n\x06\x65ngine\x18\x06 \x01(\x0b\x32!.inferbus.bus.v1.EngineStatistics\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"h\n\x0fGenerateRequest\x12(\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x1a.inferbus.bus.v1.ChatInput\x12+\n\x08sampling\x18\x02 \x01(\x0b\x32\x19.inferbus.bus.v1.Sampling\"\xbf\x01\n\x10GenerateResponse\x12\x10\n\x08token_id\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x37\n\rfinish_reason\x18\x03 \x01(\x0e\x32 .inferbus.common.v1.FinishReason\x12(\n\x05usage\x18\x04 \x01(\x0b\x32\x19.inferbus.common.v1.Usage\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x19.inferbus.common.v1.Error\"\xcd\x01\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1a.inferbus.bus.v1.ChatInputH\x00\x12\x15\n\rparse_special\x18\x03 \x01(\x08\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08\x12\x15\n\rreturn_pieces\x18\x05 \x01(\x08\x12\x18\n\x0b\x61\x64\x64_special\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\x0e\n\x0c_add_special\"K\n\x10TokenizeResponse\x12\x10\n\x08token_id\x18\x01 \x03(\r\x12\r\n\x05piece\x18\x02 \x03(\x0c\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\"%\n\x11\x44\x65tokenizeRequest\x12\x10\n\x08token_id\x18\x01 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\x0c\x32\xc4\x03\n\rWorkerService\x12X\n\tGetStatus\x12$.inferbus.worker.v1.GetStatusRequest\x1a%.inferbus.worker.v1.GetStatusResponse\x12L\n\x05\x44rain\x12 .inferbus.worker.v1.DrainRequest\x1a!.inferbus.worker.v1.DrainResponse\x12W\n\x08Generate\x12#.inferbus.worker.v1.GenerateRequest\x1a$.inferbus.worker.v1.GenerateResponse0\x01\x12U\n\x08Tokenize\x12#.inferbus.worker.v1.TokenizeRequest\x1a$.inferbus.worker.v1.TokenizeResponse\x12[\n\nDetokenize\x12%.inferbus.worker.v1.DetokenizeRequest\x1a&.inferbus.worker.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1finferbus/worker/v1/worker.proto\x12\x12inferbus.worker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dinferbus/bus/v1/control.proto\x1a\x1einferbus/bus/v1/registry.proto\x1a\x1dinferbus/bus/v1/request.proto\x1a\x1einferbus/common/v1/error.proto\x1a\x1einferbus/common/v1/usage.proto\"\x12\n\x10GetStatusRequest\"\xd3\x01\n\x11GetStatusResponse\x12-\n\x06record\x18\x01 \x01(\x0b\x32\x1d.inferbus.bus.v1.WorkerRecord\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\r\x12\x16\n\x0eunacked_frames\x18\x03 \x01(\r\x12\x1b\n\x13output_tokens_total\x18\x04 \x01(\x04\x12\x17\n\x0f\x65ngine_restarts\x18\x05 \x01(\r\x12\x31\n\x06\x65ngine\x18\x06 \x01(\x0b\x32!.inferbus.bus.v1.EngineStatistics\"L\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbegin_only\x18\x02 \x01(\x08\"\x0f\n\rDrainResponse\"h\n\x0fGenerateRequest\x12(\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x1a.inferbus.bus.v1.ChatInput\x12+\n\x08sampling\x18\x02 \x01(\x0b\x32\x19.inferbus.bus.v1.Sampling\"\xbf\x01\n\x10GenerateResponse\x12\x10\n\x08token_id\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x37\n\rfinish_reason\x18\x03 \x01(\x0e\x32 .inferbus.common.v1.FinishReason\x12(\n\x05usage\x18\x04 \x01(\x0b\x32\x19.inferbus.common.v1.Usage\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x19.inferbus.common.v1.Error\"\xcd\x01\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1a.inferbus.bus.v1.ChatInputH\x00\x12\x15\n\rparse_special\x18\x03 \x01(\x08\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08\x12\x15\n\rreturn_pieces\x18\x05 \x01(\x08\x12\x18\n\x0b\x61\x64\x64_special\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\x0e\n\x0c_add_special\"K\n\x10TokenizeResponse\x12\x10\n\x08token_id\x18\x01 \x03(\r\x12\r\n\x05piece\x18\x02 \x03(\x0c\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\"%\n\x11\x44\x65tokenizeRequest\x12\x10\n\x08token_id\x18\x01 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\x0c\x32\xc4\x03\n\rWorkerService\x12X\n\tGetStatus\x12$.inferbus.worker.v1.GetStatusRequest\x1a%.inferbus.worker.v1.GetStatusResponse\x12L\n\x05\x44rain\x12 .inferbus.worker.v1.DrainRequest\x1a!.inferbus.worker.v1.DrainResponse\x12W\n\x08Generate\x12#.inferbus.worker.v1.GenerateRequest\x1a$.inferbus.worker.v1.GenerateResponse0\x01\x12U\n\x08Tokenize\x12#.inferbus.worker.v1.TokenizeRequest\x1a$.inferbus.worker.v1.TokenizeResponse\x12[\n\nDetokenize\x12%.inferbus.worker.v1.DetokenizeRequest\x1a&.inferbus.worker.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.worker.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATUSREQUEST']._serialized_start=213
-  _globals['_GETSTATUSREQUEST']._serialized_end=231
-  _globals['_GETSTATUSRESPONSE']._serialized_start=234
-  _globals['_GETSTATUSRESPONSE']._serialized_end=445
-  _globals['_DRAINREQUEST']._serialized_start=447
-  _globals['_DRAINREQUEST']._serialized_end=461
-  _globals['_DRAINRESPONSE']._serialized_start=463
-  _globals['_DRAINRESPONSE']._serialized_end=478
-  _globals['_GENERATEREQUEST']._serialized_start=480
-  _globals['_GENERATEREQUEST']._serialized_end=584
-  _globals['_GENERATERESPONSE']._serialized_start=587
-  _globals['_GENERATERESPONSE']._serialized_end=778
-  _globals['_TOKENIZEREQUEST']._serialized_start=781
-  _globals['_TOKENIZEREQUEST']._serialized_end=986
-  _globals['_TOKENIZERESPONSE']._serialized_start=988
-  _globals['_TOKENIZERESPONSE']._serialized_end=1063
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1065
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1102
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1104
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1138
-  _globals['_WORKERSERVICE']._serialized_start=1141
-  _globals['_WORKERSERVICE']._serialized_end=1593
+  _globals['_GETSTATUSREQUEST']._serialized_start=245
+  _globals['_GETSTATUSREQUEST']._serialized_end=263
+  _globals['_GETSTATUSRESPONSE']._serialized_start=266
+  _globals['_GETSTATUSRESPONSE']._serialized_end=477
+  _globals['_DRAINREQUEST']._serialized_start=479
+  _globals['_DRAINREQUEST']._serialized_end=555
+  _globals['_DRAINRESPONSE']._serialized_start=557
+  _globals['_DRAINRESPONSE']._serialized_end=572
+  _globals['_GENERATEREQUEST']._serialized_start=574
+  _globals['_GENERATEREQUEST']._serialized_end=678
+  _globals['_GENERATERESPONSE']._serialized_start=681
+  _globals['_GENERATERESPONSE']._serialized_end=872
+  _globals['_TOKENIZEREQUEST']._serialized_start=875
+  _globals['_TOKENIZEREQUEST']._serialized_end=1080
+  _globals['_TOKENIZERESPONSE']._serialized_start=1082
+  _globals['_TOKENIZERESPONSE']._serialized_end=1157
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1159
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1196
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1198
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1232
+  _globals['_WORKERSERVICE']._serialized_start=1235
+  _globals['_WORKERSERVICE']._serialized_end=1687
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from inferbus.bus.v1 import control_pb2 as _control_pb2
@@ -80,12 +81,23 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 class DrainRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    GRACE_FIELD_NUMBER: _builtins.int
+    BEGIN_ONLY_FIELD_NUMBER: _builtins.int
+    begin_only: _builtins.bool
+    """Answer at once, and not when it has left."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """After so long, what still runs is given to other workers. Absent: all of it may end here, however long that takes."""
+
     def __init__(
         self,
+        *,
+        grace: _duration_pb2.Duration | None = ...,
+        begin_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_only", b"begin_only", "grace", b"grace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -71,7 +71,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Takes no new work; answers when the last generation has ended. Draining twice is the same as once.
+        """Takes no new work; answers when the last generation has ended or is another worker's. Draining twice is the same as
+        once, with the shorter grace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,9 @@ class WorkerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetStatusRequest, _worker_pb2.GetStatusResponse]
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
-    """Takes no new work; answers when the last generation has ended. Draining twice is the same as once."""
+    """Takes no new work; answers when the last generation has ended or is another worker's. Draining twice is the same as
+    once, with the shorter grace.
+    """
     Generate: _grpc.UnaryStreamMultiCallable[_worker_pb2.GenerateRequest, _worker_pb2.GenerateResponse]
     """Straight into the engine, past bus and bill: for diagnosis only."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_worker_pb2.TokenizeRequest, _worker_pb2.TokenizeResponse]
@@ -45,7 +47,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetStatusRequest, _worker_pb2.GetStatusResponse]  # type: ignore[assignment]
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]  # type: ignore[assignment]
-    """Takes no new work; answers when the last generation has ended. Draining twice is the same as once."""
+    """Takes no new work; answers when the last generation has ended or is another worker's. Draining twice is the same as
+    once, with the shorter grace.
+    """
     Generate: _aio.UnaryStreamMultiCallable[_worker_pb2.GenerateRequest, _worker_pb2.GenerateResponse]  # type: ignore[assignment]
     """Straight into the engine, past bus and bill: for diagnosis only."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_worker_pb2.TokenizeRequest, _worker_pb2.TokenizeResponse]  # type: ignore[assignment]
@@ -66,7 +70,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.DrainResponse, _abc.Awaitable[_worker_pb2.DrainResponse]]:
-        """Takes no new work; answers when the last generation has ended. Draining twice is the same as once."""
+        """Takes no new work; answers when the last generation has ended or is another worker's. Draining twice is the same as
+        once, with the shorter grace.
+        """
 
     @_abc_1.abstractmethod
     def Generate(
