@@ -1,6 +1,7 @@
 """A worker as its own process, and an edge's view of what it says."""
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 from inferbus.bus.v1.frame_pb2 import Close, Frame, Output, TokenLogprob
+from inferbus.bus.v1.registry_pb2 import WorkerRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.connection import Bus
 from inferbus_bus.frames import FrameReader
 from inferbus_bus.publish import Publisher
 from inferbus_contracts.ids import uuid7
+from inferbus_contracts.recovery import begun, fold
+from inferbus_contracts.subjects import subject_token
 from inferbus_runtime import clock
 
 
@@ -92,6 +96,7 @@ class Edge:
 
     def __init__(self, bus: Bus, name: str) -> None:
         self.name = name
+        self.bus = bus
         self.received: dict[bytes, Received] = {}
         self.frames: list[Frame] = []
         self._publisher = Publisher(bus)
@@ -118,12 +123,43 @@ class Edge:
         request.sampling.max_tokens = max_tokens
         return request
 
-    async def place(self, worker: str, request: GenerateRequest) -> Received:
-        """What the scheduler does; returns what will be received."""
+    async def place(self, worker: str, request: GenerateRequest, boot: int | None = None) -> Received:
+        """What the scheduler does, on the worker's present incarnation if no other is given; returns what will be
+        received."""
         received = self.received.setdefault(request.request_id, Received())
-        work = Work(request=request, worker=worker, placed_time=clock.timestamp(clock.now_us()))
-        await self._publisher.publish(work)
+        boot = await self.incarnation(worker) if boot is None else boot
+        now = clock.timestamp(clock.now_us())
+        await self._publisher.publish(
+            Work(request=request, worker=worker, boot=boot, attempt=request.resume.attempt, placed_time=now)
+        )
         return received
+
+    async def incarnation(self, worker: str) -> int:
+        return (await self.record(worker)).boot
+
+    async def record(self, worker: str) -> WorkerRecord:
+        """What the fleet is told of it now."""
+        subject = f"$KV.fleet.{subject_token(worker)}"
+        answer = await self.bus.api("STREAM.MSG.GET.KV_fleet", {"last_by_subj": subject})
+        return WorkerRecord.FromString(base64.b64decode(answer["message"]["data"]))
+
+    def moved(self, request: GenerateRequest) -> GenerateRequest:
+        """What the scheduler makes of a request whose worker is gone, by what this edge has of it: its next attempt."""
+        so_far = begun(request.resume)
+        for frame in self.frames:
+            fold(frame, {request.request_id: so_far})
+        made = GenerateRequest()
+        made.CopyFrom(request)
+        made.resume.Clear()
+        made.resume.attempt = max(1, request.resume.attempt, so_far.attempt) + 1
+        made.resume.token_ids.extend(so_far.ids)
+        made.resume.text = b"".join(text for _, text in so_far.texts)
+        if so_far.ids:
+            made.resume.first_token_time.CopyFrom(clock.timestamp(so_far.first_us))
+            made.resume.last_token_time.CopyFrom(clock.timestamp(so_far.last_us))
+        if so_far.first_started_us:
+            made.resume.first_started_time.CopyFrom(clock.timestamp(so_far.first_started_us))
+        return made
 
     async def until(self, condition: Callable[[], Any], timeout: float = 20.0) -> None:
         async with asyncio.timeout(timeout):

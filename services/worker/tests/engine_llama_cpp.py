@@ -17,10 +17,11 @@ NAME = "llama_cpp"
 CAPABILITIES = frozenset({"chat", "completions", "tools", "structured_output", "logprobs", "logit_bias"})
 CAN = frozenset(
     {"expressions", "seeds", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "model"}
-    | {"batch", "ids", "tokenize", "prefixes", "salts", "blocks"}
+    | {"batch", "ids", "tokenize", "prefixes", "salts", "told", "blocks"}
 )
 WHY = {"reasoning": "the tests' model does not reason"}
 PREFILL_WORDS = 3000
+SMALL_CACHE = {"llama_cpp": {"prompt_cache_tokens": 512}}
 
 
 def missing() -> str:

@@ -1,4 +1,4 @@
-"""``synthetic`` in the contract suite: the timing model, a token every 2 ms."""
+"""``synthetic`` in the contract suite: the timing model, a token every 2 ms, with a KV cache that has room for all."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,9 +15,10 @@ CAPABILITIES = frozenset({"chat", "completions"})
 # The parameters of sampling are taken, and do nothing.
 CAN = frozenset(
     {"seeds", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"}
-    | {"batch", "ids", "tokenize", "salts"}
+    | {"batch", "ids", "tokenize", "prefixes", "salts", "told", "blocks"}
 )
 PREFILL_WORDS = 20_000
+SMALL_CACHE = {"synthetic": {"kv_blocks": 48}, "context_length": 512}
 
 
 def missing() -> str:
@@ -26,7 +27,7 @@ def missing() -> str:
 
 @asynccontextmanager
 async def made(_: Path, **changes: Any) -> AsyncIterator[Engine]:
-    timing = SyntheticConfig(**{"itl": timedelta(milliseconds=2), **changes.pop("synthetic", {})})
+    timing = SyntheticConfig(**{"itl": timedelta(milliseconds=2), "kv_blocks": 400_000, **changes.pop("synthetic", {})})
     engine: Engine = engine_class(NAME).from_config(Config(name="contract", engine=NAME, synthetic=timing, **changes))
     try:
         yield engine

@@ -21,9 +21,10 @@ NEVER_RUN = "no machine of this project's has had TensorRT-LLM and a GPU that it
 CAPABILITIES = frozenset({"chat", "completions", "tools", "structured_output", "logprobs", "logit_bias"})
 # Read 64 tokens a step, each of which takes a GPU a millisecond or more, whatever the model's size.
 PREFILL_WORDS = 20_000
+SMALL_CACHE = {"tensorrt_llm": {"kv_tokens": 1024}, "context_length": 512, "capacity": 1}
 # Of what is promised beyond capabilities: a draw's seed and the penalties work with some versions and samplers only,
 # and are refused by name with the others; a greedy text depends on its batch in the last bits of a logit.
-CAN = frozenset({"expressions", "ids", "tokenize", "top_k", "model", "prefixes", "salts", "blocks"})
+CAN = frozenset({"expressions", "ids", "tokenize", "top_k", "model", "prefixes", "salts", "told", "blocks"})
 
 
 def missing() -> str:
@@ -54,6 +55,7 @@ async def made(cache: Path, **changes: Any) -> AsyncIterator[Engine]:
     """``changes``: of Config, or of its section (``tensorrt_llm``)."""
     room = {
         "model_path": model_in(cache), "batch_tokens": 64, "kv_tokens": 131_072, "kv_memory_fraction": 0.3,
+        "kv_events": 65_536,
     } | changes.pop("tensorrt_llm", {})  # fmt: skip
     shared = {"name": "contract", "engine": NAME, "capacity": 16} | changes
     engine: Engine = engine_class(NAME).from_config(Config(**shared, tensorrt_llm=TensorRtLlmConfig(**room)))

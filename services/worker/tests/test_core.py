@@ -12,12 +12,12 @@ from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus.common.v1.context_pb2 import Labels
 from inferbus.common.v1.usage_pb2 import Operation
 from inferbus_contracts.pieces import CallStart, Pieces, Reasoning, Spans, Text, pieces_of
+from inferbus_contracts.recovery import Recovered, fold
 from inferbus_runtime.clock import timestamp
 from inferbus_worker.core.coalesce import StepBuilder
 from inferbus_worker.core.columns import StepFrames, close_of
 from inferbus_worker.core.kv_budget import KvBudget
 from inferbus_worker.core.lifecycle import State, advance
-from inferbus_worker.core.recovery import Recovered, fold
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.core.running import Running, running_of
 from inferbus_worker.core.stops import StopFilter, reader_of

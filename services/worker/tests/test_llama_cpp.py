@@ -138,6 +138,15 @@ async def test_idle_prompts_leave_the_kv_cache(engine: LlamaCpp, caplog: pytest.
     assert "not emptied" not in caplog.text
 
 
+async def test_an_idle_prompt_gives_way_to_what_runs_and_is_told_as_gone(engine: LlamaCpp) -> None:
+    """The child would empty its slot by itself, and say nothing of it."""
+    idle = replace(generation(1, "lighthouse " * 30, max_tokens=1), prefix=(4711,))
+    await ask(engine, idle)
+    assert 4711 in engine.prefixes.all()
+    await ask(engine, *(generation(n, f"Write a story about number {n}.", max_tokens=100) for n in range(2, 7)))
+    assert 4711 not in engine.prefixes.all()
+
+
 async def test_statistics_are_those_of_its_kv_cache(engine: LlamaCpp) -> None:
     before = engine.statistics()
     assert (before.running, before.waiting, before.kv_blocks_used) == (0, 0, 0), "what is kept for later is free"

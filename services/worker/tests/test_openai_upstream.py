@@ -741,7 +741,7 @@ async def test_one_that_hangs_is_dead_too(proxy: Faults) -> None:
 async def test_a_worker_that_dies_goes_on_from_its_text(
     edge: Any, new_worker: Callable[..., Any], llama: servers.Server, sea: str
 ) -> None:
-    """kill -9 of the worker in mid-stream; its successor has no ids to go on from, only the text on the log."""
+    """kill -9 of the worker in mid-stream; whoever goes on has no ids to go on from, only the text on the log."""
     worker = new_worker(
         ENGINE="openai", OPENAI__BASE_URL=llama.url, OPENAI__CAPABILITIES="chat,completions", MODEL="sea"
     )
@@ -754,10 +754,12 @@ async def test_a_worker_that_dies_goes_on_from_its_text(
 
     undisturbed = await edge.place(worker.name, story())
     await edge.closed(undisturbed)
-    disturbed = await edge.place(worker.name, story())
+    request = story()
+    disturbed = await edge.place(worker.name, request)
     await edge.until(lambda: len(disturbed.ids) > 5)
     await worker.kill()
     await worker.start()
+    await edge.place(worker.name, edge.moved(request))
     await edge.until(lambda: disturbed.close is not None, 30)
     assert disturbed.text == undisturbed.text
     assert disturbed.text.decode().startswith(sea)

@@ -7,7 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
-from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat, Recall
+from inferbus.bus.v1.frame_pb2 import Fence, Frame
 from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord, WorkerState
 from inferbus.bus.v1.request_pb2 import PromptInput
 from inferbus.common.v1.error_pb2 import ErrorClass
@@ -21,9 +22,13 @@ from inferbus.worker.v1.worker_pb2 import (
 )
 from inferbus.worker.v1.worker_pb2_grpc import WorkerServiceStub
 from inferbus_bus.connection import Bus, BusConfig, connect
+from inferbus_bus.errors import StreamApiError
+from inferbus_bus.frames import FramePublisher
 from inferbus_bus.registry import Registry
 from inferbus_bus.streams import ensure_streams
+from inferbus_contracts.subjects import work_subject
 from inferbus_runtime import clock
+from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.rpc import channel
 from inferbus_stack.nats import NatsServer
 from inferbus_worker.engine import EngineInfo, Tokens
@@ -36,6 +41,24 @@ CANCELLED, ERROR = FinishReason.FINISH_REASON_CANCELLED, FinishReason.FINISH_REA
 async def work_left(bus: Bus, worker: Any) -> int:
     info = await bus.api(f"CONSUMER.INFO.WORK.{worker.name}")
     return int(info["num_pending"]) + int(info["num_ack_pending"])
+
+
+async def left_on(bus: Bus, worker: Any, boot: int) -> int:
+    """How much work that incarnation has, or had."""
+    subject = work_subject(worker.name, boot)
+    info = await bus.api("STREAM.INFO.WORK", {"subjects_filter": subject})
+    return int((info["state"].get("subjects") or {}).get(subject, 0))
+
+
+async def engine_starts(worker: Any) -> int:
+    async with channel(worker.address, None) as connected:
+        return int((await WorkerServiceStub(connected).GetStatus(GetStatusRequest())).engine_restarts)
+
+
+def recall(worker: Any, boot: int, *requests: Any) -> Recall:
+    """Of their first attempts."""
+    names = b"".join(request.request_id for request in requests)
+    return Recall(worker=worker.name, boot=boot, request_ids=names, attempts=[1] * len(requests))
 
 
 async def all_acked(bus: Bus, worker: Any) -> None:
@@ -173,34 +196,221 @@ async def test_expired_work_is_closed(edge: Any, worker: Any) -> None:
     assert not late.ids
 
 
-async def test_kill_and_restart_resumes(bus: Bus, edge: Any, worker: Any) -> None:
+async def test_a_new_incarnation_gets_nothing_of_the_old_ones(bus: Bus, edge: Any, worker: Any) -> None:
+    """Killed and started again under its name: what it had is a scheduler's to give, also to itself."""
+    received = await edge.place(worker.name, edge.request("say something", max_tokens=300))
+    await edge.until(lambda: len(received.ids) >= 10)
+    old = await edge.incarnation(worker.name)
+    await worker.kill()
+    await worker.start()
+    assert await edge.incarnation(worker.name) > old
+    reached = len(received.ids)
+    late = await edge.place(worker.name, edge.request("say something"), boot=old)
+    for _ in range(3):  # others are served meanwhile
+        await edge.closed(await edge.place(worker.name, edge.request("say something")))
+    assert (len(received.ids), received.close) == (reached, None)
+    assert (late.ids, late.close) == ([], None)
+    assert await left_on(bus, worker, old) == 2
+    await all_acked(bus, worker)
+
+
+async def test_it_goes_on_with_the_next_token_as_the_next_attempt(bus: Bus, edge: Any, worker: Any) -> None:
     requests = [edge.request("say something", max_tokens=300) for _ in range(20)]
     received = [await edge.place(worker.name, request) for request in requests]
-    short = await edge.place(worker.name, edge.request("say something", max_tokens=2))
-    await edge.until(lambda: all(len(one.ids) >= 10 for one in received) and short.close)
+    await edge.until(lambda: all(len(one.ids) >= 10 for one in received))
     await worker.kill()
-    reached = [len(one.ids) for one in received]
     await worker.start()
-    # Another worker would have to wait for the lease; the same one only for the delivery to come again.
+    reached = [len(one.ids) for one in received]
+    moved = [edge.moved(request) for request in requests]
+    for request in moved:
+        await edge.place(worker.name, request)
     await edge.closed(*received)
-    words = received[0].ids[:29]
-    for one, before in zip(received, reached, strict=True):
-        assert one.attempts[0] == 1
-        assert one.attempts[-1] > 1
-        assert len(one.ids) == 300
-        assert one.ids == [words[index % 29] for index in range(300)], "goes on where it was"
-        assert before >= 10
-        assert one.close.usage.output_tokens == 300
-        times = (one.close.first_started_time, one.close.first_token_time, one.close.started_time)
-        moments = [clock.unix_us(time) for time in times]
-        assert 0 < moments[0] <= moments[1] < moments[2], "queued until the engine had it first"
+    for one, request, before in zip(received, moved, reached, strict=True):
+        assert one.attempts == [1, 2]
+        assert len(request.resume.token_ids) == before >= 10
+        assert one.ids == [index % 29 for index in range(300)], "goes on where it was"
+        close = one.close
+        assert (close.attempt, close.usage.output_tokens) == (2, 300)
+        times = (close.first_started_time, close.first_token_time, close.placed_time, close.started_time)
+        moments = [clock.unix_us(time) for time in (*times, close.last_token_time)]
+        assert 0 < moments[0] <= moments[1] < moments[2] <= moments[3] < moments[4], (
+            "queued until the engine had it first"
+        )
+        assert sum(one.gaps[1:]) == moments[4] - moments[1], "the pause is a gap like any other"
     await all_acked(bus, worker)
+
+
+async def test_what_ended_with_its_last_token_ends_at_once(edge: Any, worker: Any) -> None:
+    """Its worker died between the last token and the Close."""
+    request = edge.request("say something", max_tokens=5)
+    whole = await edge.place(worker.name, request)
+    await edge.closed(whole)
+    again = edge.request("say something", max_tokens=5)
+    again.resume.CopyFrom(edge.moved(request).resume)
+    received = await edge.place(worker.name, again)
+    received.ids, received.texts = list(whole.ids), list(whole.texts)
+    await edge.closed(received)
+    assert received.ids == whole.ids
+    assert (received.close.finish_reason, received.close.usage.output_tokens) == (LENGTH, 5)
+    assert received.close.first_token_time == whole.close.first_token_time
+
+
+# --- recalled ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_recalled_is_not_spoken_of_any_more(bus: Bus, edge: Any, worker: Any) -> None:
+    beats: list[Heartbeat] = []
+    await bus.subscribe(Heartbeat, lambda beat: beats.append(beat) if beat.worker == worker.name else None)
+    boot = await edge.incarnation(worker.name)
+    request, other = (edge.request("say something", max_tokens=tokens) for tokens in (10_000, 400))
+    received, kept = await edge.place(worker.name, request), await edge.place(worker.name, other)
+    await edge.until(lambda: len(received.ids) > 3 and len(kept.ids) > 3)
+    for strange in (boot - 1, boot + 1):
+        bus.send(recall(worker, strange, request))
+    bus.send(recall(worker, boot, request))
+    async with asyncio.timeout(30):
+        while not any(request.request_id in beat.ended_ids for beat in beats):
+            await asyncio.sleep(0.02)
+    reached = len(received.ids)
+    await edge.closed(kept)
+    assert (len(received.ids), received.close) == (reached, None)
+    assert kept.ids == [index % 29 for index in range(400)]
+    assert beats[-1].active <= 1
+    await all_acked(bus, worker)
+
+
+async def test_a_recalled_request_may_come_back_as_the_next_attempt(bus: Bus, edge: Any, worker: Any) -> None:
+    """At once, while the engine still ends the last one."""
+    boot = await edge.incarnation(worker.name)
+    requests = [edge.request("say something", max_tokens=200) for _ in range(10)]
+    received = [await edge.place(worker.name, request) for request in requests]
+    await edge.until(lambda: all(len(one.ids) > 3 for one in received))
+    bus.send(recall(worker, boot, *requests))
+    await bus.nc.flush()
+    await all_acked(bus, worker)
+    for request in requests:
+        await edge.place(worker.name, edge.moved(request))
+    await edge.closed(*received)
+    assert [one.ids for one in received] == [[index % 29 for index in range(200)]] * 10
+    assert {tuple(one.attempts) for one in received} == {(1, 2)}
+    await all_acked(bus, worker)
+
+
+async def test_the_next_attempt_takes_the_place_of_one_that_was_not_recalled_yet(
+    bus: Bus, edge: Any, worker: Any
+) -> None:
+    request = edge.request("say something", max_tokens=200)
+    received = await edge.place(worker.name, request)
+    await edge.until(lambda: len(received.ids) > 3)
+    await edge.place(worker.name, edge.moved(request))
+    async with asyncio.timeout(30):
+        while not received.close:
+            await asyncio.sleep(0.02)
+    assert received.close.attempt == 2
+    # The two overlap here, where nobody has fenced off the first.
+    assert received.attempts == [1, 2]
+    assert received.ids == [index % 29 for index in range(200)]
+    await all_acked(bus, worker)
+
+
+async def test_a_recall_that_overtakes_its_request(bus: Bus, edge: Any, worker: Any) -> None:
+    boot = await edge.incarnation(worker.name)
+    request = edge.request("say something")
+    bus.send(recall(worker, boot, request))
+    await bus.nc.flush()
+    received = await edge.place(worker.name, request)
+    following = await edge.place(worker.name, edge.request("say something"))
+    await edge.closed(following)
+    assert (received.ids, received.close) == ([], None)
+    await all_acked(bus, worker)
+    await edge.place(worker.name, edge.moved(request))
+    await edge.closed(received)
+    assert len(received.ids) == 10
+
+
+# --- born again -------------------------------------------------------------------------------------------------------
+
+
+async def test_who_wakes_after_his_lease_is_born_again_and_says_nothing_of_the_old_life(
+    bus: Bus, edge: Any, new_worker: Callable[..., Any]
+) -> None:
+    worker = new_worker(LEASE_TTL="1s")
+    await worker.start()
+    requests = [edge.request("say something", max_tokens=10_000) for _ in range(5)]
+    received = [await edge.place(worker.name, request) for request in requests]
+    await edge.until(lambda: all(len(one.ids) > 3 for one in received))
+    old = await edge.incarnation(worker.name)
+    worker.signal(signal.SIGSTOP)
+    fleet = Registry(bus, "fleet", WorkerRecord)
+    await fleet.start()
+    async with asyncio.timeout(30):
+        while fleet.get(worker.name) is not None:
+            await asyncio.sleep(0.05)
+    reached = [len(one.ids) for one in received]
+    worker.signal(signal.SIGCONT)
+    async with asyncio.timeout(30):
+        while (record := fleet.get(worker.name)) is None or record.boot == old:
+            await asyncio.sleep(0.05)
+    fresh = await edge.place(worker.name, edge.request("say something", max_tokens=20))
+    await edge.closed(fresh)
+    assert [len(one.ids) for one in received] == reached
+    assert [one.close for one in received] == [None] * 5
+    assert (await engine_starts(worker)) == 0, "the engine lives on"
+    # They go on here, too, where the engine had them before.
+    for request in requests:
+        moved = edge.moved(request)
+        moved.sampling.max_tokens = len(moved.resume.token_ids) + 30
+        await edge.place(worker.name, moved)
+    await edge.closed(*received)
+    for one, before in zip(received, reached, strict=True):
+        assert one.ids == [index % 29 for index in range(before + 30)]
+        assert one.attempts == [1, 2]
+    await all_acked(bus, worker)
+    assert await left_on(bus, worker, old) == 5, "they are the scheduler's to take out"
+    await fleet.stop()
+
+
+async def test_whose_entry_is_gone_is_born_again(bus: Bus, edge: Any, new_worker: Callable[..., Any]) -> None:
+    worker = new_worker(LEASE_TTL="2s")
+    await worker.start()
+    fleet = Registry(bus, "fleet", WorkerRecord)
+    await fleet.start()
+    request = edge.request("say something", max_tokens=2000)
+    received = await edge.place(worker.name, request)
+    await edge.until(lambda: received.ids)
+    old = await edge.incarnation(worker.name)
+    await fleet.delete(worker.name)
+    async with asyncio.timeout(30):
+        while (record := fleet.get(worker.name)) is None or record.boot == old:
+            await asyncio.sleep(0.02)
+    assert record.state == WorkerState.WORKER_STATE_ACTIVE
+    await edge.closed(await edge.place(worker.name, edge.request("say something")))
+    moved = edge.moved(request)
+    moved.sampling.max_tokens = len(moved.resume.token_ids) + 30
+    await edge.place(worker.name, moved)
+    await edge.closed(received)
+    assert received.ids == [index % 29 for index in range(len(received.ids))]
+    assert received.attempts == [1, 2]
+    await fleet.stop()
+
+
+async def test_of_two_processes_with_one_name_the_earlier_one_ends(edge: Any, worker: Any, tmp_path: Any) -> None:
+    twin = type(worker)(worker.name, edge.bus.config.url, tmp_path / "twin", LEASE_TTL="2s")
+    (tmp_path / "twin").mkdir()
+    try:
+        await twin.start()
+        assert await worker.ended(30) == 1
+        received = await edge.place(worker.name, edge.request("say something"))
+        await edge.closed(received)
+        assert len(received.ids) == 10
+    finally:
+        await twin.kill()
 
 
 async def test_redelivery_to_the_same_process_changes_nothing(
     edge: Any, new_worker: Callable[..., Any], bus: Bus
 ) -> None:
-    worker = new_worker()
+    worker = new_worker(LEASE_TTL="60s")
     await worker.start()
     received = await edge.place(worker.name, edge.request("say something", max_tokens=400))
     await edge.until(lambda: len(received.ids) > 3)
@@ -218,6 +428,45 @@ async def test_redelivery_to_the_same_process_changes_nothing(
     await all_acked(bus, worker)
 
 
+async def test_what_got_lost_on_its_way_here_is_begun_unless_it_was_moved_meanwhile(
+    bus: Bus, edge: Any, new_worker: Callable[..., Any]
+) -> None:
+    """The broker gave it out, and it never came: it comes again, and only the log says whether it is still ours."""
+    worker = new_worker(CAPACITY="1")
+    await worker.start()
+    full = [edge.request("say something", max_tokens=20_000) for _ in range(17)]
+    for request in full:
+        await edge.place(worker.name, request)
+    async with asyncio.timeout(30):
+        while (await bus.api(f"CONSUMER.INFO.WORK.{worker.name}"))["num_ack_pending"] < 17:
+            await asyncio.sleep(0.02)
+    ours, moved = edge.request("say something"), edge.request("say something")
+    received, other = await edge.place(worker.name, ours), await edge.place(worker.name, moved)
+    # Taken in its stead, as if the connection had broken on the way.
+    inbox, taken = bus.inbox("thief"), list[bytes]()
+
+    async def took(msg: Any) -> None:
+        if msg.data:
+            taken.append(msg.data)
+
+    await bus.listen(inbox, took)
+    await bus.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.WORK.{worker.name}", b'{"batch": 2, "expires": 5000000000}', inbox)
+    async with asyncio.timeout(30):
+        while len(taken) < 2:
+            await asyncio.sleep(0.02)
+    scheduler = FramePublisher(bus.config, worker="a-scheduler", boot=1)
+    await scheduler.start()
+    fence = Frame(edge=edge.name, stead=worker.name, fences=[Fence(request_id=moved.request_id, attempt=2)])
+    await scheduler.wait_acked(scheduler.publish(fence))
+    for request in full:
+        bus.send(Cancel(request_id=request.request_id))
+    await edge.until(lambda: received.close is not None, 30)
+    assert (received.attempts, len(received.ids)) == ([1], 10)
+    await all_acked(bus, worker)
+    assert (other.ids, other.close) == ([], None)
+    await scheduler.stop()
+
+
 async def test_dead_engine_is_started_again(edge: Any, new_worker: Callable[..., Any]) -> None:
     worker = new_worker(SYNTHETIC__DIES_AFTER="300ms", MAX_ENGINE_RESTARTS="20")
     await worker.start()
@@ -228,15 +477,26 @@ async def test_dead_engine_is_started_again(edge: Any, new_worker: Callable[...,
         assert one.ids == [index % 29 for index in range(200)]
 
 
-async def test_engine_that_dies_too_often_ends_the_worker(edge: Any, new_worker: Callable[..., Any]) -> None:
+async def test_engine_that_dies_too_often_ends_the_worker_and_nothing_else(
+    bus: Bus, edge: Any, new_worker: Callable[..., Any]
+) -> None:
+    """Its requests are another worker's: whoever counts says when it is enough."""
     worker = new_worker(SYNTHETIC__DIES_AFTER="300ms", MAX_ENGINE_RESTARTS="1")
     await worker.start()
-    received = await edge.place(worker.name, edge.request("say something", max_tokens=2000))
-    await edge.closed(received)
-    assert received.close.finish_reason == ERROR
-    assert received.close.error.reason == "engine_failed"
-    assert received.ids
+    request = edge.request("say something", max_tokens=2000)
+    received = await edge.place(worker.name, request)
+    boot = await edge.incarnation(worker.name)
     assert await worker.ended() == 1
+    assert received.ids
+    assert received.close is None
+    assert await left_on(bus, worker, boot) == 1
+    moved = edge.moved(request)
+    moved.sampling.max_tokens = len(moved.resume.token_ids) + 20
+    other = new_worker()
+    await other.start()
+    await edge.place(other.name, moved)
+    await edge.closed(received)
+    assert received.ids == [index % 29 for index in range(moved.sampling.max_tokens)]
 
 
 async def test_sigterm_finishes_first(bus: Bus, edge: Any, worker: Any) -> None:
@@ -250,16 +510,62 @@ async def test_sigterm_finishes_first(bus: Bus, edge: Any, worker: Any) -> None:
     assert await work_left(bus, worker) == 0
 
 
-async def test_drain_deadline_ends_the_rest(edge: Any, new_worker: Callable[..., Any]) -> None:
-    worker = new_worker(DRAIN_TIMEOUT="1s")
+async def test_whoever_is_stopped_leaves_the_rest_to_others(
+    bus: Bus, edge: Any, new_worker: Callable[..., Any]
+) -> None:
+    worker = new_worker(DRAIN_TIMEOUT="2s")
     await worker.start()
-    received = await edge.place(worker.name, edge.request("say something", max_tokens=20_000))
+    request = edge.request("say something", max_tokens=20_000)
+    received = await edge.place(worker.name, request)
     await edge.until(lambda: len(received.ids) > 3)
+    boot = await edge.incarnation(worker.name)
+    fleet = Registry(bus, "fleet", WorkerRecord)
+    said: list[WorkerRecord] = []
+    fleet.on_change(lambda name, record: said.append(record) if record and name == worker.name else None)
+    await fleet.start()
+    asked = clock.now_us()
     worker.signal(signal.SIGTERM)
     assert await worker.ended() == 0
-    await edge.closed(received)
-    assert received.close.error.reason == "worker_draining"
-    assert received.close.error.error_class == ErrorClass.ERROR_CLASS_UNAVAILABLE
+    async with asyncio.timeout(30):
+        while fleet.get(worker.name) is not None:
+            await asyncio.sleep(0.02)
+    assert received.close is None
+    assert said[-1].state == WorkerState.WORKER_STATE_DRAINING
+    assert asked + 900_000 <= clock.unix_us(said[-1].hand_over_time) <= clock.now_us()
+    assert await left_on(bus, worker, boot) == 1
+    await fleet.stop()
+
+
+async def test_a_drain_says_when_what_runs_is_to_be_given_to_others(edge: Any, worker: Any, bus: Bus) -> None:
+    request = edge.request("say something", max_tokens=20_000)
+    received = await edge.place(worker.name, request)
+    await edge.until(lambda: received.ids)
+    boot = await edge.incarnation(worker.name)
+
+    async def hand_over() -> int:
+        record = await edge.record(worker.name)
+        assert record.state == WorkerState.WORKER_STATE_DRAINING
+        return clock.unix_us(record.hand_over_time)
+
+    async with channel(worker.address, None) as connection:
+        stub = WorkerServiceStub(connection)
+        await stub.Drain(DrainRequest(begin_only=True))
+        assert await hand_over() == 0, "never"
+        for seconds in (60, 20, 600):  # the shortest holds
+            now = clock.now_us()
+            drain = DrainRequest(begin_only=True)
+            drain.grace.FromSeconds(seconds)
+            await stub.Drain(drain)
+            assert (
+                abs(await hand_over() - now - min(seconds, 20 if seconds == 600 else seconds) * 1_000_000) < 10_000_000
+            )
+        # Those who wait for it are answered when the last one was taken from here.
+        waiting = asyncio.ensure_future(stub.Drain(DrainRequest()))
+        bus.send(recall(worker, boot, request))
+        await waiting
+        assert received.close is None
+        assert await hand_over() <= clock.now_us(), "what came too late need not wait"
+    await all_acked(bus, worker)
 
 
 async def test_fleet_models_and_heartbeats(bus: Bus, edge: Any, new_worker: Callable[..., Any]) -> None:
@@ -361,21 +667,59 @@ async def test_grpc_needs_the_token(new_worker: Callable[..., Any]) -> None:
 
 
 async def test_broker_killed_in_mid_stream(tmp_path: Any, new_worker: Callable[..., Any], edge_type: Any) -> None:
-    """Away for longer than the lease: generation pauses, then every stream goes on, in the same attempt."""
+    """Away for less than the lease: generation pauses, then every stream goes on, in the same attempt."""
+    async with NatsServer(tmp_path / "nats") as server, connect(BusConfig(server.url, "own")) as own:
+        await ensure_streams(own)
+        edge = edge_type(own, "edge-own")
+        await edge.start()
+        worker = new_worker(NATS_URL=server.url, LEASE_TTL="60s")
+        await worker.start()
+        received = [await edge.place(worker.name, edge.request("say something", max_tokens=600)) for _ in range(10)]
+        await edge.until(lambda: all(len(one.ids) > 20 for one in received))
+        await server.kill()
+        await asyncio.sleep(1)
+        await server.restart()
+        await edge.closed(*received)
+        assert [one.ids for one in received] == [[index % 29 for index in range(600)]] * 10
+        assert {tuple(one.attempts) for one in received} == {(1,)}
+        await all_acked(own, worker)
+        worker.signal(signal.SIGTERM)
+        assert await worker.ended() == 0
+
+
+async def test_broker_away_for_longer_than_the_lease(
+    tmp_path: Any, new_worker: Callable[..., Any], edge_type: Any
+) -> None:
+    """If its entry is still there when the broker is back, nobody has taken it for dead, and all goes on as it was; if
+    not, it is born again, and what it had is given to it again."""
     async with NatsServer(tmp_path / "nats") as server, connect(BusConfig(server.url, "own")) as own:
         await ensure_streams(own)
         edge = edge_type(own, "edge-own")
         await edge.start()
         worker = new_worker(NATS_URL=server.url, LEASE_TTL="1s")
         await worker.start()
-        received = [await edge.place(worker.name, edge.request("say something", max_tokens=600)) for _ in range(10)]
+        requests = [edge.request("say something", max_tokens=600) for _ in range(10)]
+        received = [await edge.place(worker.name, request) for request in requests]
         await edge.until(lambda: all(len(one.ids) > 20 for one in received))
+        old = await edge.incarnation(worker.name)
         await server.kill()
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(3)
         await server.restart()
+        probe = edge.request("say something")
+        while True:
+            try:
+                boot = await edge.incarnation(worker.name)
+                said = await edge.place(worker.name, probe, boot)
+                await edge.until(lambda: said.close is not None, 5)  # noqa: B023 (awaited here)
+                break
+            except (StreamApiError, InferBusError, TimeoutError):  # not back, or its entry is gone, or was the old one
+                probe = edge.request("say something")
+                await asyncio.sleep(0.1)
+        if boot != old:
+            for request in requests:
+                await edge.place(worker.name, edge.moved(request), boot)
         await edge.closed(*received)
         assert [one.ids for one in received] == [[index % 29 for index in range(600)]] * 10
-        assert {tuple(one.attempts) for one in received} == {(1,)}
-        await all_acked(own, worker)
+        assert {tuple(one.attempts) for one in received} == ({(1,)} if boot == old else {(1, 2)})
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0

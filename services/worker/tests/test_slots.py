@@ -53,7 +53,7 @@ def test_nobody_reads_on_from_another_salt(moves: list[tuple[str, bytes, Content
         elif move == "evict":
             for slot in table.evict(number, now):
                 engine.held[slot].clear()
-        elif taken:
+        elif taken and move != "take":  # with all slots taken nobody is let in
             lease, salt, content = taken.pop(number % len(taken))
             if move == "read":  # it was read to its end
                 engine.held[lease.slot] = {(salt, content)}
@@ -79,6 +79,18 @@ def test_idle_slots_hold_no_more_than_allowed(held: list[tuple[int, bool]], allo
     assert leases[-1].slot not in gone, "the newest stays"
     assert not any(leaving for lease, (_, leaving) in zip(leases, held, strict=True) if lease.slot in gone)
     assert table.evict(allowed, 1.0) == []
+
+
+@given(st.lists(st.integers(1, 400), min_size=COUNT, max_size=COUNT), st.integers(0, 600))
+def test_where_room_is_needed_the_newest_goes_too(held: list[int], allowed: int) -> None:
+    table = SlotTable(COUNT)
+    leases = [table.take(b"", "x" * number, 0.0) for number in range(COUNT)]
+    for lease, cells in zip(leases, held, strict=True):
+        table.release(lease, b"", "x", cells, 0.0)
+    assert table.idle_cells == sum(held)
+    gone = table.evict(allowed, 1.0, keep_newest=False)
+    assert table.idle_cells <= allowed
+    assert [lease.slot for lease in leases[: len(gone)]] == gone, "the oldest first"
 
 
 def test_the_longest_prefix_wins_and_little_is_not_worth_a_slot() -> None:

@@ -797,3 +797,30 @@ async def test_statistics_and_kv_events_have_one_reader_each(make: Any, installe
         while not told or reader.engine.statistics().kv_blocks_total is None:
             await asyncio.sleep(0.01)
     assert (reader.engine.statistics().kv_blocks_total, told[0].blocks) == (7, ((2**64 - 1, tuple(range(8))),))
+
+
+async def test_prompts_are_told_of_until_a_block_of_theirs_has_gone(make: Any, installed: Any) -> None:
+    reader = await make(kv_events=1024, kv_block_tokens=8)
+    prompt, chunks = tuple(range(100, 228)), (11, 12)
+    told = reader.engine.prefixes
+    await reader.ask(Prompt(prompt), prefix=chunks)
+    assert set(told.all()) == {11, 12}
+    blocks = [
+        {"block_hash": number, "tokens": [{"token_id": one} for one in prompt[8 * number : 8 * number + 8]]}
+        for number in range(16)
+    ]
+    installed.kv_events += [
+        {"event_id": 0, "data": {"type": "stored", "parent_hash": None, "blocks": blocks[:4]}},
+        {"event_id": 1, "data": {"type": "stored", "parent_hash": 3, "blocks": blocks[4:]}},
+        {"event_id": 2, "data": {"type": "removed", "block_hashes": [15, 14]}},
+    ]
+    async with asyncio.timeout(30):
+        while set(told.all()) != {11}:
+            await asyncio.sleep(0.01)
+    installed.kv_events.append({"event_id": 9, "data": {"type": "removed", "block_hashes": [13]}})
+    async with asyncio.timeout(30):
+        while told.all():
+            await asyncio.sleep(0.01)
+    quiet = await make()
+    await quiet.ask(Prompt(prompt), prefix=chunks)
+    assert quiet.engine.prefixes.all() == [], "without events nobody would say what is gone"

@@ -567,12 +567,14 @@ async def test_a_call_is_cancelled_and_one_whose_worker_died_is_made_again_as_an
         await waiting(2)
         bus.send(Cancel(request_id=request.request_id, reason="client_gone"))
         await edge.closed(gone)
-        received = await edge.place(worker.name, asked(edge, call(TEXTS=["kept"])))
+        again = asked(edge, call(TEXTS=["kept"]))
+        received = await edge.place(worker.name, again)
         await waiting(3)  # the server looks at what was cancelled when its turn comes
         await worker.kill()
         for answer in busy:
             others.engine.close(answer.key)
     await worker.start()
+    await edge.place(worker.name, edge.moved(again))
     await edge.closed(received)
     assert arrays(ModelInferResponse.FromString(received.output))["SHOUTED"].tolist() == [b"KEPT"]
     assert (received.close.attempt, received.attempts) == (2, [2])

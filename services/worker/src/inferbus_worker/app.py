@@ -2,46 +2,46 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
 from functools import partial
 
-from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus.bus.v1.control_pb2 import Cancel, Recall
 from inferbus.worker.v1 import worker_pb2, worker_pb2_grpc
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.frames import FramePublisher
 from inferbus_bus.log import FrameLog
-from inferbus_bus.workqueue import WorkQueue
-from inferbus_contracts.subjects import work_subject
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.lifecycle import Process
 from inferbus_runtime.rpc import serve
 
-from inferbus_worker.config import Config, visible_gpus
+from inferbus_worker.cache_events import CacheTeller
+from inferbus_worker.config import Config, host_name, visible_gpus
 from inferbus_worker.core.gpu_names import wanted
+from inferbus_worker.core.records import model_record, worker_record
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.direct import Direct
 from inferbus_worker.drain import Drain
-from inferbus_worker.engine import Engine, EngineInfo
+from inferbus_worker.engine import Engine, EngineInfo, TellsPrefixes
 from inferbus_worker.engine_memory import check_bound, engine_memory
 from inferbus_worker.engine_report import EngineReport
 from inferbus_worker.engine_watch import EngineWatch, MemoryBound
 from inferbus_worker.engines import GPU_ENGINES, engine_class
+from inferbus_worker.fence import Fence
 from inferbus_worker.generations import Generations
-from inferbus_worker.heartbeat import Heartbeats
+from inferbus_worker.heartbeat import Heartbeats, Load
 from inferbus_worker.intake import Intake
 from inferbus_worker.registration import Registration
 from inferbus_worker.servicer import WorkerServicer
 from inferbus_worker.telemetry import Telemetry, watching
 from inferbus_worker.telemetry_nvml import open_nvml
+from inferbus_worker.work_source import WorkSource
 
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 # Deliveries held beyond what runs: they keep the engine busy while a finished one is on its way to be acknowledged.
 _SPARE_DELIVERIES = 16
-# How long a killed worker's streams pause until its successor is given the work again. Short, since a delivery that
-# comes twice to the same process changes nothing.
-_ACK_WAIT = timedelta(seconds=3)
-# Part of the drain time that is left to end what did not finish by itself.
-_LAST_PART = 0.2
+# After a stop signal: what still runs is given to other workers after half of DRAIN_TIMEOUT, or all of it but this, and
+# this one leaves whatever is left then.
+_HAND_OVER_SECONDS = 10.0
+_LEAVE_PART = 0.9
 
 
 async def wire(config: Config, process: Process) -> Mapping[str, str]:
@@ -61,38 +61,31 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     direct = Direct(engine)
     limit = RestartLimit(config.max_engine_restarts, config.engine_restart_window.total_seconds())
     energy = telemetry.energy if telemetry is not None else None
-    generations = Generations(engine, info, frames, direct, limit, energy)
-    intake = Intake(generations, frames, FrameLog(bus), config.name, info)
-    gpus = telemetry.gpus if telemetry is not None else ()
-    registration = Registration(bus, config.name, boot, info, config.lease_ttl, generations.may_publish, gpus)
-    queue = WorkQueue(
-        bus,
-        stream="WORK",
-        durable=config.name,
-        subject=work_subject(config.name),
-        on_delivery=intake.on_delivery,
-        in_flight=info.capacity + _SPARE_DELIVERIES,
-        ack_wait=_ACK_WAIT,
-    )
-    drain = Drain(registration, queue, generations, intake)
+    fence = Fence()
+    generations = Generations(engine, info, frames, direct, limit, fence, energy)
+    intake = Intake(generations, frames, FrameLog(bus), config.name, boot, info)
+    source = WorkSource(bus, config.name, intake.on_delivery, info.capacity + _SPARE_DELIVERIES)
+
+    async def reborn(boot: int) -> None:
+        intake.born_again(boot)
+        await source.start(boot)
+
+    record = worker_record(
+        config.name, boot, info, telemetry.gpus if telemetry is not None else (),
+        node=config.node or host_name(), zone=config.zone, cost_per_hour=config.cost_per_hour,
+    )  # fmt: skip
+    registration = Registration(bus, record, model_record(info), config.lease_ttl, fence, reborn)
+    drain = Drain(registration, source, generations, intake)
 
     report = EngineReport(engine, info.engine)
-
-    def load() -> Heartbeat:
-        return Heartbeat(
-            worker=config.name,
-            boot=boot,
-            active=len(generations.running),
-            work_sequence=intake.work_sequence,
-            unacked_frames=frames.unacked,
-            output_tokens_total=generations.output_tokens,
-            gpus=telemetry.statuses() if telemetry is not None else (),
-            engine=report.current(),
-        )
-
-    heartbeats = Heartbeats(bus, load, config.heartbeat_interval)
-    generations.on_end(lambda *_: heartbeats.soon())
+    statuses = telemetry.statuses if telemetry is not None else tuple
+    load = Load(config.name, generations, intake, frames, report, statuses)
+    heartbeats = Heartbeats(bus, load.current, config.heartbeat_interval, generations)
     metrics.WORKER_CAPACITY.set(info.capacity)
+
+    def recalled(recall: Recall) -> None:
+        if intake.on_recall(recall):
+            heartbeats.soon()
 
     servicer = WorkerServicer(registration, generations, frames, direct, drain, engine, info, report)
     add = partial(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer)
@@ -104,13 +97,19 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     process.spawn(intake.run_recovery(), "recovery")
     process.spawn(intake.run_acks(), "acks of work")
     await bus.subscribe(Cancel, intake.on_cancel)
+    await bus.subscribe(Recall, recalled, Recall(worker=config.name))
     await process.enter(_registered(registration, rpc.address))
     process.spawn(registration.run(), "fleet lease")
-    await process.enter(_taking_work(queue))
+    await process.enter(_taking_work(source, boot))
     process.spawn(heartbeats.run(), "heartbeats")
+    if isinstance(engine, TellsPrefixes):
+        teller = CacheTeller(bus, config.name, lambda: registration.boot, engine.prefixes)
+        process.spawn(teller.run(), "what the cache holds")
+    seconds = config.drain_timeout.total_seconds()
+    grace = max(seconds / 2, seconds - _HAND_OVER_SECONDS)
     if telemetry is not None:
-        process.spawn(telemetry.run(drain.finish, config.gpu.drain_on), "GPUs")
-    process.on_drain(lambda: drain.leave(config.drain_timeout.total_seconds() * (1 - _LAST_PART)))
+        process.spawn(telemetry.run(partial(drain.finish, grace), config.gpu.drain_on), "GPUs")
+    process.on_drain(lambda: drain.leave(grace, seconds * _LEAVE_PART))
     return {"grpc": rpc.address}
 
 
@@ -159,10 +158,9 @@ async def _registered(registration: Registration, address: str) -> AsyncIterator
 
 
 @asynccontextmanager
-async def _taking_work(queue: WorkQueue) -> AsyncIterator[None]:
-    await queue.start()
+async def _taking_work(source: WorkSource, boot: int) -> AsyncIterator[None]:
+    await source.start(boot)
     try:
         yield
     finally:
-        await queue.stop()
-        await queue.close()
+        await source.close()

@@ -1,6 +1,7 @@
 """What a worker is told, by variables INFERBUS_WORKER_…"""
 
 import os
+import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -33,8 +34,16 @@ class SyntheticConfig(Section):
 
     itl: timedelta = Field(default=timedelta(milliseconds=20), gt=timedelta(0))
     """Time of one engine step: each running generation gets one token."""
+    step_per_sequence: timedelta = Field(default=timedelta(0), ge=timedelta(0))
+    """A step is longer by this for each generation that gets a token in it."""
     prefill: timedelta = Field(default=timedelta(microseconds=50), ge=timedelta(0))
-    """Time per input token before the first token."""
+    """Time per input token before the first token, with PREFILL_RATE 0."""
+    prefill_rate: float = Field(default=0.0, ge=0.0)
+    """Input tokens read a second, one prompt after the other; 0: each by itself, PREFILL a token."""
+    kv_blocks: int = Field(default=0, ge=0)
+    """Blocks of KV cache, which keep prompts; who finds no room for its length waits. 0: no bound, and none is kept."""
+    kv_block_tokens: int = Field(default=16, ge=1)
+    """Tokens of one block."""
     jitter: float = Field(default=0.0, ge=0.0, le=1.0)
     """Each step takes up to this fraction longer or shorter, by a fixed sequence; 0 switches it off."""
     dies_after: timedelta | None = Field(default=None, gt=timedelta(0))
@@ -254,13 +263,13 @@ class Config(ServiceConfig):
     model_cache: Path | None = None
     """Folder for prepared model files (540 MB); unset: the user's cache folder."""
     lease_ttl: timedelta = Field(default=timedelta(seconds=6), ge=timedelta(seconds=1))
-    """A worker that cannot renew its lease for this long stops publishing, and is taken for dead."""
+    """A worker that cannot renew its lease for this long stops publishing; others go on with what it ran."""
     heartbeat_interval: timedelta = Field(default=timedelta(milliseconds=500), gt=timedelta(0))
     """Load is told at least this often, and at once when it changes."""
     max_unacked_frames: int = Field(default=4096, ge=1)
     """Frames not yet stored; above it generation pauses until the broker has caught up."""
     max_engine_restarts: int = Field(default=3, ge=0)
-    """Restarts of a dead engine within engine_restart_window; one more fails what runs and stops the worker."""
+    """Restarts of a dead engine within engine_restart_window; one more stops the worker, and others go on."""
     engine_restart_window: timedelta = Field(default=timedelta(minutes=5), gt=timedelta(0))
     """The time over which restarts are counted."""
     engine_stall: timedelta = Field(default=timedelta(seconds=120), gt=timedelta(0))
@@ -268,7 +277,15 @@ class Config(ServiceConfig):
     engine_max_memory: int | None = Field(default=None, ge=1 << 20)
     """Bytes that the engine's processes may hold; above it the engine is started again, and nothing is lost."""
     engine_memory_grace: timedelta = Field(default=timedelta(seconds=15), ge=timedelta(0))
-    """How long what runs may take to end before that; the rest goes on in the new engine from its tokens."""
+    """How long what runs may take to end before that; the rest goes on elsewhere, or in the new engine."""
+    node: str | None = Field(default=None, min_length=1, max_length=128)
+    """The machine that it runs on, as the fleet and `inferbus drain` name it; unset: the host's name."""
+    zone: str = Field(default="", max_length=128)
+    """What fails together with it (a zone, a rack): replicas of a model are spread over several; empty: not known."""
+    cost_per_hour: float = Field(default=0.0, ge=0.0)
+    """What an hour of it costs, to compare workers of one model by: of equal ones the cheaper is taken; 0: unknown."""
+    prefixes_told: int = Field(default=4096, ge=0, le=65536)
+    """Chunks of prompts (256 bytes each) in its KV cache that schedulers are told of, the newest ones; 0: none."""
     llama_cpp: LlamaCppConfig = LlamaCppConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     openai: OpenAiConfig = OpenAiConfig()
@@ -281,6 +298,11 @@ class Config(ServiceConfig):
 def visible_gpus() -> str | None:
     """What CUDA is told to show to programs; None: every GPU."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")  # noqa: TID251 (CUDA's own variable, not one of ours)
+
+
+def host_name() -> str:
+    """Of this machine, or of the container that this is."""
+    return socket.gethostname()
 
 
 def usable_cores() -> int:

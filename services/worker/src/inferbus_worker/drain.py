@@ -3,49 +3,71 @@
 import asyncio
 import logging
 
-from inferbus_bus.workqueue import WorkQueue
+from inferbus_runtime import clock
 
-from inferbus_worker.core.ends import worker_draining
 from inferbus_worker.core.lifecycle import State
 from inferbus_worker.generations import Generations
 from inferbus_worker.intake import Intake
 from inferbus_worker.registration import Registration
+from inferbus_worker.work_source import WorkSource
 
 log = logging.getLogger(__name__)
+# What schedulers placed before they heard of it is still taken, if others run here anyway.
+_LINGER_SECONDS = 1.0
 
 
 class Drain:
-    """Finish, then leave. However often it is asked for, it happens once."""
+    """Take nothing new, finish or hand over what runs, then leave. However often it is asked for, it happens once, with
+    the shortest grace. What runs is never ended for it: whatever is left is another worker's."""
 
-    def __init__(self, registration: Registration, queue: WorkQueue, generations: Generations, intake: Intake) -> None:
+    def __init__(
+        self, registration: Registration, source: WorkSource, generations: Generations, intake: Intake
+    ) -> None:
         self._registration = registration
-        self._queue = queue
+        self._source = source
         self._generations = generations
         self._intake = intake
         self._task: asyncio.Task[None] | None = None
 
-    async def finish(self) -> None:
-        """Takes no new work; returns when the last generation has ended and is stored. A caller that leaves early
-        does not stop it."""
+    async def begin(self, grace: float | None = None) -> None:
+        """Returns when the fleet was told. What runs after ``grace`` seconds is given to other workers, by the
+        scheduler; None: all of it may end here."""
+        await self._registration.drain(None if grace is None else clock.now_us() + round(grace * 1e6))
         if self._task is None:
             self._task = asyncio.create_task(self._finish(), name="drain")
-        await asyncio.shield(self._task)
 
-    async def leave(self, deadline_seconds: float) -> None:
-        """:meth:`finish`; what still runs after ``deadline_seconds`` is closed as an error that may be retried."""
+    async def finish(self, grace: float | None = None) -> None:
+        """Returns when the last generation has ended and is stored, or is another worker's. A caller that leaves early
+        does not stop it."""
+        await self.begin(grace)
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def leave(self, grace: float, deadline: float) -> None:
+        """:meth:`finish`, but after ``deadline`` seconds, or at once if the engine has failed, whatever is left is left
+        as it is: when this worker has left the fleet, a scheduler gives it to others."""
+        if self._generations.failed:  # not DRAINING: of those that it dies of somebody keeps count
+            await self._let_go()
+            return
         try:
-            async with asyncio.timeout(deadline_seconds):
-                await self.finish()
+            async with asyncio.timeout(deadline):
+                await self.finish(grace)
         except TimeoutError:
-            running = list(self._generations.running)
-            log.warning("drain deadline", extra={"running": len(running)})
-            for key in running:
-                self._generations.close(key, worker_draining())
-            await self.finish()
+            log.warning("drain deadline", extra={"running": len(self._generations.running)})
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        await self._source.stop()
+        self._intake.let_go()
 
     async def _finish(self) -> None:
-        await self._registration.move(State.DRAINING)
-        await self._queue.stop()
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                await self._generations.idle()
+        except TimeoutError:
+            pass
+        await self._source.stop()
         await self._generations.idle()
         await self._intake.settled()
-        await self._registration.move(State.DRAINED)
+        # What came too late for this worker need not wait here.
+        await self._registration.move(State.DRAINED, clock.now_us())

@@ -7,9 +7,11 @@ message however many generations run. Closing a generation is its cancel; there 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from inferbus_runtime.errors import InferBusError
+
+from inferbus_worker.core.prefix_cache import PrefixCache
 
 UNKNOWN_TOKEN = 2**32 - 1
 """The id of a token whose id the engine does not say."""
@@ -147,7 +149,8 @@ class Generation:
     ``resume_ids`` are output tokens that an earlier attempt has already delivered: the engine goes on after them and
     yields only what is new. ``resume_text``: what they stand for, as it was delivered, for an engine that goes on by
     text. ``sampling.max_tokens`` counts from the first token of the request, those included.
-    Generations share cached prefixes only if their ``cache_salt`` is equal.
+    Generations share cached prefixes only if their ``cache_salt`` is equal. ``prefix``: the chunks that its input
+    begins with, salt included, by which an engine says what its cache holds (:class:`TellsPrefixes`).
     """
 
     key: bytes
@@ -157,6 +160,7 @@ class Generation:
     constraint: Constraint | None = None
     cache_salt: bytes = b""
     resume_text: str = ""
+    prefix: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,3 +348,14 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """Free everything. Safe twice, and after a failed start."""
         ...
+
+
+@runtime_checkable
+class TellsPrefixes(Protocol):
+    """An engine that knows which prompts its KV cache holds: no more than an engine need do.
+
+    ``prefixes`` lives as long as the engine object, and is right at any time: a prompt's chunks are there once the
+    engine has read it, those of another salt never are, and what was evicted, or lost with a stopped engine, is gone.
+    """
+
+    prefixes: PrefixCache

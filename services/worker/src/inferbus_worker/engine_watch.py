@@ -1,7 +1,7 @@
 """Finds an engine that stands still or leaks, whichever it is, and has it started again.
 
 One that stands still counts as dead. One that leaks is given time first: the fleet sends nothing more here, what runs
-may end, and the rest goes on in the new one from the tokens that it has.
+may end, then it is given to other workers, and whatever is still here goes on in the new one from its tokens so far.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from inferbus_worker.generations import Generations
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 1.0
+# After the grace: so long it may take until what runs has been given to others.
+_HAND_OVER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,15 @@ class MemoryBound:
 
 
 class EngineWatch:
-    """``stall``: seconds. ``rest`` tells the fleet to send no more work here, or (False) to send some again."""
+    """``stall``: seconds. ``rest`` tells the fleet to send no more work here, and to give what runs after so many
+    seconds to others, or (None) to send some again."""
 
     def __init__(
         self,
         generations: Generations,
         stall: float,
         bound: MemoryBound | None,
-        rest: Callable[[bool], Awaitable[None]],
+        rest: Callable[[float | None], Awaitable[None]],
     ) -> None:
         self.restarts: list[float] = []
         """Monotonic times of those for memory."""
@@ -91,9 +94,9 @@ class EngineWatch:
             extra={"bytes": used, "bound": bound.bytes, "running": running, "seconds": bound.grace},
         )
         self.restarts.append(clock.monotonic())
-        await self._rest(True)
+        await self._rest(bound.grace)
         try:
-            async with asyncio.timeout(bound.grace):
+            async with asyncio.timeout(bound.grace + _HAND_OVER_SECONDS):
                 await generations.idle()
         except TimeoutError:
             log.warning("what runs goes on in a new engine", extra={"running": len(generations.running)})
@@ -107,4 +110,4 @@ class EngineWatch:
                 "the engine holds more memory than ENGINE_MAX_MEMORY as soon as it has started; it is left as it is",
                 extra={"bytes": fresh, "bound": bound.bytes},
             )
-        await self._rest(False)
+        await self._rest(None)

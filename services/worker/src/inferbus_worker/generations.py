@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from inferbus.bus.v1.frame_pb2 import Close
 from inferbus.common.v1.usage_pb2 import FinishReason
@@ -14,11 +15,14 @@ from inferbus_runtime.errors import InferBusError
 from inferbus_worker.core.columns import StepFrames
 from inferbus_worker.core.ends import deadline_exceeded, engine_failed
 from inferbus_worker.core.energy import EnergyLedger, input_weight, read_weight
+from inferbus_worker.core.load import LoadCount
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.core.running import Running
+from inferbus_worker.core.steps import without
 from inferbus_worker.core.wire import generation_of
 from inferbus_worker.direct import Direct
 from inferbus_worker.engine import Engine, EngineDiedError, EngineInfo, Finish, Finished, Step
+from inferbus_worker.fence import Fence
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +39,11 @@ class Generations:
     """Owns the engine from its first start on.
 
     A dead engine is started again and given what was running, from the tokens that are on the log: same worker, same
-    order of frames, so the attempt stays the same. More deaths than ``limit`` allows end everything that runs with an
-    error, and :meth:`run` with an exception.
+    order of frames, so the attempt stays the same. More deaths than ``limit`` allows end :meth:`run` with an exception,
+    and nothing else: ``failed`` is set, and what runs is for another worker.
 
     ``steps``: how many there were that the engine itself made; ``starts``: of the engine, the first included. ``up`` is
-    cleared while it is dead.
+    cleared while it is dead. While ``fence`` is shut nothing is published, and no step taken.
     """
 
     def __init__(
@@ -49,57 +53,55 @@ class Generations:
         frames: FramePublisher,
         direct: Direct,
         limit: RestartLimit,
+        fence: Fence,
         energy: EnergyLedger | None = None,
     ) -> None:
         self.running: dict[bytes, Running] = {}
+        self.load = LoadCount()
+        self.failed = False
         self.restarts: list[float] = []
         self.output_tokens = 0
         self.steps = 0
         self.starts = 1
         self.up = asyncio.Event()
         self.up.set()
-        # Cleared while the lease is lost: then nothing is published.
-        self.may_publish = asyncio.Event()
-        self.may_publish.set()
         self._engine = engine
         self._info = info
         self._frames = frames
         self._direct = direct
         self._limit = limit
+        self._fence = fence
         self._energy = energy
+        # Dropped, and not yet ended by the engine, which knows one generation by a name. What is there: the next
+        # attempt, which waits for that.
+        self._leaving: dict[bytes, Running | None] = {}
         self._listening = False
         self._replaced: _Replaced | None = None
         self._stopping = asyncio.Lock()
-        self._failed: InferBusError | None = None
+        self._on_begin: list[Callable[[], None]] = []
         self._on_end: list[OnEnd] = []
         self._idle = asyncio.Event()
         self._idle.set()
         self._tokens_metric = metrics.OUTPUT_TOKENS.labels(info.model)
+
+    def on_begin(self, callback: Callable[[], None]) -> None:
+        self._on_begin.append(callback)
 
     def on_end(self, callback: OnEnd) -> None:
         self._on_end.append(callback)
 
     def add(self, running: Running) -> None:
         """Begin, or go on after ``running.ids``. A resumed attempt names its index on the log at once."""
-        self.running[running.key] = running
-        self._idle.clear()
-        if running.attempt > 1:
-            opening = StepFrames(clock.now_us())
-            opening.open_attempt(running)
-            self._publish(opening)
-        if self.up.is_set():
-            self._submit(running)
-        elif self._failed is not None:
-            self.refuse(running, Finish.ERROR, self._failed)
+        self._enter(running)
+        self._fence.when_open(partial(self._begin, running))
 
     def refuse(self, running: Running, reason: Finish, error: InferBusError | None = None) -> None:
         """End it without the engine."""
-        now = clock.now_us()
-        self.running[running.key] = running
-        self._apply(Step(now, finished=[Finished(running.key, reason, 0, error=error)]))
+        self._enter(running)
+        self._fence.when_open(partial(self._refuse, running, Finished(running.key, reason, 0, error=error)))
 
     def close(self, key: bytes, verdict: InferBusError | None = None) -> None:
-        """The one cancel: client gone (no verdict), deadline, drain. Its end follows as a step; unknown: nothing."""
+        """The one cancel: client gone (no verdict), deadline. Its end follows as a step; unknown: nothing."""
         running = self.running.get(key)
         if running is None or running.closing:
             return
@@ -108,6 +110,22 @@ class Generations:
             self._engine.close(key)
         else:
             self.refuse(running, Finish.CANCELLED)
+
+    def drop(self, key: bytes) -> None:
+        """It is another worker's now: it ends here, and nothing more is published of it. Unknown: nothing."""
+        running = self.running.pop(key, None)
+        if running is None:
+            return
+        if key in self._leaving:
+            self._leaving[key] = None
+        elif self.up.is_set() and running.started_us:
+            self._leaving[key] = None
+            self._engine.close(key)
+        self.load.ended(running, None)
+        if self._energy is not None:
+            self._energy.drop((key,), clock.monotonic())
+        if not self.running:
+            self._idle.set()
 
     async def idle(self) -> None:
         """Returns when nothing runs."""
@@ -120,14 +138,21 @@ class Generations:
 
     async def run(self) -> None:
         """Steps into frames, for as long as the engine lives. Raises InferBusError when it died too often."""
+        try:
+            await self._run()
+        except Exception:
+            self.failed = True
+            raise
+
+    async def _run(self) -> None:
         while True:
             try:
                 self._listening = True
                 async for step in self._engine.steps():
                     self._listening = False
                     self.steps += says_life(step)
-                    await self.may_publish.wait()
-                    self._apply(step)
+                    await self._fence.wait()
+                    self._take(step)
                     await self._frames.room()
                     self._listening = True
                 if self._replaced is None:
@@ -156,10 +181,37 @@ class Generations:
                 if running.expire_us and now > running.expire_us:
                     self.close(running.key, deadline_exceeded())
 
+    def _enter(self, running: Running) -> None:
+        if self.running.get(running.key) is not running:
+            self.running[running.key] = running
+            self.load.begun(running)
+            for callback in self._on_begin:
+                callback()
+        self._idle.clear()
+
+    def _begin(self, running: Running) -> None:
+        if self.running.get(running.key) is not running:
+            return  # dropped while the fence was shut
+        if running.closing:
+            self.refuse(running, Finish.CANCELLED)
+            return
+        if running.attempt > 1:
+            opening = StepFrames(clock.now_us())
+            opening.open_attempt(running)
+            self._publish(opening)
+        if self.up.is_set():
+            self._submit(running)
+
+    def _refuse(self, running: Running, finished: Finished) -> None:
+        if self.running.get(running.key) is running:
+            self._apply(Step(clock.now_us(), finished=[finished]))
+
     def _submit(self, running: Running) -> None:
+        if running.key in self._leaving:
+            self._leaving[running.key] = running
+            return
         running.started_us = running.started_us or clock.now_us()
-        if running.attempt == 1:
-            running.first_started_us = running.started_us
+        running.first_started_us = running.first_started_us or (running.started_us if running.attempt == 1 else 0)
         if self._energy is not None:
             self._energy.begin(running.key, input_weight(running.request, len(running.ids)))
         try:
@@ -169,6 +221,22 @@ class Generations:
         except Exception as error:  # whatever it is, it is about this request: left alone it would never end
             log.exception("the engine did not take a request")
             self.refuse(running, Finish.ERROR, engine_failed(repr(error)))
+
+    def _take(self, step: Step) -> None:
+        """A step of the engine's: what it says of those that were dropped is nobody's."""
+        if not self._leaving:
+            self._apply(step)
+            return
+        left = [one.key for one in step.finished if one.key in self._leaving]
+        self._apply(without(step, self._leaving))
+        for key in left:
+            following = self._leaving.pop(key)
+            if following is None or self.running.get(key) is not following:
+                continue
+            if following.closing:
+                self.refuse(following, Finish.CANCELLED)
+            else:
+                self._submit(following)
 
     def _apply(self, step: Step) -> None:
         frames = StepFrames(step.time_us)
@@ -180,6 +248,7 @@ class Generations:
             if running is not None:
                 close = frames.add_close(running, finished, self._info.engine, joules.get(finished.key))
                 ended.append((running, close.finish_reason))
+                self.load.ended(running, close.usage.input_tokens)
                 self._count_end(close)
         sequence = self._publish(frames)
         self.output_tokens += total
@@ -219,7 +288,8 @@ class Generations:
         while not await self._start_again(fault):
             await asyncio.sleep(_START_RETRY_SECONDS)
             fault = True
-        await self.may_publish.wait()
+        await self._fence.wait()
+        self._leaving.clear()
         self.starts += 1
         self.up.set()
         for running in list(self.running.values()):
@@ -229,13 +299,10 @@ class Generations:
                 self._submit(running)
 
     async def _start_again(self, fault: bool) -> bool:
-        """False if the engine did not start. Raises InferBusError, with all that ran ended, past the limit."""
+        """False if the engine did not start. Raises InferBusError past the limit."""
         now = clock.monotonic()
         if fault and not self._limit.allows(self.restarts, now):
-            self._failed = engine_failed("it died too often")
-            for running in list(self.running.values()):
-                self.refuse(running, Finish.ERROR, self._failed)
-            raise self._failed
+            raise engine_failed("it died too often")
         if fault:
             self.restarts.append(now)
         metrics.ENGINE_RESTARTS.labels(self._info.engine).inc()
@@ -256,6 +323,7 @@ class Generations:
                 async with asyncio.timeout(_STOP_SECONDS):
                     await self._engine.stop()
             except TimeoutError as error:
+                self.failed = True
                 raise engine_failed(f"it did not stop in {_STOP_SECONDS:.0f} s") from error
 
 

@@ -1,16 +1,18 @@
 """WORK in: what becomes of each delivery, and when it is acknowledged.
 
-A delivery is acknowledged only when the frame with its Close is stored. So whoever dies in between, the work comes
-again: to this process (the broker restarted), which knows it; or to the next one under this name, which finds on the
-log how far it had come.
+A delivery is acknowledged only when the frame with its Close is stored, or when it is known to be another worker's. It
+is for this incarnation of the worker only: what an earlier one had, a scheduler gives to whoever is to go on with it,
+with how far it had come. So a delivery that comes again was here already, and is known; or it got lost on its way here,
+and then the log says whether it has been moved meanwhile.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
-from inferbus.bus.v1.control_pb2 import Cancel
+from inferbus.bus.v1.control_pb2 import Cancel, Recall
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.request_pb2 import Work
 from inferbus.common.v1.usage_pb2 import FinishReason
@@ -20,6 +22,7 @@ from inferbus_bus.log import FrameLog
 from inferbus_bus.workqueue import Delivery
 from inferbus_contracts.ids import uuid_text
 from inferbus_contracts.operations import operation_name
+from inferbus_contracts.recovery import Recovered, begun, fold
 from inferbus_contracts.subjects import token_subject
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
@@ -27,48 +30,71 @@ from inferbus_runtime.telemetry import Span, span
 from opentelemetry.trace import SpanKind
 
 from inferbus_worker.core.ends import deadline_exceeded
-from inferbus_worker.core.recovery import Recovered, fold
-from inferbus_worker.core.running import Running, running_of
+from inferbus_worker.core.running import Running, attempt_of, running_of
+from inferbus_worker.core.said import Said
 from inferbus_worker.engine import EngineInfo, Finish
 from inferbus_worker.generations import Generations
 
 log = logging.getLogger(__name__)
 
-# A cancel may overtake its request on the way here.
-_CANCEL_MEMORY_SECONDS = 30.0
-_CANCEL_MEMORY = 65536
 # Acks are not durable across a broker kill: what was finished may come again long after.
 _FINISHED_MEMORY = 16384
 _RETRY_SECONDS = 0.2
-# The edge's clock says when a request was accepted, the broker's when a frame was stored.
+# Our clock, or the scheduler's, says when a request was placed, the broker's when a frame was stored.
 _CLOCK_SKEW_US = 10_000_000
+_ID_BYTES = 16
+# Not this incarnation's: it is for a scheduler to move.
+_ASTRAY_SECONDS = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """``ended``: its Close is published, and not known to be stored yet."""
+
+    running: Running
+    deliveries: list[Delivery]
+    span: Span
+    ended: bool = False
 
 
 class Intake:
-    """Between the work queue and the running set. ``work_sequence``: the highest delivery taken over."""
+    """Between the work queue and the running set. ``work_sequence``: the highest delivery taken over. ``boot``: of the
+    incarnation whose work is taken."""
 
     def __init__(
-        self, generations: Generations, frames: FramePublisher, frame_log: FrameLog, worker: str, info: EngineInfo
-    ) -> None:
+        self, generations: Generations, frames: FramePublisher, frame_log: FrameLog, worker: str, boot: int,
+        info: EngineInfo,
+    ) -> None:  # fmt: skip
         self.work_sequence = 0
+        self.boot = boot
         self._generations = generations
         self._frames = frames
         self._log = frame_log
         self._worker = worker
         self._info = info
-        self._held: dict[bytes, list[Delivery]] = {}
-        self._spans: dict[bytes, Span] = {}
-        self._finished: OrderedDict[bytes, None] = OrderedDict()
-        self._cancels: OrderedDict[bytes, float] = OrderedDict()
+        self._held: dict[bytes, _Held] = {}
+        self._finished: OrderedDict[bytes, int] = OrderedDict()  # with the highest attempt that is over here
+        self._cancels = Said()
+        self._recalls = Said()
         self._cancelled: set[bytes] = set()
-        self._to_recover: asyncio.Queue[Running] = asyncio.Queue()
-        self._to_ack: asyncio.Queue[tuple[bytes, int]] = asyncio.Queue()
+        self._recovering: set[bytes] = set()
+        self._to_recover: asyncio.Queue[_Held] = asyncio.Queue()
+        self._to_ack: asyncio.Queue[tuple[_Held, int]] = asyncio.Queue()
         generations.on_end(self._ended)
 
     @property
     def unsettled(self) -> int:
         """Deliveries taken over and not yet acknowledged."""
         return len(self._held)
+
+    @property
+    def active(self) -> int:
+        """How many :meth:`running` has."""
+        return len(self._generations.running) + len(self._recovering)
+
+    def running(self) -> list[Running]:
+        """All that is this worker's to end, also what still waits to be begun."""
+        return [held.running for held in self._held.values() if not held.ended]
 
     def on_delivery(self, delivery: Delivery) -> None:
         try:
@@ -77,51 +103,91 @@ class Intake:
             log.error("work that cannot be read is dropped", extra={"sequence": delivery.sequence})
             delivery.ack()
             return
+        if work.boot != self.boot:
+            log.error("work of another incarnation", extra={"sequence": delivery.sequence, "boot": work.boot})
+            delivery.nak(_ASTRAY_SECONDS)
+            return
         self.work_sequence = max(self.work_sequence, delivery.sequence)
-        key = work.request.request_id
         if delivery.deliveries > 1:
             metrics.REDELIVERIES.labels("WORK").inc()
-        if key in self._held:
+        key, attempt = work.request.request_id, attempt_of(work)
+        held = self._held.get(key)
+        if held is not None and held.running.attempt == attempt:
             # The broker forgot that we hold it. Only the newest handle of a sequence settles; the old ones do nothing.
-            self._held[key].append(delivery)
-        elif key in self._finished:
+            held.deliveries.append(delivery)
+            return
+        if held is not None and held.running.attempt < attempt:
+            self._drop(held)  # it was moved, and has come back before we were told
+        elif held is not None:
             delivery.ack()
-        else:
-            self._take(work, delivery)
+            return
+        elif self._is_over(key, attempt):
+            self._generations.load.gone(key)
+            delivery.ack()
+            return
+        self._take(work, delivery)
+
+    def _is_over(self, key: bytes, attempt: int) -> bool:
+        return max(self._finished.get(key, 0), self._recalls.get(key, clock.monotonic())) >= attempt
 
     def on_cancel(self, cancel: Cancel) -> None:
         """Ends the generation; remembered for a while if it has not come yet."""
-        key, now = cancel.request_id, clock.monotonic()
-        while self._cancels and (len(self._cancels) >= _CANCEL_MEMORY or next(iter(self._cancels.values())) < now):
-            self._cancels.popitem(last=False)
+        key = cancel.request_id
         if key in self._held:
             self._cancelled.add(key)  # also while it waits for its recovery, however long
-        elif key not in self._finished:
-            self._cancels[key] = now + _CANCEL_MEMORY_SECONDS
+        else:
+            self._cancels.say(key, clock.monotonic())
         self._generations.close(key)
 
+    def on_recall(self, recall: Recall) -> bool:
+        """These are another worker's now: nothing more is said of them. Remembered for a while of what has not come
+        yet. False: it is not for this incarnation."""
+        if recall.boot != self.boot:
+            return False
+        for number, attempt in enumerate(recall.attempts):
+            key = recall.request_ids[number * _ID_BYTES : (number + 1) * _ID_BYTES]
+            held = self._held.get(key)
+            if held is None:
+                self._recalls.say(key, clock.monotonic(), attempt)
+            elif held.running.attempt <= attempt:
+                self._drop(held)
+        return True
+
+    def let_go(self) -> None:
+        """All that is here is another's from now on. Nothing of it is acknowledged: whoever moves it looks for it."""
+        for held in list(self._held.values()):
+            held.deliveries.clear()
+            self._drop(held)
+
+    def born_again(self, boot: int) -> None:
+        """Takes the work of that incarnation and has none of an earlier one."""
+        self.let_go()
+        self.boot = boot
+
     async def run_recovery(self) -> None:
-        """Reads the log for what an earlier process of this name was running; one pass for all that wait."""
+        """Reads the log for what was delivered before and did not arrive here; one pass for all that wait."""
         while True:
             batch = [await self._to_recover.get()]
             while not self._to_recover.empty():
                 batch.append(self._to_recover.get_nowait())
             try:
-                recovered = await self._recover(batch)
+                recovered = await self._recover([held.running for held in batch])
             except (InferBusError, StreamApiError) as error:
                 log.warning("recovery waits", extra={"error": str(error), "requests": len(batch)})
                 await asyncio.sleep(_RETRY_SECONDS)
-                for running in batch:
-                    self._to_recover.put_nowait(running)
+                for held in batch:
+                    self._to_recover.put_nowait(held)
                 continue
-            for running in batch:
-                self._resume(running, recovered[running.key])
+            for held in batch:
+                if self._held.get(held.running.key) is held:
+                    self._resume(held, recovered[held.running.key])
 
     async def _recover(self, batch: list[Running]) -> dict[bytes, Recovered]:
-        recovered = {running.key: Recovered() for running in batch}
+        recovered = {running.key: begun(running.request.resume) for running in batch}
         _, last = await self._log.bounds()
         for edge in {running.edge for running in batch}:
-            since = min(running.accepted_us for running in batch if running.edge == edge) - _CLOCK_SKEW_US
+            mine = [running for running in batch if running.edge == edge]
+            since = min(running.placed_us or running.accepted_us for running in mine) - _CLOCK_SKEW_US
             subject = token_subject(edge, self._worker)
             async for stored in self._log.read(1, last, subject=subject, since_us=since):
                 for _, _, data in stored:
@@ -131,9 +197,9 @@ class Intake:
     async def run_acks(self) -> None:
         """Acknowledges WORK once the Close is stored, in the order of the frames."""
         while True:
-            key, sequence = await self._to_ack.get()
+            held, sequence = await self._to_ack.get()
             await self._frames.wait_acked(sequence)
-            self._settle(key)
+            self._settle(held)
 
     async def settled(self) -> None:
         """Returns when all deliveries taken over are acknowledged."""
@@ -141,10 +207,8 @@ class Intake:
             await asyncio.sleep(0.01)
 
     def _take(self, work: Work, delivery: Delivery) -> None:
-        running = running_of(work, self._info.revision, max(1, delivery.deliveries))
-        running.texts = [] if self._info.resumes_by_text else None
-        self._held[running.key] = [delivery]
-        self._spans[running.key] = span(
+        running = running_of(work, self._info.revision, by_text=self._info.resumes_by_text)
+        begun = span(
             "generate",
             delivery.headers,
             kind=SpanKind.CONSUMER,
@@ -155,48 +219,69 @@ class Intake:
                 "inferbus.worker": self._worker,
             },
         )
+        held = self._held[running.key] = _Held(running, [delivery], begun)
+        if running.attempt > 1:
+            log.info("resumes", extra={"request_id": uuid_text(running.key), "tokens": len(running.ids)})
         if delivery.deliveries > 1:
-            self._to_recover.put_nowait(running)
+            self._recovering.add(running.key)
+            self._to_recover.put_nowait(held)
         else:
             self._begin(running)
 
-    def _resume(self, running: Running, recovered: Recovered) -> None:
-        if recovered.closed:
-            self._settle(running.key)
+    def _resume(self, held: _Held, recovered: Recovered) -> None:
+        running = held.running
+        self._recovering.discard(running.key)
+        if recovered.closed or recovered.attempt > running.attempt:
+            self._drop(held)  # it has ended, or was fenced off before it came here
             return
-        running.attempt = max(running.attempt, recovered.attempt + 1)
-        running.ids = recovered.ids
+        running.ids, running.resumed = recovered.ids, bool(recovered.ids)
         running.first_started_us = recovered.first_started_us
         if running.texts is not None:
             running.texts = [text for _, text in recovered.texts]
         if recovered.ids:
             running.first_us, running.last_us = recovered.first_us, recovered.last_us
-        log.info("resumes", extra={"request_id": uuid_text(running.key), "tokens": len(running.ids)})
         self._begin(running)
 
     def _begin(self, running: Running) -> None:
         now = clock.now_us()
-        if running.key in self._cancelled or self._cancels.get(running.key, 0.0) > clock.monotonic():
+        if running.key in self._cancelled or self._cancels.get(running.key, clock.monotonic()):
             self._generations.refuse(running, Finish.CANCELLED)
         elif running.expire_us and now > running.expire_us:
             self._generations.refuse(running, Finish.ERROR, deadline_exceeded())
         else:
             self._generations.add(running)
 
-    def _ended(self, running: Running, reason: FinishReason.ValueType, sequence: int) -> None:
-        ended = self._spans.pop(running.key, None)
-        if ended is not None:
-            name = FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
-            ended.set(**{"gen_ai.response.finish_reasons": name, "inferbus.attempt": str(running.attempt)})
-            ended.end(running.verdict)
-        self._to_ack.put_nowait((running.key, sequence))
+    def _drop(self, held: _Held) -> None:
+        """Nothing more is said of it, not even its end."""
+        key = held.running.key
+        if key in self._cancelled:
+            self._cancels.say(key, clock.monotonic())  # wherever it goes on, also here
+        if key in self._generations.running:
+            self._generations.drop(key)
+        else:
+            self._recovering.discard(key)
+            self._generations.load.gone(key)
+        held.span.end(None)
+        self._settle(held)
 
-    def _settle(self, key: bytes) -> None:
-        self._finished[key] = None
+    def _ended(self, running: Running, reason: FinishReason.ValueType, sequence: int) -> None:
+        held = self._held.get(running.key)
+        if held is None or held.running is not running:
+            return
+        held.ended = True
+        name = FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+        held.span.set(**{"gen_ai.response.finish_reasons": name, "inferbus.attempt": str(running.attempt)})
+        held.span.end(running.verdict)
+        self._to_ack.put_nowait((held, sequence))
+
+    def _settle(self, held: _Held) -> None:
+        key = held.running.key
+        if self._held.get(key) is not held:
+            return
+        del self._held[key]
+        self._finished[key] = max(held.running.attempt, self._finished.pop(key, 0))
         while len(self._finished) > _FINISHED_MEMORY:
             self._finished.popitem(last=False)
-        self._cancels.pop(key, None)
         self._cancelled.discard(key)
-        self._spans.pop(key, None)
-        for delivery in self._held.pop(key, ()):
+        for delivery in held.deliveries:
             delivery.ack()

@@ -56,7 +56,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         )
 
     async def Drain(self, request: api.DrainRequest, context: Any) -> api.DrainResponse:  # noqa: N802
-        await self._drain.finish()
+        grace = request.grace.ToTimedelta().total_seconds() if request.HasField("grace") else None
+        if grace is not None and grace < 0:
+            raise invalid("grace is a duration of 0 or more.", param="grace")
+        await (self._drain.begin(grace) if request.begin_only else self._drain.finish(grace))
         return api.DrainResponse()
 
     async def Generate(  # noqa: N802

@@ -31,6 +31,7 @@ BEHAVIOURS = {
     "overload": "a server without room: refused, to be tried again later",
     "prefixes": "a prefix read from the cache is counted as cached input",
     "salts": "a cached prefix is read by its own `cache_salt` only",
+    "told": "tells which prompts its KV cache holds, and when one is gone",
     "ids": "token ids are said",
     "tokenize": "tokenize and detokenize, as a generation reads and writes",
     "statistics": "says what runs and what waits",
@@ -82,6 +83,7 @@ FEATURES = {
         Feature("tokenize", "messages", "its tokens cannot be told"),
         Feature("prefixes", "", "none are reported"),
         Feature("salts", "", "the server keeps nobody's prefixes apart"),
+        Feature("told", "", "it does not tell: requests are placed without that"),
         Feature("overload", "", "nothing is refused: what has no room waits in the worker"),
         Feature("blocks", "", "it does not say"),
     )

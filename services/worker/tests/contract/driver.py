@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from inferbus.bus.v1.request_pb2 import GenerateRequest
+from inferbus_contracts.prefixes import hashes_of, prefix_of
 from inferbus_worker.engine import (
     UNKNOWN_TOKEN,
     Chat,
@@ -32,6 +34,21 @@ _CLOCK_SECONDS = 10.0
 
 def said(content: str) -> Chat:
     return Chat((Message("user", content),))
+
+
+def chunks_of(source: Source, salt: bytes = b"") -> tuple[int, ...]:
+    """What an edge says that it begins with."""
+    request = GenerateRequest(cache_salt=salt)
+    request.context.model = "contract"
+    match source:
+        case Chat(messages):
+            for message in messages:
+                request.chat.messages.add(role=message.role, content=message.content)
+        case Prompt(str() as text):
+            request.prompt.text = text
+        case Prompt(tuple() as ids):
+            request.prompt.tokens.ids.extend(ids)
+    return hashes_of(prefix_of(request))
 
 
 @dataclass
@@ -70,7 +87,7 @@ class Answer:
 
 
 class Driver:
-    """``info``: once it is started. ``ids``: it says those of its tokens."""
+    """``info``: once it is started. ``ids``: it says those of its tokens. ``asked``: chunks of all it was given."""
 
     def __init__(self, engine: Any, here: Any) -> None:
         self.engine = engine
@@ -78,6 +95,7 @@ class Driver:
         self.has = has(here)
         self.ids = "ids" in self.has
         self.answers: dict[bytes, Answer] = {}
+        self.asked: set[int] = set()
         self.reader: asyncio.Task[None] | None = None
         self._moved = asyncio.Condition()
 
@@ -94,7 +112,10 @@ class Driver:
     def submit(self, source: Source | str, sampling: Sampling = GREEDY, **more: Any) -> Answer:
         key = (len(self.answers) + 1).to_bytes(16, "big")
         answer = self.answers[key] = Answer()
-        self.engine.submit(Generation(key, said(source) if isinstance(source, str) else source, sampling, **more))
+        given = said(source) if isinstance(source, str) else source
+        chunks = chunks_of(given, more.get("cache_salt", b""))
+        self.asked.update(chunks)
+        self.engine.submit(Generation(key, given, sampling, prefix=chunks, **more))
         return answer
 
     async def ask(self, source: Source | str, sampling: Sampling = GREEDY, **more: Any) -> Answer:
@@ -160,4 +181,4 @@ class Driver:
             answer.end = finished
 
 
-__all__ = ["GREEDY", "SEA", "Answer", "Driver", "Embed", "Infer", "Prompt", "said"]
+__all__ = ["GREEDY", "SEA", "Answer", "Driver", "Embed", "Infer", "Prompt", "chunks_of", "said"]

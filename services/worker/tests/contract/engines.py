@@ -15,6 +15,7 @@ made(cache)     context manager: the engine, not started, with its real servers 
                 Config or, by a section's name, a section of it
 kill(engine)    ends the part that generates, as a crash would
 held(engine)    how many things outside of this process it has: processes, models, connections; left out if none
+SMALL_CACHE     changes for ``made`` with which its cache keeps few prompts; left out if it tells of none
 UNLOADS         changes for ``made`` with which the engine unloads what it served when it stops; left out if none
 crowded(cache)  as made, with a server that has room for little; with the feature overload
 """

@@ -18,6 +18,7 @@ from inferbus_worker.engine import (
     Message,
     Prompt,
     Sampling,
+    TellsPrefixes,
     ToolMode,
 )
 
@@ -91,6 +92,10 @@ async def without_salts(engine: Driver) -> None:
     assert bool(answers[1].end.cached_input_tokens) == ("prefixes" in engine.has)
 
 
+async def without_told(engine: Driver) -> None:
+    assert not isinstance(engine.engine, TellsPrefixes)
+
+
 async def without_overload(engine: Driver) -> None:
     short = replace(GREEDY, max_tokens=1)
     answers = [engine.submit("Say hi", short) for _ in range(2 * engine.info.capacity + 10)]
@@ -110,6 +115,7 @@ CHECKS: dict[str, Callable[[Driver], Awaitable[None]]] = {
     "tokenize": without_tokenize,
     "prefixes": without_prefixes,
     "salts": without_salts,
+    "told": without_told,
     "overload": without_overload,
     "blocks": without_blocks,
 }

@@ -15,7 +15,3 @@ def engine_failed(diagnostic: str) -> InferBusError:
 def deadline_exceeded() -> InferBusError:
     message = "The request was not finished in its time. Ask for fewer tokens, or try again later."
     return InferBusError(ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "deadline_exceeded", message)
-
-
-def worker_draining() -> InferBusError:
-    return unavailable("worker_draining", "The worker is being replaced; retry.", retry_after=timedelta(seconds=1))

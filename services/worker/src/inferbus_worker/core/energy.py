@@ -146,6 +146,10 @@ class EnergyLedger:
                 self.idle += account.joules + share
         return known
 
+    def drop(self, keys: Iterable[bytes], now: float) -> None:
+        """They end here without an end of their own: what was drawn for them is nobody's."""
+        self.idle += sum(self.end(dict.fromkeys(keys, 0), now).values())
+
     def reading(self, at: float, joules: float | None, watts: float | None) -> None:
         """``joules`` since the last reading, None if not known, as the first time; ``watts`` that are drawn now."""
         if joules is None:

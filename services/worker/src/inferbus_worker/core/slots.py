@@ -68,15 +68,24 @@ class SlotTable:
         elif not lease.reuse:
             slot.content, slot.cells = None, max(slot.cells, cells)
 
-    def evict(self, allowed: int, now: float) -> list[int]:
+    def busy(self, slot: int) -> bool:
+        return self._slots[slot].busy
+
+    @property
+    def idle_cells(self) -> int:
+        """What idle slots hold."""
+        return sum(slot.cells for slot in self._slots if not slot.busy)
+
+    def evict(self, allowed: int, now: float, keep_newest: bool = True) -> list[int]:
         """Idle slots to empty, the oldest first, so that no more than ``allowed`` cells stay in use by idle ones.
 
         The newest stays whatever it holds: if nothing else runs it is in nobody's way, else it is soon not the newest.
+        It goes, too, without ``keep_newest``.
         """
         idle = [slot for slot in self._slots if not slot.busy and slot.cells]
         excess = sum(slot.cells for slot in idle) - allowed
         out: list[int] = []
-        for slot in sorted(idle, key=lambda one: one.used)[:-1]:
+        for slot in sorted(idle, key=lambda one: one.used)[: -1 if keep_newest else None]:
             if excess <= 0:
                 break
             if slot.free_at > now:

@@ -1,6 +1,7 @@
 """What the bus asks, as the engine seam says it."""
 
 from inferbus.bus.v1 import request_pb2 as wire
+from inferbus_contracts.prefixes import hashes_of
 from inferbus_runtime.errors import invalid
 
 from inferbus_worker.core.columns import MAX_REPLY_BYTES, reply_too_large
@@ -44,6 +45,7 @@ def generation_of(running: Running) -> Generation:
         constraint=_constraint_of(request),
         cache_salt=request.cache_salt,
         resume_text=b"".join(running.texts or ()).decode(),
+        prefix=hashes_of(request.prefix),
     )
 
 

@@ -20,6 +20,7 @@ from inferbus_runtime.errors import InferBusError, invalid
 from inferbus_worker.config import Config, usable_cores
 from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.core.grammar import grammar_of
+from inferbus_worker.core.prefix_cache import PrefixCache
 from inferbus_worker.core.sampling import check_ids, fault_of
 from inferbus_worker.core.slots import Content
 from inferbus_worker.core.stops import StopFilter, reader_of
@@ -55,8 +56,15 @@ class LlamaCpp:
     """Engine ``llama_cpp``."""
 
     def __init__(
-        self, model: str, capacity: int, cache: Path | None, settings: ServerSettings, prompt_cache_tokens: int
+        self,
+        model: str,
+        capacity: int,
+        cache: Path | None,
+        settings: ServerSettings,
+        prompt_cache_tokens: int,
+        prefixes_told: int,
     ) -> None:
+        self.prefixes = PrefixCache(prefixes_told)
         self._model = model
         self._capacity = capacity
         self._cache = cache
@@ -78,10 +86,14 @@ class LlamaCpp:
             omp_wait_policy=config.llama_cpp.omp_wait_policy,
         )
         cached = config.llama_cpp.prompt_cache_tokens
-        return cls(config.model or PUBLIC_NAME, capacity, config.model_cache, settings, cached)
+        told = config.prefixes_told
+        return cls(config.model or PUBLIC_NAME, capacity, config.model_cache, settings, cached, told)
 
     def _reset(self) -> None:
-        self._places = Places(self._capacity, self._settings.kv_tokens, self._prompt_cache_tokens, self._erase)
+        self.prefixes.clear()
+        self._places = Places(
+            self._capacity, self._settings.kv_tokens, self._prompt_cache_tokens, self._erase, self.prefixes
+        )
         self._outbox = Outbox(self._places.runs.running)
         self._server: ServerProcess | None = None
         self._http_session: ServerHttp | None = None

@@ -84,6 +84,8 @@ class Generating:
         async for item in completion(response, self._http.spell, logprobs):
             if not places.runs.has(run):
                 return None  # closed or stepped back while this item was already here
+            if not run.read and not isinstance(item, Prefill):
+                places.read(run)
             match item:
                 case Delta(text=text) if not run.fits(text):
                     return left_form(run.follower, len(run.ids))

@@ -12,6 +12,7 @@ import aiohttp
 from inferbus_runtime import clock
 
 from inferbus_worker.core.kv_budget import KvBudget
+from inferbus_worker.core.prefix_cache import PrefixCache
 from inferbus_worker.core.slots import SlotTable
 from inferbus_worker.engine import EngineStatistics
 from inferbus_worker.engines.llama_cpp_run import Run
@@ -28,27 +29,44 @@ class Places:
     """``capacity`` generations, ``kv_tokens`` of KV cache, of which idle prompts keep ``idle_tokens`` at most."""
 
     def __init__(
-        self, capacity: int, kv_tokens: int, idle_tokens: int, erase: Callable[[int], Awaitable[None]]
+        self,
+        capacity: int,
+        kv_tokens: int,
+        idle_tokens: int,
+        erase: Callable[[int], Awaitable[None]],
+        prefixes: PrefixCache,
     ) -> None:
-        """``erase`` empties a slot."""
+        """``erase`` empties a slot. ``prefixes`` is kept right, slot by slot."""
         self.runs: Runs[Run] = Runs(capacity)
         self._budget = KvBudget(kv_tokens)
         self._slots = SlotTable(capacity + SPARE_SLOTS)
         self._idle_tokens = idle_tokens
         self._erase = erase
+        self._prefixes = prefixes
         self._erasing: set[asyncio.Task[None]] = set()
         self._reused_tokens = 0
 
     def admit(self, drive: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
         """Whoever is next begins, as long as the cache has room for it."""
         while (run := self.runs.next()) is not None and self._budget.admits(self._held(), run.held):
-            run.lease = self._slots.take(run.generation.cache_salt, run.prompt, clock.monotonic())
-            run.prefilled = False
+            run.lease = lease = self._slots.take(run.generation.cache_salt, run.prompt, clock.monotonic())
+            run.prefilled = run.read = False
+            self._prefixes.shorten(lease.slot, run.generation.prefix if lease.reuse else ())
             self.runs.begin(run, drive(run))
 
+    def read(self, run: Run) -> None:
+        """All of its prompt is in its slot now."""
+        run.read = True
+        if run.lease is not None:
+            self._prefixes.hold(run.lease.slot, run.generation.prefix)
+
     def make_room(self) -> None:
-        """The youngest leave the server before its KV cache overflows; they are the first to come back."""
-        count = self._budget.overflow(self._held())
+        """The youngest leave the server before its KV cache overflows; they are the first to come back. Idle prompts
+        leave before: the server would empty some of them itself, and nobody would know which."""
+        held = self._held()
+        if (room := self._budget.tokens - sum(held)) < self._slots.idle_cells:
+            self._empty(self._slots.evict(max(0, room), clock.monotonic(), keep_newest=False))
+        count = self._budget.overflow(held)
         if not count:
             return
         for run in list(self.runs.running.values())[: -count - 1 : -1]:
@@ -87,12 +105,18 @@ class Places:
         now = clock.monotonic()
         content = run.prompt if run.prefilled else None
         self._slots.release(lease, run.generation.cache_salt, content, run.held, now + leaving_seconds)
-        for slot in self._slots.evict(self._idle_tokens, now):
+        self._empty(self._slots.evict(self._idle_tokens, now))
+
+    def _empty(self, slots: list[int]) -> None:
+        for slot in slots:
+            self._prefixes.drop(slot)
             task = asyncio.create_task(self._emptied(slot), name="erase")
             self._erasing.add(task)
             task.add_done_callback(self._erasing.discard)
 
     async def _emptied(self, slot: int) -> None:
+        if self._slots.busy(slot):
+            return  # taken meanwhile, and emptied by that: the server would empty it once more at the end
         try:
             await self._erase(slot)
         except aiohttp.ClientError as error:  # its cells make steps slower and are taken when they are needed

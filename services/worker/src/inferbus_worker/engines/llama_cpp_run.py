@@ -22,7 +22,8 @@ class Run:
     """A submitted generation. ``held``: KV tokens, first a guess from the prompt's size, then exact.
 
     ``repeats``: what was delivered before and is generated again. ``follower``: of its grammar, once that is compiled.
-    ``ended_there``: by the child, which is at it no longer.
+    ``prefilled``: the child has begun to read the prompt, and so emptied its slot of all else; ``read``: it has read it
+    all. ``ended_there``: by the child, which is at it no longer.
     """
 
     generation: Generation
@@ -36,6 +37,7 @@ class Run:
     filter_knows: bool = False
     follower: Follower | None = None
     prefilled: bool = False
+    read: bool = False
     ended_there: bool = False
     repeats: list[int] = field(default_factory=list)
     lease: Lease | None = None
@@ -67,7 +69,7 @@ class Run:
         )
 
     def prefill(self, prefill: Prefill) -> None:
-        """The child has read the prompt."""
+        """The child reads the prompt."""
         self.held, self.prefilled = prefill.tokens, True
         if not self.input_tokens:  # a second prefill, after stepping back, finds its own tokens cached
             self.input_tokens = prefill.tokens - (0 if self.grammar is not None else len(self.ids))

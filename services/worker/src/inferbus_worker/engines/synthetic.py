@@ -1,36 +1,37 @@
 """A timing model of a GPU: no model makes these tokens, and its text says so.
 
-Every running generation gets one token each ITL, in one step; a new one waits for its prefill first. One timer and a
-list of small records: it measures the platform, so it must cost next to nothing itself.
+Every running generation gets one token each step; a new one waits for its prefill first. One timer and a list of small
+records: it measures the platform, so it must cost next to nothing itself. How long what takes is
+``inferbus_runtime.timing_model``, which the simulator counts with, too.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 from inferbus_runtime import clock
 from inferbus_runtime.errors import invalid
+from inferbus_runtime.timing_model import TimingModel
 
 from inferbus_worker.config import Config, SyntheticConfig
+from inferbus_worker.core.prefix_cache import PrefixCache
 from inferbus_worker.core.sampling import context_exceeded, fault_of
 from inferbus_worker.core.stops import StopFilter
 from inferbus_worker.engine import (
     Chat,
-    Embed,
     EngineDiedError,
     EngineInfo,
     EngineStatistics,
     Finish,
     Finished,
     Generation,
-    Infer,
     Prompt,
-    Source,
     Step,
     Tokens,
 )
+from inferbus_worker.engines.synthetic_places import Run, SyntheticPlaces
+from inferbus_worker.engines.synthetic_words import CYCLE, TEXTS, count_of, id_of, piece_of, texts_of
 
 PUBLIC_NAME = "synthetic"
 DEFAULT_CAPACITY = 1024
@@ -39,46 +40,31 @@ DEFAULT_CONTEXT_LENGTH = 32768
 _OWN_LENGTH = 256
 # Steps that wait for a consumer who does not ask; then time stands still.
 _BUFFERED_STEPS = 64
-
-_SENTENCE = (
-    "this is synthetic text: no model made it, a timer of the load test did, one word each step, so that the platform "
-    "can be measured without a GPU."
-)
-_WORDS = tuple(_SENTENCE.split())
-_TEXTS = tuple(f"{word} ".encode() for word in _WORDS)
-_CYCLE = len(_WORDS)
 _JITTER_CYCLE = 97
-_WORD_IDS = {word: number for number, word in enumerate(_WORDS)}
-# It reads every word, and writes only its own: any other has this id.
-_UNKNOWN = _CYCLE
-_UNKNOWN_TEXT = b"? "
 # No model, no probabilities, no grammar: what would need one is refused.
 CAPABILITIES = ("chat", "completions")
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """``index``: tokens so far, resumed ones included. ``offset``: where in the words it began, by its seed."""
-
-    key: bytes
-    index: int
-    limit: int
-    reason: Finish
-    offset: int
-    input_tokens: int
-    starts_us: int
-    filter: StopFilter | None
 
 
 class Synthetic:
     """Engine ``synthetic``. Token id ``i`` is the word ``i``; a seed chooses the first one, else it is word 0."""
 
-    def __init__(self, model: str, capacity: int, context_length: int, timing: SyntheticConfig) -> None:
-        self._itl_us = _microseconds(timing.itl)
+    def __init__(
+        self, model: str, capacity: int, context_length: int, timing: SyntheticConfig, prefixes_told: int = 0
+    ) -> None:
+        self.prefixes = PrefixCache(prefixes_told)
+        self._model = TimingModel(
+            step_seconds=timing.itl.total_seconds(),
+            step_seconds_per_sequence=timing.step_per_sequence.total_seconds(),
+            prefill_tokens_per_second=timing.prefill_rate,
+            kv_blocks=timing.kv_blocks,
+            kv_block_tokens=timing.kv_block_tokens,
+        )
         self._prefill_us = _microseconds(timing.prefill)
         self._jitter = timing.jitter
         self._dies_after = timing.dies_after
-        revision = f"synthetic-{self._itl_us}us"
+        if timing.kv_blocks:  # what can be asked for always has room, alone
+            context_length = min(context_length, timing.kv_blocks * timing.kv_block_tokens)
+        revision = f"synthetic-{_microseconds(timing.itl)}us"
         self._info = EngineInfo("synthetic", model, revision, capacity, context_length, CAPABILITIES)
         self._reset()
 
@@ -89,15 +75,17 @@ class Synthetic:
             config.capacity or DEFAULT_CAPACITY,
             config.context_length or DEFAULT_CONTEXT_LENGTH,
             config.synthetic,
+            config.prefixes_told,
         )
 
     def _reset(self) -> None:
-        self._running: dict[bytes, _Run] = {}
-        self._waiting: deque[_Run] = deque()
+        self.prefixes.clear()
+        self._places = SyntheticPlaces(self._info.capacity, self._model, self._prefill_us, self.prefixes)
         self._buffer: deque[Step] = deque()
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._death: asyncio.TimerHandle | None = None
+        self._last_us = 0
         self._due_us = 0
         self._step_us: int | None = None
         self._ticks = 0
@@ -112,22 +100,19 @@ class Synthetic:
 
     def submit(self, generation: Generation) -> None:
         run = self._accept(generation)
-        if run is None:
-            return
-        if len(self._running) < self._info.capacity:
-            self._begin(run)
-        else:
-            self._waiting.append(run)
+        if run is not None:
+            now = clock.now_us()
+            self._places.submit(run, now)
+            self._arrange(now)
 
     def close(self, key: bytes) -> None:
-        run = self._running.pop(key, None)
+        now = clock.now_us()
+        run = self._places.take(key, now)
         if run is None:
-            run = next((waiting for waiting in self._waiting if waiting.key == key), None)
-            if run is None:
-                return
-            self._waiting.remove(run)
-        self._put(Step(clock.now_us(), finished=[Finished(key, Finish.CANCELLED, run.input_tokens)]))
-        self._fill()
+            return
+        self._put(Step(now, finished=[Finished(key, Finish.CANCELLED, run.input_tokens, run.cached_tokens)]))
+        self._places.fill(now)
+        self._arrange(now)
 
     async def steps(self) -> AsyncIterator[Step]:
         while self._started:
@@ -138,25 +123,23 @@ class Synthetic:
                 await self._wake.wait()
                 continue
             step = self._buffer.popleft()
-            if self._timer is None:
-                self._schedule(clock.now_us())
+            self._arrange(clock.now_us())
             yield step
 
     def statistics(self) -> EngineStatistics:
-        seconds = None if self._step_us is None else self._step_us / 1e6
-        return EngineStatistics(len(self._running), len(self._waiting), step_seconds=seconds)
+        return self._places.statistics(self._step_us)
 
     async def tokenize(
         self, source: Prompt | Chat, *, parse_special: bool = True, add_special: bool = True, open_turn: bool = True
     ) -> Tokens:
         """A word is a token; it has no special ones and no template."""
         if isinstance(source, Prompt) and not isinstance(source.content, str):
-            return Tokens(list(source.content), [_piece(token) for token in source.content])
-        words = [word for text in _texts(source) for word in text.split()]
-        return Tokens([_WORD_IDS.get(word, _UNKNOWN) for word in words], [f"{word} ".encode() for word in words])
+            return Tokens(list(source.content), [piece_of(token) for token in source.content])
+        words = [word for text in texts_of(source) for word in text.split()]
+        return Tokens([id_of(word) for word in words], [f"{word} ".encode() for word in words])
 
     async def detokenize(self, ids: Sequence[int]) -> bytes:
-        return b"".join(_piece(token) for token in ids)
+        return b"".join(piece_of(token) for token in ids)
 
     async def stop(self) -> None:
         for handle in (self._timer, self._death):
@@ -173,12 +156,12 @@ class Synthetic:
         self._died = True
         self._wake.set()
 
-    def _accept(self, generation: Generation) -> _Run | None:
+    def _accept(self, generation: Generation) -> Run | None:
         """The record of a valid generation; of any other its end is put out."""
-        input_tokens = _count(generation.input)
+        input_tokens = count_of(generation.input)
         room = self._info.context_length - input_tokens
         fault = fault_of(generation, CAPABILITIES)
-        if fault is None and any(not 0 <= token < _CYCLE for token in generation.resume_ids):
+        if fault is None and any(not 0 <= token < CYCLE for token in generation.resume_ids):
             fault = invalid("The engine cannot run this request.")
         if fault is None and room < 1:
             fault = context_exceeded(generation.input, input_tokens)
@@ -191,7 +174,7 @@ class Synthetic:
         stops = StopFilter(sampling.stop) if sampling.stop else None
         if stops is not None:
             for token in generation.resume_ids:
-                stops.feed(_TEXTS[token].decode())
+                stops.feed(TEXTS[token].decode())
         index = len(generation.resume_ids)
         if index >= limit:
             step = Step(clock.now_us(), finished=[Finished(generation.key, reason, input_tokens)])
@@ -199,59 +182,60 @@ class Synthetic:
                 step.keys, step.counts, step.texts = [generation.key], [0], [held.encode()]
             self._put(step)
             return None
-        offset = (generation.resume_ids[0] if index else sampling.seed or 0) % _CYCLE
-        return _Run(generation.key, index, limit, reason, offset, input_tokens, 0, stops)
+        offset = (generation.resume_ids[0] if index else sampling.seed or 0) % CYCLE
+        return Run(generation, index, limit, reason, offset, input_tokens, stops)
 
-    def _begin(self, run: _Run) -> None:
-        now = clock.now_us()
-        run.starts_us = now + round(run.input_tokens * self._prefill_us)
-        self._running[run.key] = run
-        if self._timer is None and len(self._buffer) < _BUFFERED_STEPS:
-            self._schedule(now)
-
-    def _fill(self) -> None:
-        while self._waiting and len(self._running) < self._info.capacity:
-            self._begin(self._waiting.popleft())
-
-    def _schedule(self, now_us: int, decoding: bool = False) -> None:
-        """The next step is an ITL after the last, or at the end of the first prefill if nobody is ``decoding``."""
-        if not self._running or self._died:
+    def _arrange(self, now: int) -> None:
+        """There is a timer for the next step: an ITL after the last one, or, if nobody decodes, at the end of the first
+        prefill, which may have come nearer."""
+        places = self._places
+        if self._died or len(self._buffer) >= _BUFFERED_STEPS:
             return
-        earliest = 0 if decoding else min(run.starts_us for run in self._running.values())
-        self._step_us = self._interval_us()
-        self._due_us = max(earliest, self._due_us + self._step_us, now_us)
-        self._timer = asyncio.get_running_loop().call_later((self._due_us - now_us) / 1e6, self._step)
+        if self._timer is not None:
+            if places.decoding:
+                return
+            first = places.first_us
+            if first is None or first >= self._due_us:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if not places.running:
+            return
+        earliest = 0 if places.decoding else places.first_us or 0
+        self._step_us = self._interval_us(len(places.decoding))
+        self._due_us = max(earliest, self._last_us + self._step_us, now)
+        self._timer = asyncio.get_running_loop().call_later((self._due_us - now) / 1e6, self._step)
 
-    def _interval_us(self) -> int:
+    def _interval_us(self, sequences: int) -> int:
         self._ticks += 1
         swing = (self._ticks * 37 % _JITTER_CYCLE) / _JITTER_CYCLE * 2 - 1
-        return round(self._itl_us * (1 + self._jitter * swing))
+        return round(self._model.step(sequences) * 1e6 * (1 + self._jitter * swing))
 
     def _step(self) -> None:
         now = clock.now_us()
         self._timer = None
+        self._last_us = self._due_us
+        self._places.read(now)
         step = Step(now)
         keys, ids, texts = step.keys, step.token_ids, step.texts
-        for run in self._running.values():
-            if run.starts_us > now:
-                continue
-            token = (run.offset + run.index) % _CYCLE
+        decoding = self._places.decoding
+        for key, run in decoding.items():
+            token = (run.offset + run.index) % CYCLE
             run.index += 1
-            keys.append(run.key)
+            keys.append(key)
             ids.append(token)
-            texts.append(_TEXTS[token])
+            texts.append(TEXTS[token])
             if run.filter is not None or run.index >= run.limit:
                 self._check_end(run, step)
         step.counts = [1] * len(keys)
         for finished in step.finished:
-            del self._running[finished.key]
+            self._places.end(decoding[finished.key])
         if keys:
             self._put(step)
-        self._fill()
-        if self._timer is None and len(self._buffer) < _BUFFERED_STEPS:
-            self._schedule(now, decoding=len(keys) > len(step.finished))
+        self._places.fill(now)
+        self._arrange(now)
 
-    def _check_end(self, run: _Run, step: Step) -> None:
+    def _check_end(self, run: Run, step: Step) -> None:
         """Stop strings and length of the generation whose delta was just appended."""
         reason = run.reason if run.index >= run.limit else None
         if run.filter is not None:
@@ -262,33 +246,11 @@ class Synthetic:
             step.texts[-1] = text.encode()
         if reason is not None:
             found = None if run.filter is None else run.filter.found
-            step.finished.append(Finished(run.key, reason, run.input_tokens, stop_index=found))
+            step.finished.append(Finished(run.key, reason, run.input_tokens, run.cached_tokens, stop_index=found))
 
     def _put(self, step: Step) -> None:
         self._buffer.append(step)
         self._wake.set()
-
-
-def _texts(source: Prompt | Chat) -> list[str]:
-    """What it reads of them."""
-    if isinstance(source, Chat):
-        return [message.content for message in source.messages]
-    return [source.content] if isinstance(source.content, str) else []
-
-
-def _count(source: Source) -> int:
-    """Input tokens: words, or the ids given."""
-    if isinstance(source, Embed | Infer):
-        return 0  # refused by its capabilities
-    if isinstance(source, Prompt) and not isinstance(source.content, str):
-        return len(source.content)
-    return sum(len(text.split()) for text in _texts(source))
-
-
-def _piece(token: int) -> bytes:
-    if not 0 <= token <= _UNKNOWN:
-        raise invalid(f"The model has no token {token}.", param="tokens")
-    return _UNKNOWN_TEXT if token == _UNKNOWN else _TEXTS[token]
 
 
 def _microseconds(duration: timedelta) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_worker.config import Config
+from inferbus_worker.core.block_prefixes import BlockPrefixes
+from inferbus_worker.core.prefix_cache import PrefixCache
 from inferbus_worker.core.sampling import check_ids
 from inferbus_worker.core.start_faults import start_failed
 from inferbus_worker.engine import (
@@ -35,7 +37,7 @@ from inferbus_worker.engines.tensorrt_llm_generate import generate
 from inferbus_worker.engines.tensorrt_llm_request import content_of, encoded, run_of
 from inferbus_worker.engines.tensorrt_llm_run import Run
 from inferbus_worker.engines.tensorrt_llm_served import Served, serve
-from inferbus_worker.engines.tensorrt_llm_stats import Iteration, KvEvent, KvEvents, read_all
+from inferbus_worker.engines.tensorrt_llm_stats import Iteration, KvEvent, KvEvents, follow, read_all
 from inferbus_worker.engines.tensorrt_llm_thread import in_thread
 
 log = logging.getLogger(__name__)
@@ -48,10 +50,12 @@ _NOT_OF_THE_TEXT = frozenset(
 
 
 class TensorRtLlm:
-    """Engine ``tensorrt_llm``. ``on_kv_events``: told what its cache holds; for a scheduler's index of prefixes."""
+    """Engine ``tensorrt_llm``. ``on_kv_events``: told of each of its KV cache's blocks. Without TENSORRT_LLM__KV_EVENTS
+    it tells of no block, and so of no prompt."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self.prefixes = PrefixCache(config.prefixes_told)
         self.on_kv_events: list[Callable[[Sequence[KvEvent]], None]] = []
         self._reset()
 
@@ -63,6 +67,8 @@ class TensorRtLlm:
         self._runs: Runs[Run] = Runs(0)
         self._outbox = Outbox(self._runs.running, self._admit)
         self._served: Served | None = None
+        self.prefixes.clear()
+        self._blocks: BlockPrefixes | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._iteration = Iteration()
 
@@ -148,7 +154,7 @@ class TensorRtLlm:
             self._runs.begin(run, self._run(run))
 
     async def _run(self, run: Run) -> None:
-        end = await generate(run, self._started, self._runs, self._outbox)
+        end = await generate(run, self._started, self._runs, self._outbox, self._has_read)
         if end is not None and self._runs.has(run):
             self._end(run, end)
 
@@ -193,13 +199,20 @@ class TensorRtLlm:
             self._tasks.append(asyncio.create_task(reader, name="engine-statistics"))
         if settings.kv_events:
             events = KvEvents(served.block_tokens)
+            self._blocks = BlockPrefixes(self.prefixes, served.block_tokens)
             reader = read_all(served.llm.get_kv_cache_events_async, lambda one: self._tell_kv(events.take(one)))
             self._tasks.append(asyncio.create_task(reader, name="engine-kv-events"))
 
     def _tell(self, told: dict[str, Any]) -> None:
         self._iteration = self._iteration.next(told)
 
+    def _has_read(self, run: Run) -> None:
+        if self._blocks is not None and isinstance(run.prompt, tuple):
+            self._blocks.read(run.prompt, run.input_bytes, run.generation.prefix)
+
     def _tell_kv(self, events: list[KvEvent]) -> None:
+        if self._blocks is not None:
+            follow(events, self._blocks)
         for listener in self.on_kv_events if events else ():
             listener(events)
 

@@ -1,6 +1,7 @@
 """One generation in the engine, from its request to its end."""
 
 import logging
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -18,14 +19,16 @@ from inferbus_worker.engines.tensorrt_llm_served import Served
 log = logging.getLogger(__name__)
 
 
-async def generate(run: Run, served: Served, runs: Runs[Run], outbox: Outbox) -> End | None:
+async def generate(
+    run: Run, served: Served, runs: Runs[Run], outbox: Outbox, on_read: Callable[[Run], None]
+) -> End | None:
     """Until its end; what it says goes into the outbox meanwhile. None: it was closed, or the engine is dead, which
-    ends nobody: what runs begins again elsewhere, or in the next start."""
+    ends nobody: what runs begins again elsewhere, or in the next start. ``on_read``: its prompt has been read."""
     try:
         arguments = await arguments_of(run, served)
         if isinstance(arguments, Finish):
             return End(arguments)
-        return await _follow(run, served, arguments, runs, outbox)
+        return await _follow(run, served, arguments, runs, outbox, on_read)
     except InferBusError as fault:
         return End(Finish.ERROR, fault)
     except RefusedError as error:
@@ -40,11 +43,21 @@ async def generate(run: Run, served: Served, runs: Runs[Run], outbox: Outbox) ->
         return End(Finish.ERROR, engine_failed(repr(error)))
 
 
-async def _follow(run: Run, served: Served, arguments: dict[str, Any], runs: Runs[Run], outbox: Outbox) -> End | None:
+async def _follow(
+    run: Run,
+    served: Served,
+    arguments: dict[str, Any],
+    runs: Runs[Run],
+    outbox: Outbox,
+    on_read: Callable[[Run], None],
+) -> End | None:
     async with aclosing(results_of(run, served, arguments)) as results:
         async for result in results:
             if not runs.has(run):
                 return None  # closed while this one was already here
+            if not run.read:
+                run.read = True
+                on_read(run)
             delta = read(run, served, result)
             cut = run.filter.feed(delta.text)
             if delta.ids or cut.text:

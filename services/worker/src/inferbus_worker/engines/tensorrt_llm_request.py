@@ -20,6 +20,8 @@ from inferbus_worker.engines.tensorrt_llm_text import Detokenizer
 
 # A tokenizer takes a few microseconds a word: longer texts are read beside the event loop.
 _LONG_TEXT = 4096
+# Of a token id in a prompt's chunks.
+_ID_BYTES = 4
 
 
 def run_of(generation: Generation, served: Served) -> Run:
@@ -64,6 +66,7 @@ async def arguments_of(run: Run, served: Served) -> dict[str, Any] | Finish:
     The run has its ids then, and knows what was delivered. Raises InferBusError.
     """
     generation, sampling = run.generation, run.generation.sampling
+    run.input_bytes = len(run.prompt.encode()) if isinstance(run.prompt, str) else _ID_BYTES * len(run.prompt)
     if isinstance(run.prompt, str):  # a chat has its special tokens from the template
         run.prompt = tuple(await encoded(served, run.prompt, add_special=not isinstance(generation.input, Chat)))
     run.input_tokens = len(run.prompt)

@@ -20,7 +20,8 @@ from inferbus_worker.engines.tensorrt_llm_text import Detokenizer
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A submitted generation. ``prompt``: text (of a chat, as its template wrote it) or ids.
+    """A submitted generation. ``prompt``: text (of a chat, as its template wrote it) or ids. ``input_bytes``: of its
+    text, or of its ids; ``read``: the engine has read it.
 
     ``follower``: of its grammar, if what the engine sends is watched. ``repeats``: what was delivered before and is
     generated again. ``result``: the engine's, once it is asked.
@@ -33,6 +34,8 @@ class Run:
     text: Detokenizer
     cursor: Cursor
     input_tokens: int = 0
+    input_bytes: int = 0
+    read: bool = False
     cached_tokens: int = 0
     follower: Follower | None = None
     repeats: list[int] = field(default_factory=list)

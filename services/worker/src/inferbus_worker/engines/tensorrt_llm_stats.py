@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from inferbus_worker.core.block_prefixes import BlockPrefixes
 from inferbus_worker.engine import EngineStatistics
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,17 @@ class KvEvents:
         gone = tuple(number for number in hashes if number not in self._partial)
         self._partial.difference_update(hashes)
         return [Removed(gone)] if gone else []
+
+
+def follow(events: list[KvEvent], blocks: BlockPrefixes) -> None:
+    for event in events:
+        match event:
+            case Stored():
+                blocks.stored(event.parent, event.blocks)
+            case Removed():
+                blocks.removed(event.hashes)
+            case Forgotten():
+                blocks.forgotten()
 
 
 async def read_all(ask: Callable[[float], AsyncIterator[Any]], take: Callable[[dict[str, Any]], None]) -> None:
