@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from inferbus.bus.v1.control_pb2 import Heartbeat
+from inferbus.bus.v1.control_pb2 import Heartbeat, Recall, RunningRequests, Served
 from inferbus.bus.v1.frame_pb2 import Close, Frame
 from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord, WorkerState
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus_bus.connection import Bus, BusConfig, connect
+from inferbus_bus.consumers import delete_consumer
+from inferbus_bus.errors import StreamApiError
 from inferbus_bus.frames import FrameReader
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
@@ -31,6 +33,7 @@ from inferbus_contracts.subjects import work_subject
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
+from nats.errors import BadSubscriptionError
 
 _names = itertools.count(1)
 
@@ -44,18 +47,19 @@ async def until(condition: Callable[[], object], timeout: float = 20.0) -> None:
 class SchedulerProcess:
     """``python -m inferbus_scheduler`` on ``url``."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, name: str = "scheduler-under-test") -> None:
         self._folder = folder
         self._url = url
+        self.name = name
         self._process: asyncio.subprocess.Process | None = None
         self._starts = 0
         self.ready: dict[str, str] = {}
 
     async def start(self, **settings: str) -> None:
         self._starts += 1
-        ready = self._folder / f"ready-{self._starts}.json"
+        ready = self._folder / f"ready-{self.name}-{self._starts}.json"
         variables = {
-            "NAME": "scheduler-under-test", "NATS_URL": self._url, "READY_FILE": str(ready), "ACK_WAIT": "1s",
+            "NAME": self.name, "NATS_URL": self._url, "READY_FILE": str(ready), "ACK_WAIT": "1s",
             "METRICS_ADDRESS": "127.0.0.1:0", "DIE_WITH_PARENT": "true", **settings,
         }  # fmt: skip
         environ = {**os.environ, **{f"INFERBUS_SCHEDULER_{name}": value for name, value in variables.items()}}
@@ -69,7 +73,10 @@ class SchedulerProcess:
 
     @property
     def log_file(self) -> Path:
-        return self._folder / "scheduler.log"
+        return self._folder / f"{self.name}.log"
+
+    def send(self, what: signal.Signals) -> None:
+        self._process.send_signal(what)
 
     async def end(self, how: signal.Signals) -> int | None:
         """Returns the exit code."""
@@ -82,7 +89,8 @@ class SchedulerProcess:
 
 
 class Worker:
-    """Plays a worker: a lease, heartbeats, WORK. It 'generates' until told to finish."""
+    """Plays a worker: a lease, heartbeats, WORK. It 'generates' until told to finish, and publishes no frames. What it
+    is told to give back it drops."""
 
     def __init__(self, bus: Bus, name: str, model: str, capacity: int) -> None:
         self.bus, self.name, self.capacity = bus, name, capacity
@@ -91,28 +99,55 @@ class Worker:
             state=WorkerState.WORKER_STATE_ACTIVE,
         )  # fmt: skip
         self.running: dict[bytes, Delivery] = {}
+        self.attempts: dict[bytes, int] = {}
+        self.recalled: list[tuple[bytes, int]] = []
+        self._ended: list[bytes] = []
+        self._served: list[Served] = []
+        self._told_at = 0.0
         self.headers: dict[bytes, dict[str, str]] = {}
         self.taken: list[bytes] = []
         self.placed: list[Work] = []
         self._sequences: set[int] = set()
         self.most = 0
+        # What it says that each of its generations has made.
+        self.made = 0
         self.work_sequence = 0
         self.silent = False
         self._fleet = Registry(bus, "fleet", WorkerRecord)
         self._models = Registry(bus, "models", ModelRecord)
-        self._queue = WorkQueue(
-            bus, stream="WORK", durable=name, subject=work_subject(name), on_delivery=self._take,
-            in_flight=capacity + 100, ack_wait=timedelta(seconds=2),
-        )  # fmt: skip
+        self._queue: WorkQueue | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
+    async def start(self, **model: object) -> None:
         await self._fleet.start()
         await self._models.start()
-        await self._queue.start()
-        await self._models.put(self.record.model, ModelRecord(name=self.record.model))
+        self._unsubscribe = await self.bus.subscribe(Recall, self._recall, Recall(worker=self.name))
+        await self._open()
+        await self._models.put(self.record.model, ModelRecord(name=self.record.model, **model))
         await self.register()
         self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._renew())]
+
+    async def _open(self) -> None:
+        """The consumer of this incarnation."""
+        if self._queue is not None:
+            await self._queue.stop()
+            await self._queue.close()
+        with suppress(StreamApiError):
+            await delete_consumer(self.bus, "WORK", self.name)
+        self._queue = WorkQueue(
+            self.bus, stream="WORK", durable=self.name, subject=work_subject(self.name, self.record.boot),
+            on_delivery=self._take, in_flight=self.capacity + 100, ack_wait=timedelta(seconds=2),
+        )  # fmt: skip
+        await self._queue.start()
+
+    async def restart(self) -> None:
+        """As after a kill: another incarnation, which knows of nothing."""
+        self.running.clear()
+        self.work_sequence = 0
+        self._told_at = 0.0
+        self.record.boot += 1
+        await self._open()
+        await self.register()
 
     async def register(self, **fields: object) -> None:
         for name, value in fields.items():
@@ -129,20 +164,52 @@ class Worker:
             task.cancel()
         await self._queue.stop()
         await self._queue.close()
+        with suppress(BadSubscriptionError):  # it had left before
+            await self._unsubscribe()
         await self._fleet.stop()
         await self._models.stop()
 
-    def finish(self, request_id: bytes) -> None:
+    def finish(self, request_id: bytes, output_tokens: int = 0) -> None:
         self.running.pop(request_id).ack()
+        self._ended.append(request_id)
+        if output_tokens:
+            work = next(each for each in reversed(self.placed) if each.request.request_id == request_id)
+            context = work.request.context
+            self._served.append(
+                Served(
+                    tenant_id=context.tenant_id, project_id=context.project_id, output_tokens=output_tokens,
+                    priority_class=work.request.priority_class,
+                )
+            )  # fmt: skip
         self.beat()
 
     def beat(self) -> None:
-        if not self.silent:
-            self.bus.send(
-                Heartbeat(
-                    worker=self.name, boot=self.record.boot, active=len(self.running), work_sequence=self.work_sequence
+        if self.silent:
+            return
+        beat = Heartbeat(
+            worker=self.name, boot=self.record.boot, active=len(self.running), work_sequence=self.work_sequence,
+            ended_ids=b"".join(self._ended), served=self._served,
+        )  # fmt: skip
+        self._ended, self._served = [], []
+        if clock.monotonic() >= self._told_at + 1.0:
+            self._told_at = clock.monotonic()
+            ids = list(self.running)
+            beat.running.CopyFrom(
+                RunningRequests(
+                    request_ids=b"".join(ids), attempts=[self.attempts[each] for each in ids],
+                    output_tokens=[self.made] * len(ids),
                 )
-            )
+            )  # fmt: skip
+        self.bus.send(beat)
+
+    def _recall(self, recall: Recall) -> None:
+        if recall.boot != self.record.boot:
+            return
+        for at, attempt in enumerate(recall.attempts):
+            request_id = recall.request_ids[16 * at : 16 * at + 16]
+            self.recalled.append((request_id, attempt))
+            if self.attempts.get(request_id) == attempt and request_id in self.running:
+                self.finish(request_id)
 
     def _take(self, delivery: Delivery) -> None:
         work = Work.FromString(delivery.data)
@@ -155,6 +222,7 @@ class Worker:
                 delivery.ack()
             return
         self.running[request_id] = delivery
+        self.attempts[request_id] = work.attempt or 1
         self.headers[request_id] = dict(delivery.headers)
         self.taken.append(request_id)
         self._sequences.add(delivery.sequence)
@@ -199,7 +267,7 @@ class Edge:
         now_us = clock.now_us()
         return GenerateRequest(
             request_id=uuid7(now_us // 1000, os.urandom(10)),
-            context=RequestContext(tenant_id="t", project_id="p", key_id="k", model=model),
+            context=RequestContext(tenant_id=tenant, project_id="p", key_id="k", model=model),
             edge=self.name,
             priority_class=PriorityClass.ValueType(priority),
             accepted_time=clock.timestamp(now_us),
@@ -224,16 +292,26 @@ class Edge:
 class Stage:
     """One nats-server, one scheduler, and players that are stopped at the end."""
 
-    def __init__(self, server: NatsServer, bus: Bus, scheduler: SchedulerProcess, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, server: NatsServer, bus: Bus, scheduler: SchedulerProcess, stack: AsyncExitStack, folder: Path
+    ) -> None:
         self.server, self.bus, self.scheduler = server, bus, scheduler
         self._stack = stack
+        self._folder = folder
+
+    async def another(self, name: str, **settings: str) -> SchedulerProcess:
+        """One more scheduler beside the first."""
+        scheduler = SchedulerProcess(self._folder, self.server.url, name)
+        self._stack.push_async_callback(scheduler.end, signal.SIGKILL)
+        await scheduler.start(**settings)
+        return scheduler
 
     def model(self) -> str:
         return f"model-{next(_names)}"
 
-    async def worker(self, model: str, capacity: int = 4, name: str = "") -> Worker:
+    async def worker(self, model: str, capacity: int = 4, name: str = "", **of_model: object) -> Worker:
         worker = Worker(self.bus, name or f"worker-{next(_names)}", model, capacity)
-        await worker.start()
+        await worker.start(**of_model)
         self._stack.push_async_callback(worker.stop)
         return worker
 
@@ -276,7 +354,7 @@ async def new_stage(tmp_path: Path) -> AsyncIterator[NewStage]:
             scheduler = SchedulerProcess(tmp_path, server.url)
             stack.push_async_callback(scheduler.end, signal.SIGKILL)
             await scheduler.start(**settings)
-            return Stage(server, bus, scheduler, stack)
+            return Stage(server, bus, scheduler, stack, tmp_path)
 
         yield build
 

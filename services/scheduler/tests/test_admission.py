@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_scheduler.core.admission import Limits, Refusal, admit, overdue
+from inferbus_scheduler.core.admission import Limits, QueueState, Refusal, admit, overdue
 from inferbus_scheduler.core.deadlines import Deadlines
 from inferbus_scheduler.core.fairness import Shares, after_turn, next_class
 from inferbus_scheduler.core.remembered import Remembered
@@ -9,35 +10,101 @@ from inferbus_scheduler.core.request import Priority, Request
 
 times = st.floats(0, 1e6, allow_nan=False)
 limits = st.builds(Limits, max_queued=st.integers(1, 50), queue_timeout=st.floats(0.1, 100), retry_after=st.just(1.0))
+queues = st.builds(
+    QueueState,
+    ahead=st.integers(0, 120),
+    own=st.integers(0, 60),
+    part=st.floats(0.01, 1.0),
+    rate=st.none() | st.floats(0.01, 1000),
+)
 
 
-def request(arrived_at: float, expires_at: float) -> Request:
-    return Request(b"1" * 16, "a", "t", Priority.INTERACTIVE, arrived_at, expires_at)
+def request(arrived_at: float, expires_at: float, **fields: object) -> Request:
+    return Request(b"1" * 16, "a", "t", "p", Priority.INTERACTIVE, arrived_at, expires_at, **fields)  # type: ignore[arg-type]
 
 
-@given(times, times, times, st.booleans(), st.integers(0, 60), limits)
+@given(times, times, times, st.booleans(), queues, limits, st.integers(1, 2))
 def test_what_is_refused_has_one_true_reason(
-    arrived: float, expires: float, now: float, known: bool, ahead: int, limits: Limits
+    arrived: float, expires: float, now: float, known: bool, queue: QueueState, limits: Limits, attempt: int
 ) -> None:
-    refusal = admit(request(arrived, expires), known_model=known, ahead=ahead, limits=limits, now=now)
-    assert (refusal is None) == (expires > now and known and ahead < limits.max_queued)
-    if refusal is not None:
-        assert refusal.reason in ("deadline_exceeded", "model_not_found", "queue_full")
-        assert (refusal.retry_after > 0) == (refusal.error_class == ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED)
+    asked = request(arrived, expires, attempt=attempt)
+    refusal = admit(asked, known_model=known, queue=queue, limits=limits, now=now)
+    in_time = not queue.rate or now + queue.before / queue.rate < expires
+    if expires > now and known and queue.ahead < limits.max_queued and in_time:
+        assert refusal is None, "who is within the bounds is taken"
+    if refusal is None:
+        assert expires > now
+        assert attempt > 1 or (known and queue.ahead < 2 * limits.max_queued)
+        return
+    if attempt > 1:
+        assert (refusal.reason, expires <= now) == ("deadline_exceeded", True), "it was admitted once"
+    full = refusal.error_class == ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED
+    assert full == (refusal.reason == "queue_full")
+    if full:
+        assert queue.ahead >= limits.max_queued
+        assert limits.retry_after <= refusal.retry_after <= limits.max_retry_after
+    elif refusal.reason == "deadline_exceeded":
+        assert expires <= now or (queue.rate is not None and now + queue.ahead / queue.rate >= expires)
+    else:
+        assert (refusal.reason, known, refusal.retry_after) == ("model_not_found", False, 0)
 
 
-@given(times, times, times, st.none() | times, limits)
+def test_a_full_queue_still_takes_who_has_less_than_his_part_of_it() -> None:
+    limits = Limits(max_queued=100, queue_timeout=30.0, retry_after=1.0)
+
+    def outcome(queue: QueueState) -> str:
+        refusal = admit(request(0, 1000), known_model=True, queue=queue, limits=limits, now=0.0)
+        return refusal.reason if refusal is not None else "queued"
+
+    assert outcome(QueueState(ahead=99, own=99)) == "queued"
+    assert outcome(QueueState(ahead=100, own=100)) == "queue_full"
+    assert outcome(QueueState(ahead=100, own=0, part=0.5)) == "queued", "another tenant's first one"
+    assert outcome(QueueState(ahead=120, own=49, part=0.5)) == "queued"
+    assert outcome(QueueState(ahead=120, own=50, part=0.5)) == "queue_full"
+    assert outcome(QueueState(ahead=200, own=0, part=0.1)) == "queue_full", "twice as many is the end"
+
+
+def test_who_cannot_make_his_deadline_is_told_at_once_and_only_if_that_is_known() -> None:
+    limits = Limits(max_queued=1000, queue_timeout=30.0, retry_after=1.0)
+    asked = request(0.0, 10.0)
+
+    def refused(queue: QueueState) -> Refusal | None:
+        return admit(asked, known_model=True, queue=queue, limits=limits, now=0.0)
+
+    slow = refused(QueueState(ahead=50, own=50, rate=2.0))
+    assert slow is not None
+    assert (slow.reason, slow.retry_after) == ("deadline_exceeded", 25.0)
+    assert refused(QueueState(ahead=50, own=50, rate=None)) is None
+    assert refused(QueueState(ahead=10, own=10, rate=2.0)) is None
+    assert refused(QueueState(ahead=5000, own=0, part=0.5, rate=2.0)) is not None, "the queue is full"
+    assert refused(QueueState(ahead=500, own=0, part=0.5, rate=2.0)) is None, "a tenant's first one has its turn soon"
+
+
+@pytest.mark.parametrize(
+    ("ahead", "rate", "told"), [(100, None, 1.0), (100, 20.0, 5.0), (100, 0.01, 300.0), (100, 1e4, 1.0)]
+)
+def test_retry_after_is_what_the_queue_takes_at_its_pace(ahead: int, rate: float | None, told: float) -> None:
+    limits = Limits(max_queued=10, queue_timeout=30.0, retry_after=1.0)
+    queue = QueueState(ahead=ahead, own=ahead, rate=rate)
+    refusal = admit(request(0, 1e9), known_model=True, queue=queue, limits=limits, now=0.0)
+    assert refusal is not None
+    assert refusal.retry_after == told
+
+
+@given(times, times, times, st.none() | times, limits, st.none() | st.floats(0.1, 1000))
 def test_nobody_waits_past_expiry_nor_too_long_without_a_worker(
-    arrived: float, expires: float, now: float, unserved_since: float | None, limits: Limits
+    arrived: float, expires: float, now: float, unserved_since: float | None, limits: Limits, patience: float | None
 ) -> None:
-    outcome = overdue(request(arrived, expires), unserved_since=unserved_since, limits=limits, now=now)
+    asked = request(arrived, expires)
+    outcome = overdue(asked, unserved_since=unserved_since, limits=limits, now=now, patience=patience)
     if isinstance(outcome, Refusal):
         if expires <= now:
             assert outcome.reason == "deadline_exceeded"
         else:
             assert unserved_since is not None
             assert outcome.reason == "no_worker"
-            assert now >= max(arrived, unserved_since) + limits.queue_timeout
+            timeout = limits.queue_timeout if patience is None else patience
+            assert now >= max(arrived, unserved_since) + timeout
     else:
         assert now < outcome <= expires
 

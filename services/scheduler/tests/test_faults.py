@@ -4,7 +4,12 @@ import asyncio
 import signal
 from collections import Counter
 
+from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus_bus.connection import BusConfig
+from inferbus_bus.frames import FramePublisher
+from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
+from inferbus_scheduler.endings import close_of
 
 
 async def finish_all(workers, stop: asyncio.Event) -> None:
@@ -102,3 +107,25 @@ async def test_what_waits_survives_a_broker_outage_in_order(new_stage, wait_unti
 async def _submit(edge, model: str) -> bytes:
     [request_id] = await load(edge, model, 1)
     return request_id
+
+
+async def test_what_a_killed_scheduler_has_ended_without_saying_so_is_not_ended_again_nor_placed(
+    new_stage, wait_until
+) -> None:
+    stage = await new_stage()
+    model = stage.model()
+    worker, edge = await stage.worker(model), await stage.edge()
+    await stage.scheduler.end(signal.SIGKILL)
+    ended, message = edge.request(model), edge.request(model)
+    frames = FramePublisher(BusConfig(stage.server.url, "dead"), worker=stage.scheduler.name, boot=1)
+    await frames.start()
+    close = close_of(ended, None, clock.now_us())
+    frames.publish(Frame(edge=edge.name, time_us=clock.now_us(), contexts=[ended.context], closes=[close]))
+    await frames.stop()
+    for each in (ended, message):
+        await edge.publish(each)
+    await stage.scheduler.start()
+    await wait_until(lambda: message.request_id in worker.running)
+    await stage.nothing_left()
+    assert worker.taken == [message.request_id]
+    assert edge.closed == [ended.request_id]

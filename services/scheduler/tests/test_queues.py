@@ -1,6 +1,8 @@
 """The queue against a plain model of it: counts add up, nothing is lost, nothing is placed twice."""
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -13,8 +15,12 @@ from inferbus_scheduler.core.request import Priority, Request
 MODELS, TENANTS = ("a", "b"), ("t1", "t2", "t3")
 
 
-def request(number: int, model: str = "a", tenant: str = "t1", priority: Priority = Priority.INTERACTIVE) -> Request:
-    return Request(number.to_bytes(16, "big"), model, tenant, priority, float(number), number + 1e6)
+def request(
+    number: int, model: str = "a", tenant: str = "t1", priority: Priority = Priority.INTERACTIVE, **fields: Any
+) -> Request:
+    request_id = number.to_bytes(16, "big")
+    project = fields.pop("project", "p")
+    return Request(request_id, model, tenant, project, priority, float(number), number + 1e6, **fields)
 
 
 def order(queues: Queues, count: int, model: str = "a") -> list[Request]:
@@ -28,7 +34,8 @@ def order(queues: Queues, count: int, model: str = "a") -> list[Request]:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Every request is pushed once, then waits, or is taken (placed), or was removed (ended)."""
+    """Every request is pushed once, then waits, or is taken (placed), or was removed (ended). What was taken may come
+    back for another attempt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,12 +45,18 @@ class QueueMachine(RuleBasedStateMachine):
         self.taken: dict[bytes, Request] = {}
         self.removed: dict[bytes, Request] = {}
 
-    @rule(model=st.sampled_from(MODELS), tenant=st.sampled_from(TENANTS), priority=st.sampled_from(Priority))
-    def push(self, model: str, tenant: str, priority: Priority) -> None:
+    @rule(
+        model=st.sampled_from(MODELS),
+        tenant=st.sampled_from(TENANTS),
+        project=st.sampled_from(("p1", "p2")),
+        priority=st.sampled_from(Priority),
+        tokens=st.integers(0, 1000),
+    )
+    def push(self, model: str, tenant: str, project: str, priority: Priority, tokens: int) -> None:
         self.count += 1
-        new = request(self.count, model, tenant, priority)
+        new = request(self.count, model, tenant, priority, project=project, input_tokens=tokens)
         self.queues.push(new)
-        self.waiting[new.request_id] = new
+        self.waiting[new.key] = new
 
     @rule(model=st.sampled_from(MODELS))
     def take_next(self, model: str) -> None:
@@ -51,25 +64,41 @@ class QueueMachine(RuleBasedStateMachine):
         assert (first is None) == (not any(each.model == model for each in self.waiting.values()))
         if first is None:
             return
-        assert first.request_id not in self.taken
+        assert first.key not in self.taken
         self.queues.take(first)
-        assert self.waiting.pop(first.request_id) == first
-        earlier = [
+        assert self.waiting.pop(first.key) == first
+        same = [
             each
             for each in self.waiting.values()
             if (each.model, each.priority, each.tenant) == (first.model, first.priority, first.tenant)
-            and each.arrived_at < first.arrived_at
         ]
-        assert not earlier, "inside a tenant the order of arrival is kept"
-        self.taken[first.request_id] = first
+        if first.attempt == 1:
+            earlier = [each for each in same if each.project == first.project and each.arrived_at < first.arrived_at]
+            assert not earlier, "inside a project the order of arrival is kept"
+            assert not any(each.attempt > 1 for each in same), "of a tenant, what was on a worker goes first"
+        self.taken[first.key] = first
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
     def put_back_the_last_taken(self, data: st.DataObject) -> None:
         last = list(self.taken.values())[-1]
-        del self.taken[last.request_id]
+        del self.taken[last.key]
         self.queues.put_back(last)
-        self.waiting[last.request_id] = last
+        self.waiting[last.key] = last
+
+    @precondition(lambda self: self.taken)
+    @rule(data=st.data(), again=st.booleans(), delivered=st.integers(0, 1000))
+    def end(self, data: st.DataObject, again: bool, delivered: int) -> None:
+        over = self.taken.pop(data.draw(st.sampled_from(sorted(self.taken))))
+        self.queues.charge(over.model, over.tenant, over.project, over.priority, delivered, delivered)
+        self.queues.ended(over.key)
+        self.queues.ended(over.key)
+        self.removed[over.key] = over
+        if again:
+            self.count += 1
+            next_one = replace(over, attempt=over.attempt + 1)
+            self.queues.push(next_one)
+            self.waiting[next_one.key] = next_one
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -123,6 +152,44 @@ TestQueueMachine = QueueMachine.TestCase
 TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
+def test_what_was_on_a_worker_goes_first_of_its_tenant() -> None:
+    queues = Queues(Shares())
+    for number in range(3):
+        queues.push(request(number))
+    queues.push(request(9, attempt=2))
+    assert [each.attempt for each in order(queues, 4)] == [2, 1, 1, 1]
+
+
+def test_projects_of_a_tenant_take_turns() -> None:
+    queues = Queues(Shares())
+    for number in range(10):
+        queues.push(request(number, project="large"))
+    queues.push(request(10, project="small"))
+    assert [each.project for each in order(queues, 3)] == ["large", "small", "large"]
+
+
+def test_models_are_pumped_with_their_adapters_in_turn() -> None:
+    queues = Queues(Shares())
+    for number, model in enumerate(("a", "a:x", "b", "a:y")):
+        queues.push(request(number, model=model))
+    assert queues.waiting_for("a") == ["a", "a:x", "a:y"]
+    assert queues.waiting_for("a") == ["a:x", "a:y", "a"]
+    assert queues.waiting_for("c") == []
+
+
+def test_the_state_of_a_queue_says_what_is_ahead_and_whose_it_is() -> None:
+    queues = Queues(Shares(), lambda tenant, _: (3, 1) if tenant == "t3" else (1, 1))
+    for number in range(6):
+        queues.push(request(number, tenant="t1"))
+    queues.push(request(7, tenant="t2", priority=Priority.BATCH))
+    state = queues.state(request(8, tenant="t3"), 2.0)
+    assert (state.ahead, state.own, state.part, state.rate) == (6, 0, 0.75, 2.0)
+    assert queues.state(request(8, tenant="t1")).part == 1.0
+    assert queues.state(request(8, tenant="t1", priority=Priority.BATCH)).ahead == 7
+    assert queues.tenant_queued("a", "t1") == 6
+    assert queues.state(request(8, model="b")).ahead == 0
+
+
 def test_tenants_take_turns_and_one_tenants_flood_delays_nobody_else() -> None:
     queues = Queues(Shares())
     for number in range(100):
@@ -159,7 +226,14 @@ def test_nothing_is_kept_of_a_model_for_which_nothing_waits() -> None:
     queues = Queues(Shares())
     for number in range(50):
         queues.push(request(number, model=f"model-{number}"))
-        queues.remove(number.to_bytes(16, "big"))
+        queues.remove(request(number).key)
+    queues.push(request(98, model="runs"))
+    [running] = order(queues, 1, "runs")
     queues.push(request(99, model="waits"))
     queues.prune()
-    assert list(queues._models) == queues.models() == ["waits"]
+    assert queues.models() == ["waits"]
+    assert list(queues._models) == ["runs", "waits"], "what it owes is still known"
+    queues.ended(running.key)
+    queues.prune()
+    assert list(queues._models) == ["waits"]
+    assert list(queues._names) == ["waits"]

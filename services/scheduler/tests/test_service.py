@@ -171,7 +171,9 @@ async def test_a_worker_that_leaves_or_drains_or_falls_silent_gets_nothing(new_s
     await wait_until(lambda: set(waiting) <= comes.running.keys())
 
 
-async def test_a_worker_that_restarts_begins_with_an_empty_account(new_stage, wait_until) -> None:
+async def test_a_worker_that_restarts_begins_with_an_empty_account_and_gets_what_it_had_as_another_attempt(
+    new_stage, wait_until
+) -> None:
     stage = await new_stage()
     model = stage.model()
     worker, edge = await stage.worker(model, capacity=1), await stage.edge()
@@ -180,11 +182,15 @@ async def test_a_worker_that_restarts_begins_with_an_empty_account(new_stage, wa
     second = await edge.submit(model)
     worker.finish(first)
     await wait_until(lambda: second in worker.running)
-    worker.running.clear()
-    worker.work_sequence = 0
-    await worker.register(boot=worker.record.boot + 1)
+    await worker.restart()
+    await wait_until(lambda: worker.attempts.get(second) == 2)
     third = await edge.submit(model)
+    worker.finish(second)
     await wait_until(lambda: third in worker.running)
+    assert worker.taken == [first, second, second, third]
+    resumed = worker.placed[2]
+    assert (resumed.boot, resumed.request.resume.reason) == (worker.record.boot, "worker_lost")
+    assert not edge.closed
 
 
 async def test_the_fleet_and_decisions_can_be_seen(new_stage, wait_until) -> None:
@@ -215,15 +221,19 @@ async def test_the_fleet_and_decisions_can_be_seen(new_stage, wait_until) -> Non
         assert (now.outcome, now.reason) == ("queued", "full")
         assert {each.reason for each in now.verdicts} == {"full", "wrong_model"}
         free = await stub.Explain(ExplainRequest(model=other))
-        assert (free.outcome, free.reason) == ("placed", "least_loaded")
-        assert free.verdicts[0].score == 1.0
+        assert (free.outcome, free.reason) == ("placed", "best_score")
         assert free.verdicts[0].worker == free.worker
+        assert free.verdicts[0].parts["load"] == 1.0
+        assert 0 < free.verdicts[0].score <= 1
         unknown = await stub.Explain(ExplainRequest(model="no-such-model"))
         assert (unknown.outcome, unknown.reason) == ("rejected", "model_not_found")
 
         then = await stub.Explain(ExplainRequest(request_id=placed[1]))
         assert (then.outcome, then.worker) == ("placed", worker.name)
-        assert [(each.worker, each.eligible, each.score) for each in then.verdicts] == [(worker.name, True, 0.5)]
+        assert [(each.worker, each.eligible, each.parts["load"]) for each in then.verdicts] == [
+            (worker.name, True, 0.5)
+        ]
+        assert then.attempt == 1
         waits = await stub.Explain(ExplainRequest(request_id=queued))
         assert (waits.outcome, waits.reason, waits.worker) == ("queued", "full", "")
         never = await stub.Explain(ExplainRequest(request_id=refused))
@@ -261,8 +271,8 @@ async def test_what_is_no_request_is_taken_off_and_stops_nothing(new_stage, wait
     stage = await new_stage()
     model = stage.model()
     worker, edge = await stage.worker(model), await stage.edge()
-    await stage.bus.nc.jetstream().publish("req.interactive.x", b"\xff\xff not a message")
-    await stage.bus.nc.jetstream().publish("req.interactive.x", b"")
+    await stage.bus.nc.jetstream().publish("req.3.interactive.x", b"\xff\xff not a message")
+    await stage.bus.nc.jetstream().publish("req.3.interactive.x", b"")
     request_id = await edge.submit(model)
     await wait_until(lambda: request_id in worker.running)
     await stage.nothing_left()

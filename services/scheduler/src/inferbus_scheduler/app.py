@@ -1,79 +1,149 @@
-"""The only wiring: bus → fleet → dispatch → gRPC."""
+"""The only wiring: bus → fleet → shards → dispatch → gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import Any
+from random import Random
+from typing import Any, Protocol, TypeVar
 
-from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
-from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord
+from inferbus.bus.v1.control_pb2 import CacheEvents, Cancel, Heartbeat
+from inferbus.bus.v1.registry_pb2 import ModelRecord, ProjectRecord, TenantRecord, WorkerRecord
+from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.frames import FramePublisher
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
-from inferbus_bus.workqueue import WorkQueue
 from inferbus_runtime import clock
 from inferbus_runtime.lifecycle import Process, ReadyInfo
 from inferbus_runtime.rpc import serve
 
 from inferbus_scheduler.config import Config
+from inferbus_scheduler.core.drain_rate import DrainRate
+from inferbus_scheduler.core.estimates import OutputMeans
+from inferbus_scheduler.core.placement import Policy
+from inferbus_scheduler.core.policies import picker
 from inferbus_scheduler.core.queues import Queues
+from inferbus_scheduler.core.request import Priority, Request, base_of
+from inferbus_scheduler.core.scaling import ScalingSettings
+from inferbus_scheduler.decision_log import DecisionLog
+from inferbus_scheduler.deployments import DEPLOYMENT_SERVICE, Deployments, add_deployment_service
 from inferbus_scheduler.dispatch import TICK_SECONDS, Dispatcher
+from inferbus_scheduler.draining import Draining
+from inferbus_scheduler.ended_before import EndedBefore
 from inferbus_scheduler.endings import Endings
+from inferbus_scheduler.fallbacks import Fallbacks
 from inferbus_scheduler.fleet import Fleet
 from inferbus_scheduler.gauges import Gauges
+from inferbus_scheduler.incoming import request_of
+from inferbus_scheduler.intake import Intake
+from inferbus_scheduler.keda import serve_keda
+from inferbus_scheduler.making_room import MakingRoom
+from inferbus_scheduler.scaler import Scaler
 from inferbus_scheduler.servicer import SchedulerServicer
+from inferbus_scheduler.shard_work import ShardWork
+from inferbus_scheduler.shards import Shards
+from inferbus_scheduler.takeover import Takeover
+from inferbus_scheduler.waiting import Waiting
 
-# One consumer for all schedulers that ever run: what one held goes to the next.
-DURABLE = "scheduler"
 SWEEP_SECONDS = 1.0
+# Whose holder decides how many workers there are to be, for all models.
+SCALING_SHARD = 0
+SCHEDULER_SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
+
+
+class _Following(Protocol):
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+FollowingT = TypeVar("FollowingT", bound=_Following)
 
 
 async def wire(config: Config, process: Process) -> ReadyInfo:
-    """Build everything; returns when requests are taken and gRPC listens."""
+    """Build everything; returns when gRPC listens. Requests are taken as shards are."""
     seed = config.nats_seed.get_secret_value() if config.nats_seed is not None else None
     bus_config = BusConfig(config.nats_url, config.name, seed, config.tls)
-    bus = await process.enter(connect(bus_config))
-    models = await process.enter(_registry(Registry(bus, "models", ModelRecord)))
+    bus, boot = await process.enter(connect(bus_config)), clock.now_us()
+    models = await process.enter(_following(Registry(bus, "models", ModelRecord)))
+    tenants = await process.enter(_following(Registry(bus, "tenants", TenantRecord)))
+    projects = await process.enter(_following(Registry(bus, "projects", ProjectRecord)))
+    deployments = await process.enter(_following(Deployments(bus)))
     fleet = await _fleet(config, process, bus)
-    frames = await process.enter(_frames(bus_config, config.name))
+    shards = await process.enter(_shards(Shards(bus, name=config.name, ttl=config.lease_ttl)))
+    frames = await process.enter(_frames(bus_config, config.name, boot))
     endings = Endings(frames)
     process.spawn(endings.run(), "endings")
     publisher = Publisher(bus)
     await publisher.start()
-    queues = Queues(config.shares)
-    dispatcher = Dispatcher(
-        bus=bus,
-        publisher=publisher,
+
+    policy = _policies(deployments, config.max_prefill_tokens, config.policy)
+    means, rate, queues = OutputMeans(), DrainRate(), Queues(config.shares, _weights(tenants, projects))
+    decisions = DecisionLog(publisher, scheduler=config.name, boot=boot, kept=config.decisions_kept, policy=policy)
+    takeover = Takeover(
+        bus=bus, publisher=publisher, frames=frames, fleet=fleet, owns=shards.owns,
+        describe=_describe(means, config.max_wait.total_seconds()),
+    )  # fmt: skip
+    waiting = Waiting(
         fleet=fleet,
-        endings=endings,
         queues=queues,
+        rate=rate,
+        fallbacks=Fallbacks(
+            fleet=fleet, queues=queues, rate=rate, deployment=deployments.of, policy=policy,
+            model=lambda name: models.get(name) or models.get(base_of(name)),
+        ),
+        deployment=deployments.of,
         # A worker's lease and its model are two records: whichever is here first.
         knows_model=lambda model: models.get(model) is not None or fleet.knows_model(model),
         limits=config.limits,
+    )  # fmt: skip
+    making_room = MakingRoom(fleet, queues, takeover.preempt)
+    dispatcher = Dispatcher(
+        bus=bus, publisher=publisher, fleet=fleet, endings=endings, queues=queues, waiting=waiting,
+        making_room=making_room, takeover=takeover, rate=rate, decisions=decisions, means=means, policy=policy,
+        pick=picker(config.policy, Random().random),  # noqa: S311 (it hides nothing)
+        owns=shards.owns, holds=shards.holds,
         max_wait=config.max_wait.total_seconds(),
-        decisions_kept=config.decisions_kept,
-    )
-    await bus.subscribe(Cancel, dispatcher.on_cancel)
-    await bus.subscribe(Heartbeat, lambda beat: fleet.heartbeat(beat, clock.monotonic()))
+    )  # fmt: skip
+    fleet.on_gone = takeover.gone
+    fleet.on_ended = lambda view: queues.ended(view.key)
+    fleet.on_served = _served(queues, means)
+    scaler = Scaler(
+        bus=bus, publisher=publisher, fleet=fleet, deployments=deployments, name=config.name,
+        decides=lambda: shards.holds_shard(SCALING_SHARD),
+        settings=ScalingSettings(config.gpu_budget, config.scale_down_window.total_seconds()),
+    )  # fmt: skip
+    await process.enter(_following(scaler))
+    await _listen(bus, fleet, takeover, dispatcher, scaler)
     _follow_outages(bus, fleet, dispatcher)
-    process.spawn(_tick(fleet, dispatcher, queues), "tick")
-    queue = await process.enter(_intake(bus, dispatcher, config.max_held, config.ack_wait))
-    process.on_drain(queue.stop)
-    process.on_drain(dispatcher.drain)
-    servicer = SchedulerServicer(fleet=fleet, queues=queues, dispatcher=dispatcher, limits=config.limits)
-    server = await process.enter(
-        serve(
-            config.grpc_address,
-            lambda grpc_server: scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, grpc_server),
-            [scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name],
-            config.rpc_token.get_secret_value() if config.rpc_token is not None else None,
-            config.tls,
-        )
-    )
-    return {"grpc": server.address}
+    process.spawn(takeover.run(), "takeover")
+    process.spawn(scaler.run(), "scaler")
+    process.spawn(_tick(fleet, dispatcher, queues, rate, decisions, making_room), "tick")
+    intake = Intake(bus, on_delivery=dispatcher.on_delivery, max_held=config.max_held, ack_wait=config.ack_wait)
+    ended = EndedBefore(bus, dispatcher.ended_before)
+    work = ShardWork(intake=intake, placed=takeover, ended=ended, queued=dispatcher)
+    process.spawn(shards.run(work), "shards")
+    process.on_drain(shards.stop)
+    process.on_drain(endings.flushed)
+
+    rpc_token = config.rpc_token.get_secret_value() if config.rpc_token is not None else None
+    servicer = SchedulerServicer(
+        name=config.name, fleet=fleet, queues=queues, dispatcher=dispatcher, waiting=waiting, decisions=decisions,
+        draining=Draining(rpc_token, config.tls), policy=policy, schedulers=shards.holders,
+    )  # fmt: skip
+
+    def add(grpc_server: Any) -> None:
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, grpc_server)
+        add_deployment_service(grpc_server, deployments, scaler.last, scaler.changes)
+
+    services = [SCHEDULER_SERVICE, DEPLOYMENT_SERVICE]
+    server = await process.enter(serve(config.grpc_address, add, services, rpc_token, config.tls))
+    bound = {"grpc": server.address}
+    if config.keda_address is not None:
+        keda = await process.enter(serve_keda(config.keda_address, scaler, deployments, config.tls))
+        bound["keda"] = keda.address
+    return bound
 
 
 async def _fleet(config: Config, process: Process, bus: Bus) -> Fleet:
@@ -92,8 +162,24 @@ async def _fleet(config: Config, process: Process, bus: Bus) -> Fleet:
 
     leases = Registry(bus, "fleet", WorkerRecord)
     leases.on_change(changed)
-    await process.enter(_registry(leases))
+    await process.enter(_following(leases))
     return fleet
+
+
+async def _listen(bus: Bus, fleet: Fleet, takeover: Takeover, dispatcher: Dispatcher, scaler: Scaler) -> None:
+    def cancelled(cancel: Cancel) -> None:
+        takeover.on_cancel(cancel)
+        dispatcher.on_cancel(cancel)
+
+    def heard(beat: Heartbeat) -> None:
+        now = clock.monotonic()
+        fleet.heartbeat(beat, now)
+        takeover.on_heartbeat(beat)
+        scaler.heartbeat(beat, now)
+
+    await bus.subscribe(Cancel, cancelled)
+    await bus.subscribe(Heartbeat, heard)
+    await bus.subscribe(CacheEvents, lambda events: fleet.cache_events(events, clock.monotonic()))
 
 
 def _follow_outages(bus: Bus, fleet: Fleet, dispatcher: Dispatcher) -> None:
@@ -105,7 +191,58 @@ def _follow_outages(bus: Bus, fleet: Fleet, dispatcher: Dispatcher) -> None:
     bus.on_reconnect(back)
 
 
-async def _tick(fleet: Fleet, dispatcher: Dispatcher, queues: Queues) -> None:
+def _policies(deployments: Deployments, max_prefill_tokens: int, name: str) -> Callable[[str], Policy]:
+    """Of a model, as its deployment wants it. They differ in their targets only."""
+    by_target: dict[float | None, Policy] = {}
+
+    def policy(model: str) -> Policy:
+        target = deployments.of(model).itl_target
+        found = by_target.get(target)
+        if found is None:
+            found = by_target[target] = Policy(itl_target=target, max_prefill_tokens=max_prefill_tokens, name=name)
+        return found
+
+    return policy
+
+
+def _weights(
+    tenants: Registry[TenantRecord], projects: Registry[ProjectRecord]
+) -> Callable[[str, str], tuple[int, int]]:
+    """(of the tenant among tenants, of the project among its tenant's)."""
+
+    def weights(tenant: str, project: str) -> tuple[int, int]:
+        of_tenant, of_project = tenants.get(tenant), projects.get(f"{tenant}/{project}")
+        return (of_tenant.weight if of_tenant else 0) or 1, (of_project.weight if of_project else 0) or 1
+
+    return weights
+
+
+def _describe(means: OutputMeans, max_wait: float) -> Callable[[GenerateRequest], Request]:
+    return lambda message: request_of(message, means, now=clock.monotonic(), now_us=clock.now_us(), max_wait=max_wait)
+
+
+def _served(queues: Queues, means: OutputMeans) -> Callable[[str, Heartbeat], None]:
+    """What was delivered counts for shares, and tells how long answers are."""
+
+    def served(model: str, beat: Heartbeat) -> None:
+        output_tokens = 0
+        for each in beat.served:
+            priority = Priority(each.priority_class or Priority.INTERACTIVE)
+            queues.charge(model, each.tenant_id, each.project_id, priority, each.input_tokens, each.output_tokens)
+            output_tokens += each.output_tokens
+        means.told(model, output_tokens, len(beat.ended_ids) // 16)
+
+    return served
+
+
+async def _tick(
+    fleet: Fleet,
+    dispatcher: Dispatcher,
+    queues: Queues,
+    rate: DrainRate,
+    decisions: DecisionLog,
+    making_room: MakingRoom,
+) -> None:
     """All that happens by time alone."""
     gauges = Gauges(queues, fleet)
     sweep_at = 0.0
@@ -113,15 +250,18 @@ async def _tick(fleet: Fleet, dispatcher: Dispatcher, queues: Queues) -> None:
         await asyncio.sleep(TICK_SECONDS)
         now = clock.monotonic()
         dispatcher.tick(now)
+        decisions.flush(now)
         if now >= sweep_at:
             sweep_at = now + SWEEP_SECONDS
             fleet.sweep(now)
             queues.prune()
+            rate.prune(now)
+            making_room.prune()
             gauges.update()
 
 
 @asynccontextmanager
-async def _registry(registry: Registry[Any]) -> AsyncIterator[Registry[Any]]:
+async def _following(registry: FollowingT) -> AsyncIterator[FollowingT]:
     await registry.start()
     try:
         yield registry
@@ -130,29 +270,20 @@ async def _registry(registry: Registry[Any]) -> AsyncIterator[Registry[Any]]:
 
 
 @asynccontextmanager
-async def _frames(bus_config: BusConfig, name: str) -> AsyncIterator[FramePublisher]:
-    """The ends of what is never placed, published in the scheduler's own name."""
-    frames = FramePublisher(bus_config, worker=name, boot=clock.now_us())
+async def _shards(shards: Shards) -> AsyncIterator[Shards]:
+    await shards.start()
+    try:
+        yield shards
+    finally:
+        await shards.close()
+
+
+@asynccontextmanager
+async def _frames(bus_config: BusConfig, name: str, boot: int) -> AsyncIterator[FramePublisher]:
+    """The ends of what no worker has, in the scheduler's own name, and fences in the place of workers that are gone."""
+    frames = FramePublisher(bus_config, worker=name, boot=boot)
     await frames.start()
     try:
         yield frames
     finally:
         await frames.stop()
-
-
-@asynccontextmanager
-async def _intake(bus: Bus, dispatcher: Dispatcher, in_flight: int, ack_wait: timedelta) -> AsyncIterator[WorkQueue]:
-    queue = WorkQueue(
-        bus,
-        stream="REQUESTS",
-        durable=DURABLE,
-        subject="req.>",
-        on_delivery=dispatcher.on_delivery,
-        in_flight=in_flight,
-        ack_wait=ack_wait,
-    )
-    await queue.start()
-    try:
-        yield queue
-    finally:
-        await queue.close()

@@ -1,8 +1,9 @@
 """What an operator may set: ``INFERBUS_SCHEDULER_`` + the field's name."""
 
 from datetime import timedelta
+from typing import Literal
 
-from inferbus_runtime.config import ServiceConfig
+from inferbus_runtime.config import ADDRESS, ServiceConfig
 from pydantic import Field
 
 from inferbus_scheduler.core.admission import Limits
@@ -13,7 +14,7 @@ class Config(ServiceConfig):
     """The scheduler's bounds, each with what happens at it."""
 
     max_queued: int = Field(default=1000, ge=1)
-    """Requests of one model that may wait in a class and those above it; one more is refused with 429 queue_full."""
+    """Requests of one model that may wait in a class and those above it; then 429 queue_full for who has his part."""
     max_held: int = Field(default=8192, ge=1)
     """Requests held at once over all models; more stay on the REQUESTS stream, unseen, until there is room."""
     queue_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0))
@@ -21,19 +22,31 @@ class Config(ServiceConfig):
     max_wait: timedelta = Field(default=timedelta(minutes=30), gt=timedelta(0), lt=timedelta(hours=1))
     """The longest wait of any request, whatever its own deadline; then deadline_exceeded. REQUESTS keeps it 1 h."""
     retry_after: timedelta = Field(default=timedelta(seconds=1), ge=timedelta(seconds=1))
-    """What a refused caller is told to wait before it comes back."""
+    """The least that a refused caller is told to wait; more, up to 5 minutes, where the queue's pace says so."""
     heartbeat_timeout: timedelta = Field(default=timedelta(seconds=3), gt=timedelta(0))
     """A worker that is silent for longer gets nothing until it is heard again."""
     reconnect_grace: timedelta = Field(default=timedelta(seconds=8), ge=timedelta(0))
     """After the broker was away, how long a worker whose lease ran out meanwhile may take to renew it."""
+    lease_ttl: timedelta = Field(default=timedelta(seconds=2), ge=timedelta(seconds=1), le=timedelta(minutes=1))
+    """After a scheduler was killed, another one has its models this much later. Whole seconds."""
     ack_wait: timedelta = Field(default=timedelta(seconds=10), ge=timedelta(milliseconds=500))
-    """After a scheduler was killed, what it held goes to the next one this much later."""
+    """A request that the broker gave to a scheduler which never got it comes again this much later."""
     background_share: int = Field(default=10, ge=1)
     """Turns of a model that waiting background requests let pass before they get one."""
     batch_share: int = Field(default=30, ge=1)
     """Turns of a model that waiting batch requests let pass before they get one."""
+    policy: Literal["inferbus", "round_robin", "least_requests", "random"] = "inferbus"
+    """How a worker is picked of those that may be: by score; the others are there to be compared with."""
+    max_prefill_tokens: int = Field(default=8192, ge=0)
+    """Input that a worker may still have to read and yet get more; above it, requests wait in fair order. 0: any."""
     decisions_kept: int = Field(default=4096, ge=1)
     """Recent requests whose decision Explain can tell; the oldest is forgotten first."""
+    gpu_budget: int = Field(default=0, ge=0)
+    """GPUs that all scaled deployments together may have; 0: no bound."""
+    scale_down_window: timedelta = Field(default=timedelta(minutes=2), gt=timedelta(0))
+    """How long fewer workers must have been enough before one is let go."""
+    keda_address: str | None = Field(default=None, pattern=ADDRESS)
+    """host:port of KEDA's external scaler, without a token: behind a network policy, or with TLS; unset: not served."""
 
     @property
     def limits(self) -> Limits:

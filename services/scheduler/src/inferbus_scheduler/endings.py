@@ -1,6 +1,7 @@
-"""How a request ends that no worker ever gets: one frame with its Close, and its acknowledgement after that is stored.
+"""How a request ends that no worker has: one frame with its Close, and its acknowledgement after that is stored.
 
-The edge learns of it as of any other end, and so does the bill: from the log.
+The edge learns of it as of any other end, and so does the bill: from the log. What a request had got from workers
+before is billed; its input is not, since those who counted it are gone.
 """
 
 import asyncio
@@ -26,18 +27,25 @@ def error_of(refusal: Refusal) -> Error:
 
 
 def close_of(request: GenerateRequest, refusal: Refusal | None, end_us: int) -> Close:
-    """Its end at ``end_us`` (Unix microseconds) without an attempt; ``refusal`` None: it was cancelled."""
+    """Its end at ``end_us`` (Unix microseconds): without an attempt, or as the one that would have come next.
+
+    ``refusal`` None: it was cancelled.
+    """
     close = Close(
         request_id=request.request_id,
-        attempt=0,
+        attempt=request.resume.attempt,
         finish_reason=FinishReason.FINISH_REASON_ERROR if refusal else FinishReason.FINISH_REASON_CANCELLED,
         priority_class=request.priority_class,
         accepted_time=request.accepted_time,
         end_time=clock.timestamp(end_us),
         operation=operation_of(request),
     )
-    # Present and zero: nothing was read and nothing was generated.
+    # Present even if it is zero. As a Close without deltas it also names the index that its attempt resumed at.
     close.usage.SetInParent()
+    close.usage.output_tokens = len(request.resume.token_ids)
+    for time in ("first_started_time", "first_token_time", "last_token_time"):
+        if request.resume.HasField(time):
+            getattr(close, time).CopyFrom(getattr(request.resume, time))
     if request.HasField("labels"):
         close.labels.CopyFrom(request.labels)
     if refusal is not None:
@@ -63,8 +71,9 @@ class Endings:
             time_us=now_us,
             contexts=[request.context],
             closes=[close_of(request, refusal, now_us)],
-            # Nothing of it is on the log yet: an edge that did not accept it reads here how to write its answer.
-            opens=[Open(request_id=request.request_id, reply=request.reply)],
+            # Of one that never had a worker nothing is on the log yet: an edge that did not accept it reads here how to
+            # write its answer.
+            opens=[_open_of(request)],
         )
         self._open.append((self._frames.publish(frame), on_stored))
         self._some.set()
@@ -85,3 +94,10 @@ class Endings:
     async def flushed(self) -> None:
         """Returns when all that was ended so far is stored."""
         await self._none.wait()
+
+
+def _open_of(request: GenerateRequest) -> Open:
+    opening = Open(request_id=request.request_id, reply=request.reply)
+    if request.resume.HasField("first_started_time"):
+        opening.first_started_time.CopyFrom(request.resume.first_started_time)
+    return opening

@@ -2,13 +2,11 @@
 
 from enum import Enum
 
-from inferbus.bus.v1.request_pb2 import Work
+from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.workqueue import Delivery
 from inferbus_runtime.traces import Span
 
 from inferbus_scheduler.core.request import Request
-
-GIVE_BACK_SECONDS = 1.0
 
 
 class State(Enum):
@@ -17,25 +15,45 @@ class State(Enum):
     QUEUED = "queued"
     # Published to WORK and not answered yet: it may be stored, so nobody but its worker may end it.
     PLACING = "placing"
+    # Published to REQUESTS for a fallback of its model, and not answered yet.
+    DEGRADING = "degrading"
     # Its Close is published and not stored yet.
     ENDING = "ending"
 
 
 MOVES = {
-    State.QUEUED: frozenset((State.PLACING, State.ENDING)),
+    State.QUEUED: frozenset((State.PLACING, State.DEGRADING, State.ENDING)),
     State.PLACING: frozenset((State.QUEUED,)),
+    State.DEGRADING: frozenset[State](),
     State.ENDING: frozenset[State](),
 }
 
 
 class Held:
-    """``work`` holds the request as it was delivered, parsed in place: placing it copies nothing."""
+    """``work`` holds the request as it was delivered, parsed in place: placing it copies nothing. ``name``: see
+    :func:`name_of`. ``shard``: that of its model."""
 
-    __slots__ = ("_deliveries", "cancelled", "request", "sends", "span", "state", "work", "workers")
+    __slots__ = (
+        "_deliveries",
+        "cancelled",
+        "going",
+        "name",
+        "request",
+        "sends",
+        "shard",
+        "span",
+        "state",
+        "work",
+        "workers",
+    )
 
-    def __init__(self, request: Request, work: Work, delivery: Delivery) -> None:
+    def __init__(self, name: bytes, shard: int, request: Request, work: Work, delivery: Delivery) -> None:
+        self.name = name
+        self.shard = shard
         self.request = request
         self.work = work
+        # What is published of it: that, or the request as it is asked of a fallback.
+        self.going: Work | GenerateRequest = work
         self._deliveries = [delivery]
         self.state = State.QUEUED
         # Heard while it was being placed.
@@ -67,5 +85,18 @@ class Held:
             delivery.ack()
 
     def give_back(self) -> None:
-        """For the next scheduler. Not at once: it would come back to us, whose pull lives as long as the connection."""
-        self._deliveries[-1].nak(GIVE_BACK_SECONDS)
+        """For whoever has the shard now."""
+        self._deliveries[-1].nak()
+
+
+def name_of(message: GenerateRequest) -> bytes:
+    """What tells it from all else on REQUESTS: another attempt, and the same one for a fallback, are messages of their
+    own."""
+    own, as_fallback = names_of(message.request_id, message.resume.attempt, message.context.model)
+    return as_fallback if message.asked_model else own
+
+
+def names_of(request_id: bytes, attempt: int, model: str) -> tuple[bytes, bytes]:
+    """Of the message as it was asked, and if ``model`` is a fallback. ``attempt`` 0: 1."""
+    own = request_id + (attempt or 1).to_bytes(4, "big")
+    return own, own + model.encode()

@@ -1,17 +1,22 @@
-"""SchedulerService: the fleet as it is, and why a request went where it went. It only reads."""
+"""SchedulerService: the fleet as it is, why a request went where it went, and who is to leave."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 from inferbus.bus.v1.registry_pb2 import WorkerRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus.scheduler.v1.scheduler_pb2 import (
+    DrainWorkersRequest,
+    DrainWorkersResponse,
     ExplainRequest,
     ExplainResponse,
     FleetWorker,
+    ListSchedulersRequest,
+    ListSchedulersResponse,
     ModelQueue,
+    SchedulerInstance,
     WatchFleetRequest,
     WatchFleetResponse,
     WorkerVerdict,
@@ -21,13 +26,16 @@ from inferbus_contracts.ids import REQUEST_ID_BYTES
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
-from inferbus_scheduler.core.admission import Limits, admit
 from inferbus_scheduler.core.decisions import Decision, Outcome
-from inferbus_scheduler.core.placement import Placement, Verdict, judge, place
+from inferbus_scheduler.core.placement import Placement, Policy, Verdict, judge, place
 from inferbus_scheduler.core.queues import Queues
 from inferbus_scheduler.core.request import Priority, Request
+from inferbus_scheduler.decision_log import DecisionLog
 from inferbus_scheduler.dispatch import Dispatcher
-from inferbus_scheduler.fleet import Fleet, Worker
+from inferbus_scheduler.draining import Draining
+from inferbus_scheduler.fleet import Fleet
+from inferbus_scheduler.waiting import Waiting
+from inferbus_scheduler.worker import Worker
 
 _LEAST_INTERVAL_SECONDS = 0.1
 # Heartbeats repeat what is known, so a fleet without any change is shown again only this often.
@@ -35,13 +43,31 @@ _QUIET_SECONDS = 2.0
 
 
 class SchedulerServicer(SchedulerServiceServicer):
-    """Errors: NOT_FOUND ``request_not_found``, INVALID_ARGUMENT for a bad subject."""
+    """Errors: NOT_FOUND ``request_not_found`` and ``worker_not_found``, UNAVAILABLE ``worker_unreachable``,
+    INVALID_ARGUMENT for a bad subject or target. ``schedulers``: which shards each living scheduler holds."""
 
-    def __init__(self, *, fleet: Fleet, queues: Queues, dispatcher: Dispatcher, limits: Limits) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        fleet: Fleet,
+        queues: Queues,
+        dispatcher: Dispatcher,
+        waiting: Waiting,
+        decisions: DecisionLog,
+        draining: Draining,
+        policy: Callable[[str], Policy],
+        schedulers: Callable[[], Mapping[str, list[int]]],
+    ) -> None:
+        self._name = name
         self._fleet = fleet
         self._queues = queues
         self._dispatcher = dispatcher
-        self._limits = limits
+        self._waiting = waiting
+        self._decisions = decisions
+        self._draining = draining
+        self._policy = policy
+        self._schedulers = schedulers
 
     async def WatchFleet(self, request: WatchFleetRequest, context: Any) -> AsyncIterator[WatchFleetResponse]:  # noqa: N802 (gRPC's name)
         """A picture at once, then one after each change, until the caller leaves."""
@@ -61,6 +87,31 @@ class SchedulerServicer(SchedulerServiceServicer):
             return self._explain_request(request.request_id)
         raise invalid("Name a model, or a request by its 16 bytes.", param="subject")
 
+    async def DrainWorkers(self, request: DrainWorkersRequest, context: Any) -> DrainWorkersResponse:  # noqa: N802 (gRPC's name)
+        records = [worker.record for worker in self._fleet.workers()]
+        match request.WhichOneof("target"):
+            case "worker" if request.worker:
+                wanted = [record for record in records if record.worker == request.worker]
+            case "node" if request.node:
+                wanted = [record for record in records if record.node == request.node]
+            case _:
+                raise invalid("Name a worker, or a machine by its node.", param="target")
+        if not wanted:
+            raise InferBusError(
+                ErrorClass.ERROR_CLASS_NOT_FOUND, "worker_not_found", "No worker of the fleet has this name.",
+                param=request.WhichOneof("target") or "",
+            )  # fmt: skip
+        await self._draining.begin(wanted, request.grace.ToTimedelta())
+        return DrainWorkersResponse(workers=[record.worker for record in wanted])
+
+    async def ListSchedulers(self, request: ListSchedulersRequest, context: Any) -> ListSchedulersResponse:  # noqa: N802 (gRPC's name)
+        return ListSchedulersResponse(
+            schedulers=[
+                SchedulerInstance(name=name, shards=shards, self=name == self._name)
+                for name, shards in sorted(self._schedulers().items())
+            ]
+        )
+
     @property
     def _version(self) -> tuple[int, int]:
         return self._fleet.version, len(self._queues)
@@ -79,12 +130,10 @@ class SchedulerServicer(SchedulerServiceServicer):
     def _explain_model(self, model: str) -> ExplainResponse:
         """What would become of an interactive request that came now."""
         now = clock.monotonic()
-        request = Request(b"", model, "", Priority.INTERACTIVE, now, now + 1)
-        ahead = self._queues.ahead(model, Priority.INTERACTIVE)
-        known = self._dispatcher.knows_model(model)
-        refusal = admit(request, known_model=known, ahead=ahead, limits=self._limits, now=now)
+        request = Request(b"", model, "", "", Priority.INTERACTIVE, now, now + 3600)
+        refusal = self._waiting.refusal(request, now)
         if refusal is not None:
-            return self._now(Outcome.REJECTED, "", refusal.reason, model, now)
+            return self._now(request, Outcome.REJECTED, "", refusal.reason, {}, now)
         return self._would_be(request, now)
 
     def _explain_request(self, request_id: bytes) -> ExplainResponse:
@@ -93,7 +142,7 @@ class SchedulerServicer(SchedulerServiceServicer):
             answer = self._would_be(held.request, clock.monotonic())
             answer.outcome, answer.worker = Outcome.QUEUED.value, ""
             return answer
-        decision = self._dispatcher.decision(request_id)
+        decision = self._decisions.last(request_id)
         if decision is None:
             raise InferBusError(
                 ErrorClass.ERROR_CLASS_NOT_FOUND,
@@ -104,18 +153,22 @@ class SchedulerServicer(SchedulerServiceServicer):
         return _recorded(decision)
 
     def _would_be(self, request: Request, now: float) -> ExplainResponse:
-        decision = place(request, self._fleet.view, now)
+        hits = self._fleet.matches(request)
+        decision = place(request, self._fleet.view, hits, self._policy(request.model), now)
         if isinstance(decision, Placement):
-            return self._now(Outcome.PLACED, decision.worker, decision.reason, request.model, now)
-        return self._now(Outcome.QUEUED, "", decision.reason, request.model, now)
+            return self._now(request, Outcome.PLACED, decision.worker, decision.reason, hits, now)
+        return self._now(request, Outcome.QUEUED, "", decision.reason, hits, now)
 
-    def _now(self, outcome: Outcome, worker: str, reason: str, model: str, now: float) -> ExplainResponse:
+    def _now(
+        self, request: Request, outcome: Outcome, worker: str, reason: str, hits: Mapping[str, int], now: float
+    ) -> ExplainResponse:
         return ExplainResponse(
             outcome=outcome.value,
             worker=worker,
             reason=reason,
             decision_time=clock.timestamp(clock.now_us()),
-            verdicts=_verdicts(judge(self._fleet.views(), model, now)),
+            verdicts=_verdicts(judge(request, self._fleet.views(), hits, self._policy(request.model), now)),
+            attempt=request.attempt,
         )
 
 
@@ -126,12 +179,20 @@ def _recorded(decision: Decision) -> ExplainResponse:
         reason=decision.reason,
         decision_time=clock.timestamp(decision.time_us),
         verdicts=_verdicts(decision.verdicts()),
+        attempt=decision.request.attempt,
     )
 
 
 def _verdicts(verdicts: Iterable[Verdict]) -> list[WorkerVerdict]:
     return [
-        WorkerVerdict(worker=each.worker, eligible=each.eligible, reason=each.reason, score=each.score)
+        WorkerVerdict(
+            worker=each.worker,
+            eligible=each.eligible,
+            reason=each.reason,
+            score=each.score,
+            parts=each.parts,
+            prefix_hits=each.prefix_hits,
+        )
         for each in verdicts
     ]
 

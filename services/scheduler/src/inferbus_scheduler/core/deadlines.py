@@ -7,7 +7,7 @@ _SLACK = 1024
 
 
 class Deadlines:
-    """Times (monotonic seconds) by request id. What was set for a request that has left is dropped when it is met."""
+    """Times (monotonic seconds) by key of a request. What was set for one that has left is dropped when it is met."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, bytes]] = []
@@ -15,8 +15,8 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def set(self, at: float, request_id: bytes) -> None:
-        heappush(self._heap, (at, request_id))
+    def set(self, at: float, key: bytes) -> None:
+        heappush(self._heap, (at, key))
 
     def due(self, now: float) -> list[bytes]:
         """Those whose time has come, once each, earliest first; they are set no more."""
@@ -24,6 +24,10 @@ class Deadlines:
         while self._heap and self._heap[0][0] <= now:
             due[heappop(self._heap)[1]] = None
         return list(due)
+
+    def next_at(self) -> float | None:
+        """When the next one is due, of those that have left as well; None: nothing is set."""
+        return self._heap[0][0] if self._heap else None
 
     def compact(self, live: int, is_live: Callable[[bytes], bool]) -> None:
         """Drop what has left, when it is more than what is ``live``: keeps the heap within twice the queue."""

@@ -1,52 +1,132 @@
-"""What waits for a worker: per model by class, inside a class round robin between tenants, inside a tenant in order.
+"""What waits for a worker: per model by class, inside a class fair between tenants, inside a tenant fair between
+projects, inside a project in order of arrival; of a tenant, what has been on a worker already goes first.
 
-A record of requests and nothing else: no clock, no I/O. Every operation but :meth:`Queues.oldest` costs the same,
-however many wait.
+A record of requests and nothing else: no clock, no I/O. Every operation but :meth:`Queues.oldest` and
+:meth:`Queues.prune` costs the same, or its logarithm, however many wait.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from inferbus_scheduler.core.fairness import Shares, after_turn, next_class
-from inferbus_scheduler.core.request import Priority, Request
+from inferbus_scheduler.core.admission import QueueState
+from inferbus_scheduler.core.fairness import FairOrder, Shares, after_turn, next_class
+from inferbus_scheduler.core.request import Priority, Request, base_of
+
+# (tenant, project) -> the weight of the tenant among tenants, and of the project among the tenant's; at least 1.
+Weigh = Callable[[str, str], tuple[int, int]]
+# Placements whose end nobody tells are taken for ended when so many more have been made.
+_TAKEN = 100_000
+
+
+class TenantQueue:
+    """One tenant's requests in one class of one model."""
+
+    __slots__ = ("length", "order", "projects", "resumed")
+
+    def __init__(self) -> None:
+        self.resumed: OrderedDict[bytes, Request] = OrderedDict()
+        # A project is here exactly while it has a request in it.
+        self.projects: dict[str, OrderedDict[bytes, Request]] = {}
+        self.order = FairOrder()
+        self.length = 0
+
+    def push(self, request: Request, weight: int, *, in_front: bool) -> None:
+        if request.attempt > 1:
+            own = self.resumed
+        elif (found := self.projects.get(request.project)) is not None:
+            own = found
+        else:
+            own = self.projects[request.project] = OrderedDict()
+            self.order.join(request.project, weight, in_front=in_front)
+        own[request.key] = request
+        if in_front:
+            own.move_to_end(request.key, last=False)
+        self.length += 1
+
+    def first(self) -> Request:
+        return next(iter((self.resumed or self.projects[self.order.first()]).values()))
+
+    def remove(self, request: Request) -> None:
+        self.length -= 1
+        if self.resumed.pop(request.key, None) is not None:
+            return
+        own = self.projects[request.project]
+        del own[request.key]
+        if not own:
+            del self.projects[request.project]
+            self.order.leave(request.project)
+
+    def oldest(self) -> float:
+        firsts = [next(iter(own.values())) for own in self.projects.values()]
+        return min(each.arrived_at for each in (*self.resumed.values(), *firsts))
 
 
 class ClassQueue:
-    """One class of one model: a ring of tenants, each with its requests in order of arrival."""
+    """One class of one model."""
 
-    __slots__ = ("_ring", "length")
+    __slots__ = ("_order", "_tenants", "length")
 
     def __init__(self) -> None:
-        # The first tenant is next. A tenant is in the ring exactly while it has a request here.
-        self._ring: OrderedDict[str, OrderedDict[bytes, Request]] = OrderedDict()
+        self._tenants: dict[str, TenantQueue] = {}
+        self._order = FairOrder()
         self.length = 0
 
-    def push(self, request: Request) -> None:
-        self._ring.setdefault(request.tenant, OrderedDict())[request.request_id] = request
+    def push(self, request: Request, weights: tuple[int, int], *, in_front: bool) -> None:
+        queue = self._tenant(request.tenant)
+        if not queue.length:
+            self._order.join(request.tenant, weights[0], in_front=in_front)
+        queue.push(request, weights[1], in_front=in_front)
         self.length += 1
 
-    def put_back(self, request: Request) -> None:
-        """As if it had never been taken: first of its tenant, whose turn it is."""
-        self.push(request)
-        self._ring[request.tenant].move_to_end(request.request_id, last=False)
-        self._ring.move_to_end(request.tenant, last=False)
-
     def first(self) -> Request:
-        return next(iter(next(iter(self._ring.values())).values()))
+        return self._tenants[self._order.first()].first()
 
-    def remove(self, request: Request, *, served: bool) -> None:
-        """Out of the queue; ``served``: its tenant has had its turn."""
-        own = self._ring[request.tenant]
-        del own[request.request_id]
+    def remove(self, request: Request) -> None:
+        queue = self._tenants[request.tenant]
+        queue.remove(request)
         self.length -= 1
-        if not own:
-            del self._ring[request.tenant]
-        elif served:
-            self._ring.move_to_end(request.tenant)
+        if not queue.length:
+            self._order.leave(request.tenant)
+
+    def took_turn(self, request: Request, tokens: int) -> None:
+        self._order.took_turn(request.tenant, tokens)
+        if request.attempt == 1:
+            self._tenants[request.tenant].order.took_turn(request.project, tokens)
+
+    def refund(self, request: Request, tokens: int) -> None:
+        self._order.refund(request.tenant, tokens)
+        if request.attempt == 1 and request.tenant in self._tenants:
+            self._tenants[request.tenant].order.refund(request.project, tokens)
+
+    def deliver(self, tenant: str, project: str, weights: tuple[int, int], tokens: int) -> None:
+        self._order.deliver(tenant, weights[0], tokens)
+        self._tenant(tenant).order.deliver(project, weights[1], tokens)
+
+    def queued(self, tenant: str) -> int:
+        queue = self._tenants.get(tenant)
+        return queue.length if queue is not None else 0
+
+    def weight(self, tenant: str) -> tuple[int, int]:
+        """Of those who wait: of ``tenant`` (0: it does not), and of all."""
+        return self._order.weight_of(tenant), self._order.weight
 
     def oldest(self) -> float:
         """When the one that waits longest arrived."""
-        return min(next(iter(own.values())).arrived_at for own in self._ring.values())
+        return min(self._tenants[tenant].oldest() for tenant in self._order.names())
+
+    def prune(self) -> bool:
+        """Forget who is idle. True: nothing is left."""
+        for tenant, queue in list(self._tenants.items()):
+            if queue.order.prune() and not queue.length:
+                del self._tenants[tenant]
+        return self._order.prune() and not self._tenants
+
+    def _tenant(self, tenant: str) -> TenantQueue:
+        queue = self._tenants.get(tenant)
+        if queue is None:
+            queue = self._tenants[tenant] = TenantQueue()
+        return queue
 
 
 class ModelQueue:
@@ -68,33 +148,52 @@ class ModelQueue:
             return None
         return self.classes[next_class(waiting, self._passed_over, self._shares)].first()
 
-    def remove(self, request: Request, *, served: bool) -> None:
-        self.classes[request.priority].remove(request, served=served)
-        if served:
-            self._passed_over = after_turn(request.priority, self.waiting(), self._passed_over)
+    def took_turn(self, priority: Priority) -> None:
+        self._passed_over = after_turn(priority, self.waiting(), self._passed_over)
+
+    def prune(self) -> bool:
+        pruned = [queue.prune() for queue in self.classes.values()]
+        return all(pruned) and not self.waiting()
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    request: Request
+    tokens: int
 
 
 class Queues:
-    """All models. A request is in it at most once, between :meth:`push` and :meth:`take` or :meth:`remove`."""
+    """All models. A request is in it at most once an attempt, between :meth:`push` and :meth:`take` or :meth:`remove`.
 
-    def __init__(self, shares: Shares) -> None:
+    Fair are the tokens delivered: :meth:`take` counts the estimate of a request against its tenant and project until
+    :meth:`ended` or :meth:`put_back` is said of it, and :meth:`charge` counts what really came.
+    """
+
+    def __init__(self, shares: Shares, weights: Weigh = lambda tenant, project: (1, 1)) -> None:
         self._shares = shares
+        self._weights = weights
         self._models: dict[str, ModelQueue] = {}
+        # The queues of each base model: of the model itself and of its adapters.
+        self._names: dict[str, dict[str, None]] = {}
         self._requests: dict[bytes, Request] = {}
+        self._taken: OrderedDict[bytes, _Taken] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def __contains__(self, request_id: bytes) -> bool:
-        return request_id in self._requests
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._requests
 
     def push(self, request: Request) -> None:
-        """To the end. ValueError if it waits already."""
-        self._queue_of(request).push(request)
+        """To the end of its project, or in front of what its tenant has not begun. ValueError if it waits already."""
+        self._enter(request, in_front=False)
 
     def put_back(self, request: Request) -> None:
         """To the front, after :meth:`take` did not come to anything. ValueError if it waits already."""
-        self._queue_of(request).put_back(request)
+        if request.key in self._requests:
+            raise ValueError("the request waits already")
+        self.ended(request.key)
+        self._enter(request, in_front=True)
 
     def first(self, model: str) -> Request | None:
         """Whose turn it is; it stays in the queue."""
@@ -103,11 +202,35 @@ class Queues:
 
     def take(self, request: Request) -> None:
         """Out of the queue, since it is placed: its class and its tenant have had their turn. KeyError if not there."""
-        self._remove(request.request_id, served=True)
+        queue = self._models[request.model]
+        self.remove(request.key)
+        # One without any estimate counts as a request all the same.
+        tokens = max(1, request.tokens)
+        queue.classes[request.priority].took_turn(request, tokens)
+        queue.took_turn(request.priority)
+        self._taken[request.key] = _Taken(request, tokens)
+        if len(self._taken) > _TAKEN:
+            self.ended(next(iter(self._taken)))
 
-    def remove(self, request_id: bytes) -> Request:
+    def remove(self, key: bytes) -> Request:
         """Out of the queue without a turn. KeyError if it does not wait."""
-        return self._remove(request_id, served=False)
+        request = self._requests.pop(key)
+        self._models[request.model].classes[request.priority].remove(request)
+        return request
+
+    def ended(self, key: bytes) -> None:
+        """The placement is over, or came to nothing; unknown ones are none of ours."""
+        taken = self._taken.pop(key, None)
+        if taken is not None and (queue := self._models.get(taken.request.model)) is not None:
+            queue.classes[taken.request.priority].refund(taken.request, taken.tokens)
+
+    def charge(
+        self, model: str, tenant: str, project: str, priority: Priority, input_tokens: int, output_tokens: int
+    ) -> None:
+        """So many tokens were delivered by workers of ``model`` (the base one: its adapters share its workers)."""
+        for name in self._names.get(base_of(model), ()):
+            weights = self._weights(tenant, project)
+            self._models[name].classes[priority].deliver(tenant, project, weights, input_tokens + output_tokens)
 
     def ahead(self, model: str, priority: Priority) -> int:
         """How many of ``model`` wait in ``priority`` and the classes above it."""
@@ -116,14 +239,53 @@ class Queues:
             return 0
         return sum(waiting.length for each, waiting in queue.classes.items() if each <= priority)
 
+    def tenant_queued(self, model: str, tenant: str) -> int:
+        queue = self._models.get(model)
+        return sum(each.queued(tenant) for each in queue.classes.values()) if queue is not None else 0
+
+    def state(self, request: Request, rate: float | None = None) -> QueueState:
+        """What ``request`` would find, for admission. ``rate``: placements a second; None: not known."""
+        queue = self._models.get(request.model)
+        if queue is None:
+            return QueueState(rate=rate)
+        ahead = own = waiting = counted = 0
+        for priority, each in queue.classes.items():
+            if priority <= request.priority:
+                ahead += each.length
+                own += each.queued(request.tenant)
+                mine, every = each.weight(request.tenant)
+                counted += mine
+                waiting += every
+        if not counted:
+            counted = self._weights(request.tenant, request.project)[0]
+            waiting += counted
+        return QueueState(ahead, own, counted / waiting, rate)
+
     def models(self) -> list[str]:
         """Those for which something waits."""
         return [model for model, queue in self._models.items() if queue.waiting()]
 
+    def waiting_for(self, model: str) -> list[str]:
+        """Of ``model`` and its adapters those for which something waits; another one is first each time."""
+        names = self._names.get(base_of(model))
+        if names is None:
+            return []
+        waiting = [name for name in names if self._models[name].waiting()]
+        if len(waiting) > 1:
+            names.pop(waiting[0])
+            names[waiting[0]] = None
+        return waiting
+
     def prune(self) -> None:
-        """Keep nothing of models for which nothing waits. Now and then, since making a queue costs microseconds."""
-        for model in self._models.keys() - set(self.models()):
-            del self._models[model]
+        """Keep nothing of models, tenants and projects of which nothing waits or is being generated. Now and then,
+        since making a queue costs microseconds."""
+        for model, queue in list(self._models.items()):
+            if queue.prune():
+                del self._models[model]
+                names = self._names[base_of(model)]
+                del names[model]
+                if not names:
+                    del self._names[base_of(model)]
 
     def oldest(self) -> Iterator[tuple[str, Priority, int, float]]:
         """(model, class, how many wait, arrival of the oldest) of all that is not empty."""
@@ -131,16 +293,13 @@ class Queues:
             for priority in queue.waiting():
                 yield model, priority, queue.classes[priority].length, queue.classes[priority].oldest()
 
-    def _queue_of(self, request: Request) -> ClassQueue:
-        if request.request_id in self._requests:
+    def _enter(self, request: Request, *, in_front: bool) -> None:
+        if request.key in self._requests:
             raise ValueError("the request waits already")
-        self._requests[request.request_id] = request
+        self._requests[request.key] = request
         queue = self._models.get(request.model)
         if queue is None:
             queue = self._models[request.model] = ModelQueue(self._shares)
-        return queue.classes[request.priority]
-
-    def _remove(self, request_id: bytes, *, served: bool) -> Request:
-        request = self._requests.pop(request_id)
-        self._models[request.model].remove(request, served=served)
-        return request
+            self._names.setdefault(base_of(request.model), {})[request.model] = None
+        weights = self._weights(request.tenant, request.project)
+        queue.classes[request.priority].push(request, weights, in_front=in_front)

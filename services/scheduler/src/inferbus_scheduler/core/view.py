@@ -1,8 +1,17 @@
 """The fleet as a decision sees it: values, ordered so that a decision need not look at every worker."""
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import islice
+from typing import TYPE_CHECKING, overload
+
+from inferbus_scheduler.core.request import Request
+from inferbus_scheduler.core.score import Weights, alone
+
+if TYPE_CHECKING:
+    from inferbus_scheduler.core.placement import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,49 +27,181 @@ class WorkerView:
     draining: bool
     # The lease is taken to have ended after this, unless the worker is heard again.
     alive_until: float
+    revision: str = ""
+    node: str = ""
+    # The failure domain: of equal workers, the one in the domain that has the least to do.
+    zone: str = ""
+    # 0: not known.
+    cost_per_hour: float = 0.0
+    adapters: frozenset[str] = frozenset()
+    # Of its KV cache; 0: not known.
+    kv_blocks: int = 0
+    kv_blocks_used: int = 0
+    kv_block_tokens: int = 0
+    # Expected beyond what is used: placements that its heartbeats do not count yet, and the growth of those that run.
+    kv_tokens_promised: int = 0
+    # Waiting to be read, placements on the way included.
+    prefill_tokens: int = 0
+    # The last step of its engine; 0: not known.
+    step_seconds: float = 0.0
+    # Suspect requests there that have not made a token.
+    suspects: int = 0
 
     @property
     def room(self) -> int:
+        """Free batch slots."""
         return max(0, self.capacity - self.active - self.on_the_way)
 
     @property
     def load(self) -> float:
-        """The taken fraction of its capacity: 1 or more is full."""
+        """The taken fraction of its batch slots: 1 or more is full."""
         return (self.active + self.on_the_way) / self.capacity if self.capacity else 1.0
 
+    @property
+    def kv_tokens_free(self) -> int:
+        """Of its KV cache; less than 0 where more is promised than there is. Says nothing if kv_blocks is 0."""
+        return (self.kv_blocks - self.kv_blocks_used) * self.kv_block_tokens - self.kv_tokens_promised
 
-def by_load(worker: WorkerView) -> tuple[float, str]:
-    """Sort key: least loaded first, ties by name, so that equal fleets are always in equal order."""
-    return worker.load, worker.name
+    @property
+    def kv_load(self) -> float:
+        """The used and promised fraction of its KV cache; 0 if that is not known."""
+        whole = self.kv_blocks * self.kv_block_tokens
+        return 1.0 - self.kv_tokens_free / whole if whole else 0.0
+
+    def kv_tokens_for(self, tokens: int) -> int:
+        """What ``tokens`` take of its KV cache, in whole blocks; what can never fit takes all of it."""
+        if not self.kv_block_tokens:
+            return tokens
+        return min(-(-tokens // self.kv_block_tokens), self.kv_blocks) * self.kv_block_tokens
+
+
+class Zone:
+    """The workers of one model in one failure domain."""
+
+    __slots__ = ("capacity", "keys", "taken", "workers")
+
+    def __init__(self) -> None:
+        # Of those that have room, best score first, ties by name: the keys, and the workers under them.
+        self.keys: list[tuple[float, str]] = []
+        self.workers: list[WorkerView] = []
+        # Slots of all, those without room included.
+        self.taken = 0
+        self.capacity = 0
+
+    @property
+    def load(self) -> float:
+        return self.taken / self.capacity if self.capacity else 1.0
+
+
+@dataclass(slots=True)
+class Failed:
+    """The last request that no worker would take: as long as it waits, only workers that changed are looked at."""
+
+    request: Request
+    policy: "Policy"
+    reason: str
+    changed: set[str] = field(default_factory=set)
+
+
+class Candidates(Sequence[WorkerView]):
+    """The workers of one model that may be chosen, kept in their order in place: O(log n) a change.
+
+    As a sequence: those with room, best first (the score without a prefix, ties by name), then those without.
+    """
+
+    __slots__ = ("_keys", "_weights", "failed", "full", "named", "zones")
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._keys: dict[str, tuple[float, str]] = {}
+        self.named: dict[str, WorkerView] = {}
+        self.zones: dict[str, Zone] = {}
+        self.full: dict[str, WorkerView] = {}
+        self.failed: Failed | None = None
+
+    def put(self, worker: WorkerView) -> None:
+        """At its place in the order; what was there of that name goes."""
+        name = worker.name
+        if name in self.named:
+            self.remove(name)
+        self.named[name] = worker
+        zone = self.zones.get(worker.zone)
+        if zone is None:
+            zone = self.zones[worker.zone] = Zone()
+        zone.taken += worker.active + worker.on_the_way
+        zone.capacity += worker.capacity
+        if worker.room:
+            key = self._keys[name] = (-alone(worker, self._weights), name)
+            at = bisect_left(zone.keys, key)
+            zone.keys.insert(at, key)
+            zone.workers.insert(at, worker)
+        else:
+            self.full[name] = worker
+        if self.failed is not None:
+            self.failed.changed.add(name)
+
+    def remove(self, name: str) -> None:
+        """KeyError if it is not there."""
+        worker = self.named.pop(name)
+        zone = self.zones[worker.zone]
+        zone.taken -= worker.active + worker.on_the_way
+        zone.capacity -= worker.capacity
+        key = self._keys.pop(name, None)
+        if key is not None:
+            at = bisect_left(zone.keys, key)
+            del zone.keys[at], zone.workers[at]
+        else:
+            del self.full[name]
+        if not zone.capacity and not any(other.zone == worker.zone for other in self.named.values()):
+            del self.zones[worker.zone]
+
+    def first(self, each: int) -> list[WorkerView]:
+        """The best of each zone, at most so many of one, all that have room."""
+        return [worker for zone in self.zones.values() for worker in zone.workers[:each]]
+
+    def score_alone(self, worker: WorkerView) -> float:
+        """As it stands in the order."""
+        key = self._keys.get(worker.name)
+        return -key[0] if key is not None else alone(worker, self._weights)
+
+    def __iter__(self) -> Iterator[WorkerView]:
+        pairs = merge(*(zip(zone.keys, zone.workers, strict=True) for zone in self.zones.values()))
+        yield from (worker for _, worker in pairs)
+        # Put in order only for those who come so far.
+        yield from (self.full[name] for name in sorted(self.full))
+
+    def __len__(self) -> int:
+        return len(self.named)
+
+    @overload
+    def __getitem__(self, at: int) -> WorkerView: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[WorkerView]: ...
+    def __getitem__(self, at: int | slice) -> WorkerView | list[WorkerView]:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            return list(islice(self, start, stop, step)) if step > 0 else list(self)[at]
+        return list(self)[at] if at < 0 else next(islice(self, at, None))
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The workers of each model that may be chosen at all (heard, not draining), least loaded first.
+    """The workers of each model that may be chosen at all (heard, not draining), in the order of ``weights``.
 
-    The fleet keeps the sequences up to date in place (:func:`add`, :func:`drop`), so a view is read, never kept.
+    The fleet keeps the candidates up to date in place, so a view is read, never kept.
     """
 
-    candidates: Mapping[str, Sequence[WorkerView]] = field(default_factory=dict)
+    weights: Weights
+    # By base model; none of a model without workers.
+    candidates: Mapping[str, Candidates]
 
     @classmethod
-    def of(cls, workers: Iterable[WorkerView]) -> "ClusterView":
+    def of(cls, workers: Iterable[WorkerView], weights: Weights) -> "ClusterView":
         """A view of ``workers`` in any order."""
-        candidates: dict[str, list[WorkerView]] = {}
+        candidates: dict[str, Candidates] = {}
         for worker in workers:
             if not worker.draining:
-                add(candidates.setdefault(worker.model, []), worker)
-        return cls(candidates)
-
-
-def add(candidates: list[WorkerView], worker: WorkerView) -> None:
-    """Put ``worker`` at its place in the order."""
-    insort(candidates, worker, key=by_load)
-
-
-def drop(candidates: list[WorkerView], worker: WorkerView) -> None:
-    """Remove ``worker`` (the very view that was added)."""
-    at = bisect_left(candidates, by_load(worker), key=by_load)
-    if at == len(candidates) or candidates[at] != worker:
-        raise ValueError(f"{worker.name} is not among the candidates")
-    del candidates[at]
+                if worker.model not in candidates:
+                    candidates[worker.model] = Candidates(weights)
+                candidates[worker.model].put(worker)
+        return cls(weights, candidates)

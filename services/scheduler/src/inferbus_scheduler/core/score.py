@@ -1,0 +1,74 @@
+"""How good a worker is for a request: named parts in [0, 1] and their weighted mean.
+
+All parts but ``prefix`` are of the worker alone, so that workers can be kept in their order.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inferbus_contracts.prefixes import CHUNK_BYTES
+
+if TYPE_CHECKING:
+    from inferbus_scheduler.core.view import WorkerView
+
+# About 4 bytes of text are a token.
+CHUNK_TOKENS = CHUNK_BYTES // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What each part counts. The scales are where a part has fallen to (``prefix``: has risen to) one half."""
+
+    load: float = 1.0
+    kv: float = 0.5
+    prefill: float = 0.5
+    prefix: float = 1.0
+    cost: float = 0.25
+    # Tokens that wait to be read.
+    prefill_scale: float = 4096.0
+    # Tokens that need not be read.
+    prefix_scale: float = 1024.0
+    # What an hour of one batch slot costs; a worker whose cost is not known counts as one of this.
+    cost_scale: float = 0.05
+
+    @property
+    def total(self) -> float:
+        return (self.load + self.kv + self.prefill + self.prefix + self.cost) or 1.0
+
+
+def parts(worker: "WorkerView", hits: int, weights: Weights) -> dict[str, float]:
+    """Each in [0, 1], the more the better. ``hits``: chunks of the request's prefix that the worker holds."""
+    saved = hits * CHUNK_TOKENS
+    return {
+        "load": clamped(1.0 - worker.load),
+        # Where blocks are not known, slots speak for them.
+        "kv": clamped(1.0 - (worker.kv_load if worker.kv_blocks else worker.load)),
+        "prefill": weights.prefill_scale / (weights.prefill_scale + worker.prefill_tokens),
+        "prefix": saved / (weights.prefix_scale + saved) if saved else 0.0,
+        "cost": weights.cost_scale / (weights.cost_scale + _slot_cost(worker)) if worker.cost_per_hour else 0.5,
+    }
+
+
+def alone(worker: "WorkerView", weights: Weights) -> float:
+    """The score without a prefix."""
+    load = worker.load
+    free = clamped(1.0 - load)
+    kv = clamped(1.0 - worker.kv_load) if worker.kv_blocks else free
+    prefill = weights.prefill_scale / (weights.prefill_scale + worker.prefill_tokens)
+    cost = weights.cost_scale / (weights.cost_scale + _slot_cost(worker)) if worker.cost_per_hour else 0.5
+    return (weights.load * free + weights.kv * kv + weights.prefill * prefill + weights.cost * cost) / weights.total
+
+
+def for_prefix(hits: int, weights: Weights) -> float:
+    """What a prefix of so many chunks adds to the score."""
+    saved = hits * CHUNK_TOKENS
+    return weights.prefix * (saved / (weights.prefix_scale + saved)) / weights.total if saved else 0.0
+
+
+def clamped(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _slot_cost(worker: "WorkerView") -> float:
+    """Of one batch slot and hour: what a machine costs says nothing until it is known how much it carries."""
+    return worker.cost_per_hour / max(1, worker.capacity)

@@ -1,0 +1,229 @@
+"""Whose generations are moved, when, and in which order: one move of a worker at a time, again until it is done.
+
+A worker's death, a lease that ended, a drain and a preemption end in the same steps (:mod:`inferbus_scheduler.moving`).
+What is held here can be lost: the next scheduler finds the work of whoever is gone on WORK.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
+from inferbus_bus.connection import Bus
+from inferbus_bus.errors import StreamApiError
+from inferbus_bus.frames import FramePublisher
+from inferbus_bus.publish import Publisher
+from inferbus_contracts.ids import uuid_text
+from inferbus_contracts.recovery import Recovered
+from inferbus_runtime import clock, metrics
+from inferbus_runtime.errors import InferBusError
+from nats.errors import Error as NatsError
+
+from inferbus_scheduler.core.migration import Closed, Deaths, End, Fate, Orphan, Reason, fate
+from inferbus_scheduler.core.preemption import Victims
+from inferbus_scheduler.core.remembered import Remembered
+from inferbus_scheduler.fleet import Fleet
+from inferbus_scheduler.liveness import Liveness
+from inferbus_scheduler.moving import Move, Moved, Mover
+from inferbus_scheduler.orphans import Describe, Orphans
+from inferbus_scheduler.placed import COPIES, Incarnation
+from inferbus_scheduler.recalls import Recalls
+
+log = logging.getLogger(__name__)
+# Workers whose work is moved at the same time.
+_AT_ONCE = 8
+_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.2, 2.0
+# After a whole incarnation was moved: a placement that was on its way may have been stored behind it.
+_LOOK_AGAIN_SECONDS = (1.0, 6.0)
+# A client may leave while its worker is dead and nobody has noticed yet: the longest is a lease, and a broker's outage.
+_CANCELS, _CANCEL_SECONDS = 50_000, 120.0
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What is to be moved of one incarnation. ``only``: these sequences of WORK; None: all. ``again``: a look at what
+    may have come behind a move; it was stored for nobody."""
+
+    of: Incarnation
+    reason: Reason
+    only: set[int] | None = None
+    again: bool = False
+
+
+@dataclass(slots=True)
+class _Line:
+    """Of one worker, in order."""
+
+    wanted: list[Wanted] = field(default_factory=list)
+    running: bool = False
+
+
+class Takeover:
+    """``gone`` and ``preempt`` return at once. ``owns``: whether requests of a model are ours to schedule, also while
+    that is being handed over. ``on_moved`` is told of each request that was moved, or ended in the moving."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        publisher: Publisher,
+        frames: FramePublisher,
+        fleet: Fleet,
+        owns: Callable[[str], bool],
+        describe: Describe,
+        on_moved: Callable[[Moved], None] | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._mover = Mover(bus=bus, publisher=publisher, frames=frames, owns=owns)
+        self._liveness = Liveness(bus, fleet)
+        self._recalls = Recalls(bus)
+        self._orphans = Orphans(self._mover.placed, fleet, describe=describe, orphaned=self._orphaned)
+        self._told = on_moved
+        self._deaths = Deaths()
+        self._cancels: Remembered[bytes, bool] = Remembered(_CANCELS, _CANCEL_SECONDS)
+        self._lines: dict[str, _Line] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._ready: asyncio.Queue[str] = asyncio.Queue()
+
+    # --- in ----------------------------------------------------------------------------------------------------
+
+    def gone(self, worker: str, boot: int, reason: str) -> None:
+        """All work of that incarnation is to be moved."""
+        self._want(Wanted((worker, boot), Reason(reason)))
+
+    def preempt(self, victims: Victims) -> None:
+        """These generations of one living worker are to go on later, and anywhere."""
+        only = {running.sequence for running in victims.running if running.sequence}
+        if only:
+            self._want(Wanted((victims.worker, victims.boot), Reason.PREEMPTED, only))
+
+    def on_cancel(self, cancel: Cancel) -> None:
+        """Whoever runs it may be dead."""
+        self._cancels.put(cancel.request_id, True, clock.monotonic())
+
+    def on_heartbeat(self, beat: Heartbeat) -> None:
+        """Of every worker."""
+        self._recalls.heard(beat, clock.monotonic())
+
+    async def scan(self, shard: int) -> None:
+        """At the gain of a shard: see :meth:`Orphans.scan`."""
+        await self._orphans.scan(shard)
+
+    def scan_soon(self, shard: int) -> None:
+        """Something of ``shard`` may have been placed on who is gone: within about a second it is looked for."""
+        self._orphans.soon()
+
+    def _orphaned(self, of: Incarnation) -> None:
+        # A copy is of a move that was not ended: for whatever reason it was begun, no death is to be counted twice.
+        self._want(Wanted(of, Reason.RECALLED if of[1] == COPIES else Reason.WORKER_LOST))
+
+    def _want(self, wanted: Wanted) -> None:
+        line = self._lines.setdefault(wanted.of[0], _Line())
+        if wanted.only is None and any(
+            other.of == wanted.of and other.only is None and (wanted.again or not other.again) for other in line.wanted
+        ):
+            return
+        line.wanted.append(wanted)
+        self._ready.put_nowait(wanted.of[0])
+
+    # --- the moves ---------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """For ever: asks after the silent, looks for orphans, moves what is to be moved."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._liveness.run(), name="liveness")
+            group.create_task(self._orphans.run(), name="orphans")
+            while True:
+                worker = await self._ready.get()
+                line = self._lines.get(worker)
+                if line is not None and not line.running:
+                    line.running = True
+                    group.create_task(self._work_off(worker, line), name=f"takeover of {worker}")
+
+    async def _work_off(self, worker: str, line: _Line) -> None:
+        """All that is wanted of one worker, each until it is done."""
+        pause = _RETRY_SECONDS
+        while line.wanted:
+            wanted = line.wanted[0]
+            try:
+                async with self._slots:
+                    await self._move(wanted)
+            except (InferBusError, StreamApiError, NatsError, OSError, BufferError) as error:
+                log.warning("generations not moved yet", extra={"worker": worker, "error": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
+                continue
+            pause = _RETRY_SECONDS
+            line.wanted.remove(wanted)
+            if wanted.only is None and not wanted.again and wanted.of[1] != COPIES:
+                self._look_again(wanted)
+        del self._lines[worker]
+
+    def _look_again(self, wanted: Wanted) -> None:
+        worker, boot = wanted.of
+
+        def look() -> None:
+            # Heard again, or active again after a drain: what it has now is its own.
+            if not (self._fleet.knows(worker, boot) and self._fleet.takes_work(worker)):
+                self._want(Wanted(wanted.of, wanted.reason, again=True))
+
+        loop = asyncio.get_running_loop()
+        for seconds in _LOOK_AGAIN_SECONDS:
+            loop.call_later(seconds, look)
+
+    async def _move(self, wanted: Wanted) -> None:
+        move = await self._mover.read(wanted.of, wanted.reason, wanted.only, undelivered=wanted.again)
+        if move.orphans:
+            await self._mover.keep(move)
+            await self._mover.fence(move)
+            await self._mover.follow(move)
+        now, now_us = clock.monotonic(), clock.now_us()
+        if not move.orphans:
+            return
+        if wanted.reason is Reason.WORKER_LOST and wanted.only is None and not wanted.again:
+            self._deaths.died(now, explained=any(_fruitless(orphan, move) for orphan in move.orphans))
+        patience = self._deaths.patience(now)
+
+        def decide(orphan: Orphan, found: Recovered) -> Fate:
+            cancelled = self._cancels.get(orphan.request_id, now) is not None
+            return fate(orphan, found, wanted.reason, cancelled=cancelled, patience=patience, now_us=now_us)
+
+        moved: list[Moved] = []
+        try:
+            await self._mover.settle(move, decide, moved.append)
+        finally:
+            self._done(move, moved, now)
+        log.info(
+            "generations moved",
+            extra={
+                "worker": move.worker,
+                "boot": wanted.of[1],
+                "reason": wanted.reason.value,
+                "requests": len(moved),
+                "seconds": round(clock.monotonic() - move.began, 4),
+            },
+        )
+
+    def _done(self, move: Move, moved: list[Moved], now: float) -> None:
+        """Also of those that were moved before another one failed."""
+        self._recalls.moved(move.worker, move.of[1], ((one.request_id, one.attempt) for one in moved), now)
+        metrics.MIGRATION_SECONDS.observe(clock.monotonic() - move.began)
+        for one in moved:
+            self._fleet.moved(move.worker, one.request_id + one.attempt.to_bytes(2, "big"), now)
+            if isinstance(one.fate, Closed):
+                continue
+            metrics.MIGRATIONS.labels(move.reason.value).inc()
+            if isinstance(one.fate, End) and one.fate.refusal is not None:
+                log.error(
+                    "a request is not tried again",
+                    extra={"request_id": uuid_text(one.request_id), "attempts": one.attempt},
+                )
+            if self._told is not None:
+                self._told(one)
+
+
+def _fruitless(orphan: Orphan, move: Move) -> bool:
+    """It may be what its worker died of."""
+    found = move.found[orphan.request_id]
+    return orphan.delivered and not found.closed and not found.parts and len(found.ids) <= len(orphan.resume.token_ids)

@@ -1,0 +1,178 @@
+"""What the scheduler process does besides placing what comes first on who has room: pausing, falling back, ending what
+has been on a worker, draining."""
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from inferbus.bus.v1.control_pb2 import Cancel
+from inferbus.bus.v1.registry_pb2 import DeploymentRecord
+from inferbus.bus.v1.request_pb2 import Resume
+from inferbus.common.v1.usage_pb2 import FinishReason
+from inferbus.scheduler.v1.deployment_pb2 import SetDeploymentRequest
+from inferbus.scheduler.v1.deployment_pb2_grpc import DeploymentServiceStub
+from inferbus.scheduler.v1.scheduler_pb2 import DrainWorkersRequest, ExplainRequest
+from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
+from inferbus.worker.v1.worker_pb2 import DrainRequest, DrainResponse
+from inferbus.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+from inferbus_runtime import clock
+from inferbus_runtime.rpc import channel, error_of, serve
+
+TOKEN = "t" * 16
+
+
+async def test_interactive_work_pauses_batch_work_which_goes_on_later(new_stage, wait_until) -> None:
+    stage = await new_stage()
+    model = stage.model()
+    worker, edge = await stage.worker(model, capacity=2), await stage.edge()
+    worker.made = 100
+    batch = [await edge.submit(model, priority=3) for _ in range(3)]
+    await wait_until(lambda: len(worker.running) == 2)
+    urgent = await edge.submit(model)
+    await wait_until(lambda: urgent in worker.running)
+    assert len(worker.recalled) == 1, "no more than it takes"
+    paused, attempt = worker.recalled[0]
+    assert (paused in batch, attempt) == (True, 1)
+    for _ in range(4):
+        await wait_until(lambda: worker.running)
+        worker.finish(next(iter(worker.running)))
+    again = [work for work in worker.placed if work.request.request_id == paused]
+    assert [work.attempt for work in again] == [1, 2]
+    assert (again[1].request.resume.reason, again[1].request.resume.fruitless_deaths) == ("preempted", 0)
+    assert set(worker.taken) == {urgent, *batch}
+    assert not edge.closed
+    await stage.nothing_left()
+
+
+async def test_a_request_goes_to_a_fallback_when_its_model_has_nobody_or_its_queue_takes_too_long(
+    new_stage, wait_until
+) -> None:
+    stage = await new_stage()
+    large, small = stage.model(), stage.model()
+    await stage.known(large)
+    few, edge = await stage.worker(small, capacity=3), await stage.edge()
+
+    async def asks(model: str) -> bytes:
+        message = edge.request(model)
+        message.chat.messages.add(role="user", content="hello")
+        await edge.publish(message)
+        return message.request_id
+
+    deployment = DeploymentRecord(model=large, fallbacks=[small])
+    deployment.queue_target.FromMilliseconds(500)
+    async with channel(stage.scheduler.ready["grpc"], None) as grpc_channel:
+        await DeploymentServiceStub(grpc_channel).SetDeployment(SetDeploymentRequest(deployment=deployment))
+        unserved = await asks(large)
+        await wait_until(lambda: unserved in few.running)
+        told = await SchedulerServiceStub(grpc_channel).Explain(ExplainRequest(request_id=unserved))
+        assert (told.outcome, told.worker) == ("placed", few.name)
+    [work] = few.placed
+    assert (work.request.context.model, work.request.asked_model, work.attempt) == (small, large, 1)
+
+    many = await stage.worker(large, capacity=1)
+    served = await edge.submit(large)
+    await wait_until(lambda: served in many.running)
+    message = edge.request(large)
+    # Nobody else could go on with token ids: it waits.
+    message.prompt.tokens.ids.extend([1, 2, 3])
+    await edge.publish(message)
+    waits = await asks(large)
+    await wait_until(lambda: waits in few.running)
+    assert message.request_id not in few.running
+    edge.bus.send(Cancel(request_id=message.request_id))
+    await wait_until(lambda: message.request_id in edge.closes)
+    many.finish(served)
+    after = await edge.submit(large)
+    await wait_until(lambda: after in many.running)
+    assert edge.closed == [message.request_id]
+    await stage.nothing_left()
+
+
+async def test_what_has_been_on_a_worker_ends_with_what_it_had_and_a_cancel_that_came_before_it_counts(
+    new_stage, wait_until
+) -> None:
+    stage = await new_stage()
+    model = stage.model()
+    worker, edge = await stage.worker(model, capacity=1), await stage.edge()
+    running = await edge.submit(model)
+    await wait_until(lambda: running in worker.running)
+    stamp = Timestamp(seconds=clock.now_us() // 1_000_000 - 5)
+
+    def back(expires_in: float):
+        message = edge.request(model, expires_in=expires_in)
+        message.resume.CopyFrom(
+            Resume(
+                attempt=3, token_ids=[7, 8, 9], text=b"so far", first_token_time=stamp, last_token_time=stamp,
+                first_started_time=stamp, reason="worker_lost", worker="gone",
+            )
+        )  # fmt: skip
+        return message
+
+    late, left = back(-1), back(60)
+    edge.bus.send(Cancel(request_id=left.request_id))
+    await edge.bus.nc.flush()
+    for message in (late, left):
+        await edge.publish(message)
+    await wait_until(lambda: {late.request_id, left.request_id} <= edge.closes.keys())
+    for message, how in ((late, FinishReason.FINISH_REASON_ERROR), (left, FinishReason.FINISH_REASON_CANCELLED)):
+        close = edge.closes[message.request_id]
+        assert (close.attempt, close.finish_reason, close.usage.output_tokens) == (3, how, 3)
+        assert close.usage.input_tokens == 0
+        assert close.first_token_time == close.last_token_time == close.first_started_time == stamp
+    assert edge.closes[late.request_id].error.reason == "deadline_exceeded"
+
+    first, second = await edge.submit(model), back(60)
+    await edge.publish(second)
+    worker.finish(running)
+    await wait_until(lambda: second.request_id in worker.running)
+    assert worker.placed[-1].attempt == 3, "what was begun goes on before what was not"
+    worker.finish(second.request_id)
+    await wait_until(lambda: first in worker.running)
+    await stage.nothing_left()
+
+
+class _Leaving(WorkerServiceServicer):
+    """Plays the gRPC side of a worker."""
+
+    def __init__(self) -> None:
+        self.asked: list[DrainRequest] = []
+
+    async def Drain(self, request: DrainRequest, context: object) -> DrainResponse:  # noqa: N802 (gRPC's name)
+        self.asked.append(request)
+        return DrainResponse()
+
+
+async def test_workers_are_asked_to_leave_by_name_or_by_machine(new_stage, wait_until) -> None:
+    stage = await new_stage(RPC_TOKEN=TOKEN)
+    model, service = stage.model(), _Leaving()
+    workers = [await stage.worker(model) for _ in range(3)]
+    async with (
+        serve("127.0.0.1:0", lambda s: add_WorkerServiceServicer_to_server(service, s), [], TOKEN) as there,
+        channel(stage.scheduler.ready["grpc"], TOKEN) as grpc_channel,
+    ):
+        for worker, node in zip(workers, ("rack-1", "rack-2", "rack-2"), strict=True):
+            await worker.register(node=node, address=there.address)
+        stub = SchedulerServiceStub(grpc_channel)
+
+        async def seen() -> bool:
+            answer = await stub.Explain(ExplainRequest(model=model))
+            return len([each for each in answer.verdicts if each.eligible]) == 3
+
+        while not await seen():
+            pass
+        wanted = DrainWorkersRequest(node="rack-2")
+        wanted.grace.FromSeconds(7)
+        answer = await stub.DrainWorkers(wanted)
+        assert sorted(answer.workers) == sorted(worker.name for worker in workers[1:])
+        assert [(each.grace.seconds, each.begin_only) for each in service.asked] == [(7, True)] * 2
+        answer = await stub.DrainWorkers(DrainWorkersRequest(worker=workers[0].name))
+        assert list(answer.workers) == [workers[0].name]
+        assert service.asked[2].HasField("grace"), "at once, not whenever it likes"
+        assert service.asked[2].grace.ToMilliseconds() == 0
+        await workers[0].register(address="127.0.0.1:1")
+        for target, reason in (
+            (DrainWorkersRequest(node="nowhere"), "worker_not_found"),
+            (DrainWorkersRequest(), "invalid_value"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await stub.DrainWorkers(target)
+            assert error_of(error.value).reason == reason

@@ -1,0 +1,150 @@
+"""Schedulers that share the models: who holds what, and what happens when one dies, leaves or comes."""
+
+import asyncio
+import signal
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+from inferbus.bus.v1.registry_pb2 import WorkerRecord
+from inferbus.scheduler.v1.scheduler_pb2 import ListSchedulersRequest
+from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
+from inferbus_bus.registry import Registry
+from inferbus_contracts.subjects import SHARDS, model_shard
+from inferbus_runtime.rpc import channel
+from inferbus_scheduler.core.shard_owners import owner_of
+
+NAMES = st.sets(st.text("abcdef-0123456789", min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+@given(NAMES, st.text("xyz", min_size=1, max_size=4))
+def test_all_agree_and_only_shards_of_who_comes_or_goes_change_hands(members: set[str], comes: str) -> None:
+    before = {shard: owner_of(shard, members) for shard in range(SHARDS)}
+    assert before == {shard: owner_of(shard, sorted(members, reverse=True)) for shard in range(SHARDS)}
+    after = {shard: owner_of(shard, members | {comes}) for shard in range(SHARDS)}
+    assert set(before.values()) <= members
+    assert {after[shard] for shard in range(SHARDS) if after[shard] != before[shard]} <= {comes}
+
+
+def test_nobody_there_owns_nothing() -> None:
+    assert owner_of(3, []) == ""
+
+
+async def holders(scheduler) -> dict[str, list[int]]:
+    async with channel(scheduler.ready["grpc"], None) as grpc_channel:
+        answer = await SchedulerServiceStub(grpc_channel).ListSchedulers(ListSchedulersRequest())
+    assert {each.name for each in answer.schedulers if each.self} <= {scheduler.name}
+    return {each.name: list(each.shards) for each in answer.schedulers}
+
+
+async def shared_by(scheduler, names: set[str]) -> dict[str, list[int]]:
+    """Once all shards are held as they are to be."""
+    async with asyncio.timeout(30):
+        while True:
+            held = await holders(scheduler)
+            wanted = {name: [s for s in range(SHARDS) if owner_of(s, names) == name] for name in names}
+            if held == wanted:
+                return held
+            await asyncio.sleep(0.05)
+
+
+async def test_shards_are_shared_handed_over_and_taken_over(new_stage, wait_until) -> None:
+    stage = await new_stage()
+    first = stage.scheduler
+    await shared_by(first, {first.name})
+    model = stage.model()
+    await stage.known(model)
+    edge = await stage.edge()
+    # Nobody serves it: all of these wait in the hands of whoever holds the shard.
+    waiting = [await edge.submit(model) for _ in range(5)]
+
+    second = await stage.another("scheduler-b")
+    held = await shared_by(first, {first.name, second.name})
+    assert all(held.values()), "both have something to do"
+    assert await holders(second) == held
+    waiting += [await edge.submit(model) for _ in range(5)]
+
+    third = await stage.another("scheduler-c")
+    await shared_by(third, {first.name, second.name, third.name})
+
+    # In order: whoever is there has it at once, although requests that were held might be away for long.
+    assert await second.end(signal.SIGTERM) == 0
+    await shared_by(third, {first.name, third.name})
+    # Killed: when its leases have run out.
+    await first.end(signal.SIGKILL)
+    await shared_by(third, {third.name})
+    waiting += [await edge.submit(model) for _ in range(5)]
+
+    worker = await stage.worker(model, capacity=50)
+    await wait_until(lambda: set(waiting) <= worker.running.keys(), timeout=30)
+    await stage.nothing_left()
+    assert max(Counter(worker.taken).values()) == 1
+    assert not edge.closed
+
+
+async def test_a_killed_holder_under_load_loses_nothing_and_nothing_is_placed_twice(new_stage, wait_until) -> None:
+    stage = await new_stage()
+    other = await stage.another("scheduler-b")
+    await shared_by(other, {stage.scheduler.name, other.name})
+    models = [stage.model() for _ in range(8)]
+    workers = [await stage.worker(model, capacity=2) for model in models]
+    edge, sent, stop = await stage.edge(), [], asyncio.Event()
+
+    async def finish_all() -> None:
+        while not stop.is_set():
+            for worker in workers:
+                for request_id in list(worker.running):
+                    worker.finish(request_id)
+            await asyncio.sleep(0.01)
+
+    finishing = asyncio.create_task(finish_all())
+    for round_ in range(60):
+        sent += [await edge.submit(model) for model in models]
+        if round_ == 20:
+            await stage.scheduler.end(signal.SIGKILL)
+        if round_ == 40:
+            await stage.scheduler.start()
+    await wait_until(lambda: {each for worker in workers for each in worker.taken} >= set(sent), timeout=40)
+    await stage.nothing_left(timeout=30)
+    stop.set()
+    await finishing
+    assert max(Counter(each for worker in workers for each in worker.taken).values()) == 1
+    assert not edge.closed
+
+
+async def test_a_holder_that_slept_beyond_its_lease_does_nothing_for_what_is_anothers(new_stage, wait_until) -> None:
+    stage = await new_stage(QUEUE_TIMEOUT="3s")
+    # One that the other scheduler has as long as it is there.
+    while owner_of(model_shard(model := stage.model()), [stage.scheduler.name, "scheduler-b"]) != "scheduler-b":
+        pass
+    await stage.known(model)
+    edge = await stage.edge()
+    waiting = [await edge.submit(model) for _ in range(3)]
+    await shared_by(stage.scheduler, {stage.scheduler.name})
+    await asyncio.sleep(0.3)
+    stage.scheduler.send(signal.SIGSTOP)
+    other = await stage.another("scheduler-b", QUEUE_TIMEOUT="60s")
+    await shared_by(other, {other.name})
+    # By the clock of the one that sleeps they have waited for too long when it wakes; it must not end them.
+    await asyncio.sleep(1.5)
+    stage.scheduler.send(signal.SIGCONT)
+    await shared_by(other, {stage.scheduler.name, other.name})
+    assert not edge.closed
+    worker = await stage.worker(model, capacity=10)
+    await wait_until(lambda: set(waiting) <= worker.running.keys(), timeout=30)
+    assert max(Counter(worker.taken).values()) == 1
+    assert not edge.closed
+
+
+async def test_a_scheduler_that_is_started_again_under_its_name_need_not_wait_for_its_own_lease(new_stage) -> None:
+    stage = await new_stage(LEASE_TTL="60s")
+    await shared_by(stage.scheduler, {stage.scheduler.name})
+    leases = Registry(stage.bus, "leases", WorkerRecord)
+    await leases.start()
+    before = max(record.boot for record in leases.items().values())
+    await stage.scheduler.end(signal.SIGKILL)
+    await stage.scheduler.start(LEASE_TTL="60s")
+    async with asyncio.timeout(30):
+        while not all(record.boot > before for record in leases.items().values()):
+            await asyncio.sleep(0.05)
+    await leases.stop()
