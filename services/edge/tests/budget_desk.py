@@ -12,6 +12,7 @@ from inferbus.bus.v1.registry_pb2 import (
     BudgetLedgerRecord,
     BudgetPeriod,
     BudgetRecord,
+    DeploymentRecord,
     KeyRecord,
     ModelRecord,
     PriceRecord,
@@ -44,6 +45,7 @@ class Desk:
     budgets: Registry[BudgetRecord]
     ledgers: Registry[BudgetLedgerRecord]
     edge: Budgets
+    deployments: Registry[DeploymentRecord]
 
     async def price(self, version: str, **fields: str) -> None:
         amounts = {"output_per_million": "1000000", "input_per_million": "0", "currency": "USD"}
@@ -79,10 +81,10 @@ class Desk:
         await self.edge.reserve(first, key, plan, MODEL, now_us)
         return first
 
-    def end(self, tenant: str, first: bytes, tokens: int) -> None:
+    def end(self, tenant: str, first: bytes, tokens: int, attempt: int = 1) -> None:
         close = Close(
             request_id=first, usage=Usage(output_tokens=tokens), finish_reason=FinishReason.FINISH_REASON_STOP,
-            operation=Operation.OPERATION_CHAT,
+            operation=Operation.OPERATION_CHAT, attempt=attempt,
         )  # fmt: skip
         self.edge.on_frame(Frame(contexts=[RequestContext(tenant_id=tenant, model=MODEL.name)], closes=[close]))
 
@@ -116,13 +118,15 @@ async def desk_at(server: NatsServer) -> AsyncIterator[Desk]:
         made = Desk(
             office, Registry(office, "keys", KeyRecord), Registry(office, "prices", PriceRecord),
             Registry(office, "budgets", BudgetRecord),
-            Registry(office, "budget_ledgers", BudgetLedgerRecord), Budgets(bus, edge="edge-accounts"),
+            Registry(office, "budget_ledgers", BudgetLedgerRecord),
+            Budgets(bus, edge="edge-accounts", model_of=lambda _: None),
+            Registry(office, "deployments", DeploymentRecord),
         )  # fmt: skip
-        for one in (made.keys, made.prices, made.budgets, made.ledgers):
+        for one in (made.keys, made.prices, made.budgets, made.ledgers, made.deployments):
             await one.start()
         await made.price("accounts-1")
         await made.edge.start()
         yield made
         await made.edge.stop()
-        for one in (made.keys, made.prices, made.budgets, made.ledgers):
+        for one in (made.keys, made.prices, made.budgets, made.ledgers, made.deployments):
             await one.stop()

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from inferbus.bus.v1.control_pb2 import Cancel
-from inferbus.bus.v1.frame_pb2 import Close, DeltaLogprobs, Embedding, Frame, Open, Output
+from inferbus.bus.v1.frame_pb2 import Close, DeltaLogprobs, Embedding, Fence, Frame, Open, Output
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.context_pb2 import RequestContext
@@ -84,12 +84,14 @@ class Worker:
         counts: list[int] | None = None,
         closes: list[Close] | None = None,
         revision: str = "rev-1",
+        model: str = "",
         logprobs: list[DeltaLogprobs] | None = None,
         embeddings: list[Embedding] | None = None,
         outputs: list[Output] | None = None,
         ended: GenerateRequest | None = None,
     ) -> None:
-        """One frame of (request, first index, text). ``ended``: the request of the closes, if there are no deltas."""
+        """One frame of (request, first index, text). ``ended``: the request of the closes, if there are no deltas.
+        ``model``: a fallback that answers."""
         requests = [request for request, _, _ in deltas]
         texts = [text.encode() for _, _, text in deltas]
         concerned = requests or ([ended] if ended is not None else [])
@@ -97,6 +99,7 @@ class Worker:
         context = RequestContext()
         context.CopyFrom(concerned[0].context)
         context.revision = revision
+        context.model = model or context.model
         opens = []
         for request in concerned:
             if (request.request_id, attempt) not in self.opened:
@@ -131,11 +134,16 @@ class Worker:
         attempt: int = 1,
         reason: Any = FinishReason.FINISH_REASON_STOP,
         error: Any = None,
+        model: str = "",
     ) -> None:
         """A frame that ends the request."""
         usage = Usage(input_tokens=5, cached_input_tokens=2, output_tokens=tokens)
         close = Close(request_id=request.request_id, attempt=attempt, finish_reason=reason, usage=usage, error=error)
-        self.step(closes=[close], attempt=attempt, ended=request)
+        self.step(closes=[close], attempt=attempt, ended=request, model=model)
+
+    def fence(self, request: GenerateRequest, attempt: int) -> None:
+        """What is below that attempt is void from here on, as a scheduler says it."""
+        self.frames.publish(Frame(edge=request.edge, fences=[Fence(request_id=request.request_id, attempt=attempt)]))
 
     def say(self, request: GenerateRequest, texts: list[str], first_index: int = 0) -> int:
         """A frame for each text; returns the next index."""

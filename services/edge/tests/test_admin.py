@@ -219,19 +219,41 @@ class Meter(MeterServiceServicer):
 
 
 class Scheduler(SchedulerServiceServicer):
+    """One of two, which has the queue of ``model`` and knows of what is on the way to ``on_the_way`` of its workers."""
+
+    def __init__(self, model: str = "m", on_the_way: int = 0) -> None:
+        self.model = model
+        self.on_the_way = on_the_way
+        self.drained: list[Any] = []
+
     async def WatchFleet(self, request: Any, context: Any) -> Any:  # noqa: N802
-        worker = scheduler_pb2.FleetWorker(record=WorkerRecord(worker="worker-0"), active=2)
-        yield scheduler_pb2.WatchFleetResponse(workers=[worker])
+        worker = scheduler_pb2.FleetWorker(record=WorkerRecord(worker="worker-0"), active=2, on_the_way=self.on_the_way)
+        queue = scheduler_pb2.ModelQueue(model=self.model, queued=3)
+        yield scheduler_pb2.WatchFleetResponse(workers=[worker], queues=[queue])
         await asyncio.sleep(60)
+
+    async def ListSchedulers(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return scheduler_pb2.ListSchedulersResponse(
+            schedulers=[
+                scheduler_pb2.SchedulerInstance(name="scheduler", shards=[0, 3], self=True),
+                scheduler_pb2.SchedulerInstance(name="scheduler-1", shards=[1]),
+            ]
+        )
+
+    async def DrainWorkers(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.worker == "nobody":
+            raise InferBusError(ErrorClass.ERROR_CLASS_NOT_FOUND, "worker_not_found", "There is no such worker.")
+        self.drained.append(request)
+        return scheduler_pb2.DrainWorkersResponse(workers=["worker-0"])
 
 
 @asynccontextmanager
-async def neighbours() -> Any:
+async def neighbours(scheduler: Scheduler | None = None) -> Any:
     """A meter and a scheduler that speak their protocol for real, on one gRPC server."""
 
     def add(server: Any) -> None:
         add_MeterServiceServicer_to_server(Meter(), server)
-        add_SchedulerServiceServicer_to_server(Scheduler(), server)
+        add_SchedulerServiceServicer_to_server(scheduler or Scheduler(), server)
 
     async with rpc.serve("127.0.0.1:0", add, ("inferbus.meter.v1.MeterService",), TOKEN) as server:
         yield server.address
@@ -252,6 +274,9 @@ async def test_relays(nats_server: Any, rig: Any, tmp_path: Any) -> None:
         assert (await admin.get("/inferbus/v1/live", params={"window": "soon"})).status == 400
         fleet = await (await admin.get("/inferbus/v1/fleet")).json()
         assert fleet["workers"] == [{"record": {"worker": "worker-0"}, "active": 2}]
+        assert fleet["schedulers"] == [
+            {"name": "scheduler", "shards": [0, 3]}, {"name": "scheduler-1", "shards": [1]},
+        ]  # fmt: skip
 
         audit = await admin.post("/inferbus/v1/audit", json={"timeout": 7})
         assert audit.headers["Content-Type"].startswith("application/x-ndjson")
@@ -263,6 +288,59 @@ async def test_relays(nats_server: Any, rig: Any, tmp_path: Any) -> None:
         lines = [json.loads(line) for line in (await broken.text()).splitlines()]
         assert [next(iter(line)) for line in lines] == ["progress", "error"]
         assert (await admin.post("/inferbus/v1/audit", json={"x": 1})).status == 400
+
+
+async def test_the_fleet_is_what_all_schedulers_that_are_there_see(nats_server: Any, rig: Any, tmp_path: Any) -> None:
+    one, two = Scheduler("a"), Scheduler("b", on_the_way=4)
+    async with (
+        neighbours(one) as first,
+        neighbours(two) as second,
+        rig.run_edge(nats_server, tmp_path, SCHEDULER_ADDRESS=f"127.0.0.1:9,{first},{second}", RPC_TOKEN=TOKEN) as edge,
+        rig.session(edge, rig.ADMIN_KEY) as admin,
+    ):
+        for _ in range(2):
+            fleet = await (await admin.get("/inferbus/v1/fleet")).json()
+            assert fleet["workers"] == [{"record": {"worker": "worker-0"}, "active": 2, "on_the_way": 4}]
+            assert [(queue["model"], queue["queued"]) for queue in fleet["queues"]] == [("a", 3), ("b", 3)]
+        assert (await admin.get("/inferbus/v1/fleet", params={"color": "red"})).status == 400
+        drained = await admin.post("/inferbus/v1/fleet/drain", json={"node": "rack-1", "grace": 2.5})
+        assert (drained.status, await drained.json()) == (200, {"workers": ["worker-0"]})
+        (asked,) = one.drained + two.drained
+        assert (asked.node, asked.grace.ToMilliseconds()) == ("rack-1", 2500)
+        missing = await admin.post("/inferbus/v1/fleet/drain", json={"worker": "nobody", "grace": None})
+        assert (missing.status, (await missing.json())["error"]["code"]) == (404, "worker_not_found")
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"worker": "a", "node": "b"}, {"worker": ""}, {"worker": "a", "grace": "soon"}, {"workers": ["a"]}]
+)
+async def test_a_drain_names_one_worker_or_one_node(edge: Any, rig: Any, body: dict[str, Any]) -> None:
+    async with rig.session(edge, rig.ADMIN_KEY) as admin:
+        assert (await admin.post("/inferbus/v1/fleet/drain", json=body)).status == 400
+    async with rig.session(edge) as stranger:
+        assert (await stranger.post("/inferbus/v1/fleet/drain", json=body)).status == 403
+
+
+async def test_weights_of_tenants_and_projects(edge: Any, rig: Any) -> None:
+    async with rig.session(edge, rig.ADMIN_KEY) as admin:
+        made = await admin.post("/inferbus/v1/tenants", json={"tenant_id": "heavy", "weight": 3})
+        assert (await made.json())["tenant"]["weight"] == 3
+        changed = await admin.patch("/inferbus/v1/tenants/heavy", json={"weight": 5})
+        assert (await changed.json())["tenant"]["weight"] == 5
+        changed = await admin.patch("/inferbus/v1/tenants/heavy", json={"weight": None})
+        assert "weight" not in (await changed.json())["tenant"]
+        for bad in (1001, -1, "much"):
+            assert (await admin.patch("/inferbus/v1/tenants/heavy", json={"weight": bad})).status == 400
+        organization = {"OpenAI-Organization": "heavy"}
+        path = "/v1/organization/projects"
+        project = await (await admin.post(path, json={"name": "p", "weight": 2}, headers=organization)).json()
+        assert (project["name"], project["weight"]) == ("p", 2)
+        one = f"{path}/{project['id']}"
+        assert (await (await admin.post(one, json={"weight": 7}, headers=organization)).json())["weight"] == 7
+        renamed = await (await admin.post(one, json={"name": "q"}, headers=organization)).json()
+        assert (renamed["name"], renamed["weight"]) == ("q", 7)
+        for body in ({}, {"weight": 0}, {"weight": 1001}, {"weight": True}):
+            assert (await admin.post(one, json=body, headers=organization)).status == 400
 
 
 async def test_a_neighbour_that_is_away_is_a_503(nats_server: Any, rig: Any, tmp_path: Any, edge: Any) -> None:

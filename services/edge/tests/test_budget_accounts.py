@@ -9,12 +9,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from inferbus.bus.v1.registry_pb2 import BudgetLedgerRecord, PriceRecord
+from inferbus.bus.v1.frame_pb2 import Fence, Frame
+from inferbus.bus.v1.registry_pb2 import BudgetLedgerRecord, DeploymentRecord, PriceRecord
 from inferbus_rating import ledger as ledgers
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
 
-from services.edge.tests.budget_desk import Desk, desk_at, until
+from services.edge.tests.budget_desk import MODEL, Desk, desk_at, until
 from tests.harness.standing import standing_still
 
 MANY = 60
@@ -115,3 +116,39 @@ async def test_a_client_that_leaves_while_its_answer_is_to_be_stored_leaves_noth
                 timeout=aiohttp.ClientTimeout(total=0.5),
             )  # fmt: skip
     await until(lambda: all(one.ended and Decimal(one.granted) == 1 for one in desk.ledger(tenant)[1].grants))
+
+
+async def test_what_a_dearer_fallback_would_cost_is_reserved(desk: Desk) -> None:
+    """Who answers is decided later: a hard budget must cover whoever it is."""
+    await desk.budget("accounts-fallen", "10")
+    dear = PriceRecord(rate_version="accounts-dear-1", model="accounts-dear", currency="USD")
+    dear.output_per_million = "6000000"
+    await desk.prices.put(dear.rate_version, dear)
+    await desk.deployments.put(MODEL.name, DeploymentRecord(model=MODEL.name, fallbacks=["accounts-dear"]))
+    try:
+        async with asyncio.timeout(30):
+            while True:  # until the edge has heard of both
+                first = await desk.call("accounts-fallen")
+                try:
+                    second = await desk.call("accounts-fallen")
+                except InferBusError:
+                    break
+                for one in (first, second):
+                    desk.end("accounts-fallen", one, 0)
+                await asyncio.sleep(0.05)
+        desk.end("accounts-fallen", first, 1)
+        assert await desk.accepts("accounts-fallen"), "the asked model answered: the rest is free again"
+    finally:
+        await desk.deployments.delete(MODEL.name)
+
+
+async def test_the_end_of_a_worker_that_was_taken_over_from_settles_nothing(desk: Desk) -> None:
+    await desk.budget("accounts-moved", "2")
+    await asyncio.sleep(0.3)
+    kept, first = await desk.call("accounts-moved"), await desk.call("accounts-moved")
+    desk.edge.on_frame(Frame(fences=[Fence(request_id=first, attempt=2)]))
+    desk.end("accounts-moved", first, 0)
+    assert not await desk.accepts("accounts-moved"), "it goes on elsewhere, and may cost as much"
+    desk.end("accounts-moved", first, 0, attempt=2)
+    assert await desk.accepts("accounts-moved")
+    desk.end("accounts-moved", kept, 1)

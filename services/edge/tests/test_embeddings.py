@@ -226,12 +226,28 @@ async def test_late_vectors_of_an_older_attempt_are_void(worker: Any, model: str
     say(1, {0: [-1.0], 1: [-1.0]})
     say(2, {1: [2.5]})
     say(1, {1: [-1.0], 2: [-1.0]}, said=0)
-    say(3, {2: [3.5]})  # this one opens with a vector
+    say(3, {2: [3.5]})  # this one opens with a vector; it makes all of them, like every attempt
     say(2, {0: [-1.0], 1: [-1.0], 2: [-1.0]})
     worker.close(message, 0, attempt=2)
+    worker.fence(message, 4)
+    say(3, {0: [-1.0], 1: [-1.0], 2: [-1.0]})
     worker.close(message, 0, attempt=3)
+    say(4, {0: [4.0], 1: [4.25], 2: [4.5]})
+    worker.close(message, 0, attempt=4)
     body = await (await call).json()
-    assert [one["embedding"] for one in body["data"]] == [[1.0], [2.5], [3.5]]
+    assert [one["embedding"] for one in body["data"]] == [[4.0], [4.25], [4.5]]
+
+
+def test_vectors_of_two_attempts_are_not_one_answer() -> None:
+    form = form_for(input=["a", "b"])
+    form.open(0, "rev-1", "m")
+    form.binary(0, floats([1.0]))
+    form.open(0, "rev-2", "m")
+    form.binary(1, floats([2.0]))
+    form.close(0, "rev-2", Close(), "m")
+    with pytest.raises(InferBusError) as caught:
+        form.body()
+    assert caught.value.reason == "internal_error"
 
 
 async def test_a_chat_model_makes_no_vectors(http: Any, model: str) -> None:

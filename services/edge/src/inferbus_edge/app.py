@@ -42,6 +42,7 @@ from inferbus_edge.routes.budgets import BudgetRoutes
 from inferbus_edge.routes.chat import ChatRoutes, StoredChatRoutes
 from inferbus_edge.routes.completions import CompletionRoutes
 from inferbus_edge.routes.console import ConsoleRoutes
+from inferbus_edge.routes.deployments import DeploymentRoutes
 from inferbus_edge.routes.embeddings import EmbeddingRoutes
 from inferbus_edge.routes.health import HealthRoutes
 from inferbus_edge.routes.inference_v2 import InferenceV2Routes
@@ -60,6 +61,7 @@ from inferbus_edge.routes.responses_input_tokens import InputTokensRoutes
 from inferbus_edge.routes.tenants import TenantRoutes
 from inferbus_edge.routes.tokenize import TokenizeRoutes
 from inferbus_edge.routes.usage import UsageRoutes
+from inferbus_edge.schedulers import Schedulers
 from inferbus_edge.server import Routes
 from inferbus_edge.servicer import DirectoryServicer
 from inferbus_edge.stored import Stored
@@ -80,7 +82,7 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     limits = RateLimits(bus, edge=config.name)
     await limits.start()
     process.spawn(limits.run(), "limits held together")
-    budgets = Budgets(bus, edge=config.name)
+    budgets = Budgets(bus, edge=config.name, model_of=models.get)
     await process.enter(_running(budgets))
     process.spawn(budgets.run(), "grants of budgets")
     directory = Directory(bus, publisher, lambda key: limits.count_change(key.tenant_id, config.max_changes_per_minute))
@@ -91,7 +93,8 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     inference = await _inference(config, process, bus, publisher, limits, budgets, directory, catalogue, stored)
 
     token = None if config.rpc_token is None else config.rpc_token.get_secret_value()
-    scheduler = await _channel(process, config, config.scheduler_address, token)
+    channels = [await process.enter(rpc.channel(one, token, config.tls)) for one in config.scheduler_addresses]
+    schedulers = Schedulers(channels)
     meter = await _channel(process, config, config.meter_address, token)
     workers = Workers(Registry(bus, "fleet", WorkerRecord), lambda address: rpc.channel(address, token, config.tls))
     await process.enter(_running(workers))
@@ -121,15 +124,16 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     HealthRoutes(not_ready).add_to(routes)
     bounds = Reports(auth, limits, of_tenant=config.max_reports, of_operators=config.max_operator_reports)
     reports = routes.within(bounds.bound)
-    admin = AdminRoutes(auth=auth, desk=directory.keys, scheduler=scheduler, meter=meter, body_timeout=wait)
+    admin = AdminRoutes(auth=auth, desk=directory.keys, schedulers=schedulers, meter=meter, body_timeout=wait)
     admin.add_to(routes, reports)
     TenantRoutes(auth, directory.tenants, wait).add_to(routes)
+    DeploymentRoutes(auth, schedulers, publisher, wait).add_to(routes)
     PriceRoutes(auth, meter, publisher, wait).add_to(routes)
     BudgetRoutes(directory, meter, wait).add_to(reports)
     ReplayRoutes(auth, meter, wait).add_to(routes)
     OrganizationUsageRoutes(directory, meter, wait).add_to(reports)
     UsageRoutes(auth, meter).add_to(reports)
-    RequestRoutes(directory, meter, scheduler, wait).add_to(reports)
+    RequestRoutes(directory, meter, schedulers, wait).add_to(reports)
     AnalyticsRoutes(directory, meter, wait).add_to(reports)
     InvoiceRoutes(directory, meter, publisher, wait).add_to(reports)
     OrganizationRoutes(directory, wait).add_to(routes)

@@ -4,7 +4,14 @@ import logging
 from collections.abc import Callable
 from decimal import Decimal
 
-from inferbus.bus.v1.registry_pb2 import BudgetLedgerRecord, BudgetPeriod, BudgetRecord, CreditRecord, PriceRecord
+from inferbus.bus.v1.registry_pb2 import (
+    BudgetLedgerRecord,
+    BudgetPeriod,
+    BudgetRecord,
+    CreditRecord,
+    DeploymentRecord,
+    PriceRecord,
+)
 from inferbus_bus.connection import Bus
 from inferbus_bus.registry import Registry
 from inferbus_rating import PriceBook
@@ -42,6 +49,7 @@ class BudgetRecords:
         self._budgets = Registry(bus, "budgets", BudgetRecord)
         self._credits = Registry(bus, "credits", CreditRecord)
         self._prices = Registry(bus, "prices", PriceRecord)
+        self._deployments = Registry(bus, "deployments", DeploymentRecord)
         self.ledgers = Registry(bus, "budget_ledgers", BudgetLedgerRecord)
         self._made_book: PriceBook | None = None
         self._made_budgets: dict[str, dict[str, list[HardBudget]]] | None = None
@@ -66,11 +74,11 @@ class BudgetRecords:
         self._budgets.on_change(lambda name, record: budgeted())
         self._credits.on_change(lambda name, record: credited())
         self.ledgers.on_change(lambda name, record: ledger_changed(name))
-        for registry in (self._prices, self._budgets, self._credits, self.ledgers):
+        for registry in (self._prices, self._deployments, self._budgets, self._credits, self.ledgers):
             await registry.start()
 
     async def stop(self) -> None:
-        for registry in (self.ledgers, self._credits, self._budgets, self._prices):
+        for registry in (self.ledgers, self._credits, self._budgets, self._deployments, self._prices):
             await registry.stop()
 
     def book(self) -> PriceBook:
@@ -82,6 +90,11 @@ class BudgetRecords:
                     extra={"rate_version": record.rate_version, "model": record.model, "error": fault},
                 )
         return self._made_book
+
+    def answering(self, model: str) -> list[str]:
+        """Who may answer for ``model``: it, or a fallback of its deployment. Those of an adapter are its base's."""
+        deployment = self._deployments.get(model.partition(":")[0])
+        return [model] if deployment is None else list(dict.fromkeys((model, *deployment.fallbacks)))
 
     def hard(self) -> dict[str, dict[str, list[HardBudget]]]:
         """Hard budgets by tenant and scope."""

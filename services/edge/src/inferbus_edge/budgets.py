@@ -4,6 +4,7 @@ when its end is on the log. No round trip for a call while this edge's grant has
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -57,12 +58,15 @@ class _Reservation:
 class Budgets:
     """``start``, then ``run`` as a task of the process; ``stop`` gives back what is not spent."""
 
-    def __init__(self, bus: Bus, *, edge: str) -> None:
+    def __init__(self, bus: Bus, *, edge: str, model_of: Callable[[str], ModelRecord | None]) -> None:
+        """``model_of``: the record of a model; None if there is none."""
+        self._model_of = model_of
         self._records = BudgetRecords(bus)
         self._leases = Registry(bus, "leases", WorkerRecord)
         self._holder = Holder(self._leases, edge, self._cut_off)
         self._accounts: dict[str, Account] = {}
         self._open: dict[bytes, _Reservation] = {}
+        self._fences: dict[bytes, int] = {}  # of those: what has a lower attempt is void
 
     async def start(self) -> None:
         """Returns when all registries are here. Raises like :meth:`Registry.start`."""
@@ -117,16 +121,9 @@ class Budgets:
         budgets = [budget for scope in dict.fromkeys(scopes) for budget in of_tenant.get(scope, ())]
         if not budgets:
             return
-        book = self._records.book()
-        if not is_readable(book, key, plan.model):
-            raise unreadable()
-        rate = rate_of(book, key, plan, model, accepted_us)
-        need = most_of(rate, bound_of(plan, model))
+        need = self._need(budgets, key, plan, model, accepted_us)
         if need == ZERO:
             return
-        for one in budgets:
-            if one.budget.currency != rate.currency:
-                raise other_currency(_kind(one.budget), one.budget.currency)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 accounts = await self._with_room(budgets, need, accepted_us)
@@ -147,12 +144,33 @@ class Budgets:
     def on_frame(self, frame: Frame) -> None:
         """Settle what has ended. Never raises, never waits."""
         if self._open:
+            for fence in frame.fences:
+                if fence.request_id in self._open:
+                    self._fences[fence.request_id] = max(fence.attempt, self._fences.get(fence.request_id, 0))
             for close in frame.closes:
-                if close.request_id in self._open:
+                if close.request_id in self._open and close.attempt >= self._fences.get(close.request_id, 0):
                     cost = charge_of(self._records.book(), close, frame.contexts[close.context_index])
                     self._ended(close.request_id, cost)
 
     # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _need(
+        self, budgets: list[HardBudget], key: KeyRecord, plan: Plan, model: ModelRecord, accepted_us: int
+    ) -> Decimal:
+        """What the call may cost at most, whoever answers it. Raises InferBusError as :meth:`reserve`."""
+        book = self._records.book()
+        need = ZERO
+        for name in self._records.answering(plan.model):
+            answering = model if name == plan.model else self._model_of(name) or ModelRecord(name=name)
+            if not is_readable(book, key, name):
+                raise unreadable()
+            rate = rate_of(book, key, plan, answering, accepted_us)
+            most = most_of(rate, bound_of(plan, answering))
+            need = max(need, most)
+            for one in budgets if most > ZERO else ():
+                if one.budget.currency != rate.currency:
+                    raise other_currency(_kind(one.budget), one.budget.currency)
+        return need
 
     async def _with_room(self, budgets: list[HardBudget], need: Decimal, accepted_us: int) -> list[Account]:
         """The budgets' accounts, each with that much free. What they have is to be held before the next await."""
@@ -192,6 +210,7 @@ class Budgets:
             del self._accounts[account.name]
 
     def _ended(self, request_id: bytes, cost: Decimal) -> None:
+        self._fences.pop(request_id, None)
         reservation = self._open.pop(request_id, None)
         if reservation is None:
             return

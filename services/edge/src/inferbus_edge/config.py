@@ -10,6 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from inferbus_edge.core.lifetimes import LEAST_ORPHAN_SECONDS
 from inferbus_edge.cors import cors_of
 
+_ONE = ADDRESS[1:-1]
+
 
 class Config(ServiceConfig):
     http_host: str = Field(default="127.0.0.1", min_length=1)
@@ -23,8 +25,9 @@ class Config(ServiceConfig):
     inference_grpc_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of the Open Inference Protocol's gRPC, for clients with keys, under HTTP_TLS's certificate if that is
     set; port 0 takes a free one. Unset: that protocol is served over HTTP only."""
-    scheduler_address: str | None = Field(default=None, pattern=ADDRESS)
-    """host:port of the scheduler's gRPC API, for the fleet view; unset: that view answers 503."""
+    scheduler_address: str | None = Field(default=None, pattern=rf"^{_ONE}(,{_ONE})*$")
+    """host:port of the schedulers' gRPC APIs, comma-separated: those that are away are passed over. For the fleet, for
+    draining and deployments; unset: these answer 503."""
     meter_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of the meter's gRPC API, for usage and audit; unset: these answer 503."""
     request_timeout: timedelta = Field(default=timedelta(minutes=10), gt=timedelta(0))
@@ -76,6 +79,10 @@ class Config(ServiceConfig):
     @classmethod
     def _whole_http_tls(cls, key: Path | None, info: ValidationInfo) -> Path | None:
         return together(key, info, "http_tls_cert")
+
+    @property
+    def scheduler_addresses(self) -> tuple[str, ...]:
+        return tuple(self.scheduler_address.split(",")) if self.scheduler_address else ()
 
     @property
     def http_tls(self) -> TlsFiles | None:

@@ -61,6 +61,8 @@ class Batch:
         self.streams = Streams(self._followed)
         self.wanted = {join.first: join for join in joins}
         self._attendance = attendance
+        # Of requests that are wanted: an attempt may be fenced off before anything of it is on the log.
+        self._fences: dict[bytes, int] = {}
         # Of at least all requests that are left, and what their number was then.
         self._prefixes: tuple[bytes, ...] = ()
         self._size = -1
@@ -78,6 +80,9 @@ class Batch:
 
     def on_frame(self, frame: Frame, sequence: int) -> None:
         if self.wanted:
+            for fence in frame.fences:
+                if choice_id(fence.request_id, 0) in self.wanted:
+                    self._fences[fence.request_id] = max(fence.attempt, self._fences.get(fence.request_id, 0))
             for one in frame.opens:
                 join = self.wanted.pop(choice_id(one.request_id, 0), None)
                 if join is not None and not join.found.done():
@@ -97,6 +102,8 @@ class Batch:
             return
         self._attendance.arrive(join.answer)
         self.streams.add(join.answer)
+        for one in join.answer.ids:
+            self.streams.fence(one, self._fences.pop(one, 0))
         if self._followed.live:
             join.found.set_result(join.answer)
 
@@ -115,6 +122,7 @@ class Batch:
                 join.found.set_result(None)
             else:
                 self._ask_absent(join, join.absent)
+        self._fences = {one: attempt for one, attempt in self._fences.items() if choice_id(one, 0) in self.wanted}
 
     def _ask_absent(self, join: Join, absent: Callable[[], bool]) -> None:
         try:
@@ -138,6 +146,7 @@ class Batch:
             other.streams.release(answer)
             self.streams.add(answer)
         self.wanted |= other.wanted
+        self._fences |= other._fences
         self._size = -1
         return True
 
@@ -257,7 +266,7 @@ class _Followed:
 
 def names(frame: Frame) -> bytes:
     """The ids of all requests that ``frame`` says something of, one after the other."""
-    columns = (frame.opens, frame.closes, frame.embeddings, frame.outputs)
+    columns = (frame.fences, frame.opens, frame.closes, frame.embeddings, frame.outputs)
     others = (one.request_id for column in columns for one in column)
     return b"".join((frame.request_ids, *others))
 

@@ -17,6 +17,7 @@ from inferbus_edge.core.organization_rules import (
     NO_PROJECT,
     checked_id,
     checked_name,
+    checked_weight,
     conflict,
     not_found,
     too_many,
@@ -24,7 +25,7 @@ from inferbus_edge.core.organization_rules import (
 )
 from inferbus_edge.records import Index, Records
 
-CHANGEABLE = ("name", "limits")
+CHANGEABLE = ("name", "limits", "weight")
 _ACTIVE, _ARCHIVED = RecordState.RECORD_STATE_ACTIVE, RecordState.RECORD_STATE_ARCHIVED
 
 
@@ -40,7 +41,7 @@ class ProjectDesk:
         self._changes = Changes(projects, publisher)
 
     async def create(self, given: ProjectRecord, actor: KeyRecord) -> ProjectRecord:
-        """A project of the tenant in ``given``, with its name and limits; without a project id, one is made.
+        """A project of the tenant in ``given``, with its name, limits and weight; without a project id, one is made.
 
         Raises InferBusError INVALID_ARGUMENT, CONFLICT if there is such a project, RESOURCE_EXHAUSTED, UNAVAILABLE.
         """
@@ -59,7 +60,7 @@ class ProjectDesk:
         )
         record = with_changes(record, _checked(given), CHANGEABLE, CHANGEABLE)
         record.name = record.name or project_id
-        details = {"name": record.name, "title": record.name} | _told(record, ("limits",))
+        details = {"name": record.name, "title": record.name} | _told(record, ("limits", "weight"))
         await self._make("project.created", record, actor, details)
         return record
 
@@ -152,6 +153,7 @@ def _name(tenant_id: str, project_id: str) -> str:
 
 def _checked(given: ProjectRecord) -> ProjectRecord:
     checked_name(given.name, "name")
+    checked_weight(given.weight)
     return given
 
 

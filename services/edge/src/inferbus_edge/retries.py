@@ -19,6 +19,7 @@ from inferbus_runtime.telemetry import Span
 
 from inferbus_edge.admission import Admission, InferenceSettings, used
 from inferbus_edge.core.acceptance import messages_of, reply_of
+from inferbus_edge.core.errors import is_lost
 from inferbus_edge.core.plan import Plan
 from inferbus_edge.holding import Holds
 from inferbus_edge.idempotency import Claim
@@ -140,7 +141,7 @@ class Retries:
                 _settle_with(first.ticket, plan, answer)
         if answer is None:
             return None
-        if answer.done.done() and answer.error is not None and answer.error.error_class in _WORTH_A_RETRY:
+        if answer.done.done() and answer.error is not None and _is_worth_a_retry(answer.error):
             return None
         return await self._returning.deliver(answer, call)
 
@@ -178,6 +179,10 @@ def _settle_with(ticket: Ticket, plan: Plan, answer: Answer | None) -> None:
         ticket.settle(used(plan, answer))
     else:
         answer.settle = partial(_settle_with, ticket, plan, answer)
+
+
+def _is_worth_a_retry(error: InferBusError) -> bool:
+    return error.error_class in _WORTH_A_RETRY and not is_lost(error)
 
 
 async def _unless(

@@ -16,7 +16,7 @@ from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.answers import WholeResponse, WrittenResponse
-from inferbus_edge.core.errors import QUOTA, error_body, http_status, internal, of_status, retry_after_seconds
+from inferbus_edge.core.errors import error_body, http_status, internal, is_final, of_status, retry_after_seconds
 from inferbus_edge.core.openapi import OPERATIONS
 from inferbus_edge.cors import Cors, is_preflight
 from inferbus_edge.limits import RateLimitError
@@ -175,8 +175,8 @@ def error_response(error: InferBusError, request_id: bytes, body: ErrorBody = er
     response = json_response(body(error, request_id), request_id, http_status(error))
     if isinstance(error, RateLimitError):
         response.headers.update(error.headers)
-    if error.reason == QUOTA:
-        response.headers["x-should-retry"] = "false"  # OpenAI's SDKs try a 429 again without it
+    if is_final(error):
+        response.headers["x-should-retry"] = "false"  # OpenAI's SDKs try a 429 and a 500 again without it
     seconds = retry_after_seconds(error)
     if seconds is not None:
         response.headers["Retry-After"] = str(seconds)

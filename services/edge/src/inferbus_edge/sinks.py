@@ -1,7 +1,8 @@
 """Where an answer goes: into an event stream, or into the body of a unary answer.
 
 All take the same calls, from the bus callback: ``open``, ``write`` for each delta, ``binary``, ``close`` for each
-choice, then ``finish`` or ``fail``. ``write`` returns why the client can get no more, or None.
+choice, then ``finish`` or ``fail``. ``write`` returns why the client can get no more, or None. ``model``: which one
+answers, maybe a fallback; empty: the one that was asked.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class Sink(Protocol):
         """Something of the answer is out: its status cannot change any more."""
         ...
 
-    def open(self, choice: int, revision: str) -> None: ...
+    def open(self, choice: int, revision: str, model: str = "") -> None: ...
 
     def write(
         self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
@@ -36,7 +37,7 @@ class Sink(Protocol):
 
     def binary(self, index: int, data: bytes) -> None: ...
 
-    def close(self, choice: int, revision: str, close: Close, now: float) -> None: ...
+    def close(self, choice: int, revision: str, close: Close, now: float, model: str = "") -> None: ...
 
     def finish(self, now: float) -> None: ...
 
@@ -67,12 +68,13 @@ class ChatFacts:
 class ChatStream:
     """A chat stream of nothing but text: the case that must be cheap."""
 
-    __slots__ = ("_ending", "_facts", "_forms", "_revision", "_usage", "_wire")
+    __slots__ = ("_ending", "_facts", "_forms", "_models", "_revision", "_usage", "_wire")
 
     def __init__(self, facts: ChatFacts, line: Line, now: float) -> None:
         self._facts = facts
         self._wire = Wire(line, now)
         self._forms: list[sse.Template | None] = [None] * facts.choices
+        self._models = [facts.model] * facts.choices
         self._ending: list[bytes] = []
         self._revision = ""
         self._usage = Usage()
@@ -85,9 +87,10 @@ class ChatStream:
     def begun(self) -> bool:
         return self._wire.begun
 
-    def open(self, choice: int, revision: str) -> None:
+    def open(self, choice: int, revision: str, model: str = "") -> None:
         """Text of ``revision`` follows. The role goes out with the first of it."""
-        facts = self._of(revision)
+        self._models[choice] = model or self._models[choice]
+        facts = self._of(revision, choice)
         if self._forms[choice] is None:
             self._wire.lead(self._wire.events((sse.role_event(facts, choice),)))
         self._forms[choice] = sse.template(facts, choice, chunked=self._wire.chunked)
@@ -105,12 +108,12 @@ class ChatStream:
     def binary(self, index: int, data: bytes) -> None:
         """A chat has nothing but text."""
 
-    def close(self, choice: int, revision: str, close: Close, now: float) -> None:
+    def close(self, choice: int, revision: str, close: Close, now: float, model: str = "") -> None:
         if self._forms[choice] is None:
-            self.open(choice, revision)
+            self.open(choice, revision, model)
         self._revision = revision
         add_usage(self._usage, close.usage)
-        end = sse.end_event(self._of(revision), choice, FINISH_REASONS[close.finish_reason])
+        end = sse.end_event(self._of(revision, choice), choice, FINISH_REASONS[close.finish_reason])
         if self._facts.choices > 1:
             self._wire.send(self._wire.events((end,)), now)
         else:
@@ -118,7 +121,7 @@ class ChatStream:
 
     def finish(self, now: float) -> None:
         if self._facts.include_usage:
-            self._ending.append(sse.usage_event(self._of(self._revision), self._usage))
+            self._ending.append(sse.usage_event(self._of(self._revision, 0), self._usage))
         self._wire.send(self._wire.events((*self._ending, DONE)) + self._wire.end(), now)
 
     def fail(self, error: InferBusError, now: float) -> None:
@@ -138,9 +141,9 @@ class ChatStream:
     def abort(self) -> None:
         self._wire.abort()
 
-    def _of(self, revision: str) -> sse.StreamFacts:
+    def _of(self, revision: str, choice: int) -> sse.StreamFacts:
         facts = self._facts
-        return sse.StreamFacts(facts.request_id, facts.created, facts.model, revision, facts.include_usage)
+        return sse.StreamFacts(facts.request_id, facts.created, self._models[choice], revision, facts.include_usage)
 
 
 class FormStream:
@@ -169,8 +172,8 @@ class FormStream:
         """The head and what the form says before there is a token: for an answer that may wait for long."""
         return self._wire.send(self._wire.events(self._form.accept()), now)
 
-    def open(self, choice: int, revision: str) -> None:
-        self._wire.lead(self._wire.events(self._form.open(choice, revision)))
+    def open(self, choice: int, revision: str, model: str = "") -> None:
+        self._wire.lead(self._wire.events(self._form.open(choice, revision, model)))
 
     def write(
         self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
@@ -181,8 +184,8 @@ class FormStream:
     def binary(self, index: int, data: bytes) -> None:
         self._form.binary(index, data)
 
-    def close(self, choice: int, revision: str, close: Close, now: float) -> None:
-        data = self._wire.events(self._form.close(choice, revision, close))
+    def close(self, choice: int, revision: str, close: Close, now: float, model: str = "") -> None:
+        data = self._wire.events(self._form.close(choice, revision, close, model))
         if data:
             self._wire.send(data, now)
 
@@ -221,7 +224,7 @@ class ChatBody:
         self._parts: list[bytes] = []
         self.body = b""
 
-    def open(self, choice: int, revision: str) -> None:
+    def open(self, choice: int, revision: str, model: str = "") -> None:
         """Nothing to say before the end."""
 
     def write(
@@ -233,11 +236,11 @@ class ChatBody:
     def binary(self, index: int, data: bytes) -> None:
         """A chat has nothing but text."""
 
-    def close(self, choice: int, revision: str, close: Close, now: float) -> None:
+    def close(self, choice: int, revision: str, close: Close, now: float, model: str = "") -> None:
         self.body = completion_body(
             request_id=self._request_id,
             created=self._created,
-            model=self._model,
+            model=model or self._model,
             revision=revision,
             escaped=b"".join(self._parts),
             finish_reason=FINISH_REASONS[close.finish_reason],
@@ -274,8 +277,8 @@ class FormBody:
         """What is there so far; all of it after the end."""
         return self.form.body()
 
-    def open(self, choice: int, revision: str) -> None:
-        self.form.open(choice, revision)
+    def open(self, choice: int, revision: str, model: str = "") -> None:
+        self.form.open(choice, revision, model)
 
     def write(
         self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
@@ -286,8 +289,8 @@ class FormBody:
     def binary(self, index: int, data: bytes) -> None:
         self.form.binary(index, data)
 
-    def close(self, choice: int, revision: str, close: Close, now: float) -> None:
-        self.form.close(choice, revision, close)
+    def close(self, choice: int, revision: str, close: Close, now: float, model: str = "") -> None:
+        self.form.close(choice, revision, close, model)
 
     def finish(self, now: float) -> None:
         self.form.finish()
@@ -310,7 +313,7 @@ class Nowhere:
 
     started = True
 
-    def open(self, choice: int, revision: str) -> None: ...
+    def open(self, choice: int, revision: str, model: str = "") -> None: ...
 
     def write(
         self, choice: int, count: int, text: bytes, escaped: bytes, logprobs: Sequence[TokenLogprob], now: float
@@ -319,7 +322,7 @@ class Nowhere:
 
     def binary(self, index: int, data: bytes) -> None: ...
 
-    def close(self, choice: int, revision: str, close: Close, now: float) -> None: ...
+    def close(self, choice: int, revision: str, close: Close, now: float, model: str = "") -> None: ...
 
     def finish(self, now: float) -> None: ...
 

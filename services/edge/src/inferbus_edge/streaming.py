@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from inferbus.bus.v1.frame_pb2 import Close, Embedding, Frame, Output
+from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_contracts.ids import choice_id, is_detached, uuid_text
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.frames import deltas, opening_revision
+from inferbus_edge.core.frames import deltas, opening_context
 from inferbus_edge.core.order import Verdict, judge
 from inferbus_edge.core.translate import add_usage, error_of
 from inferbus_edge.measure import Timing, record
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 class Part:
     """One choice of an answer: how far it is on the log."""
 
-    __slots__ = ("answer", "attempt", "choice", "closed", "index", "request_id", "revision", "sink", "timing")
+    __slots__ = ("answer", "attempt", "choice", "closed", "index", "opened", "request_id", "sink", "timing")
 
     def __init__(self, answer: "Answer", choice: int) -> None:
         self.answer = answer
@@ -34,9 +35,9 @@ class Part:
         self.request_id = choice_id(answer.first, choice)
         self.sink = answer.sink
         self.timing = answer.timing
-        self.attempt = 0
+        self.attempt = 0  # anything of a lower one is void
+        self.opened = 0  # the attempt whose deltas the sink gets; 0: none, or the last one was fenced off
         self.index = 0  # tokens delivered
-        self.revision = ""
         self.closed = False
 
 
@@ -132,6 +133,12 @@ class Streams:
         """Returns when no answer is owed."""
         await self._idle.wait()
 
+    def fence(self, request_id: bytes, attempt: int) -> None:
+        """From now on anything of an attempt below is void."""
+        part = self._parts.get(request_id)
+        if part is not None and attempt > part.attempt:
+            part.attempt, part.opened = attempt, 0
+
     def on_frame(self, frame: Frame, _sequence: int) -> None:
         """Deliver one frame. Never raises, never waits."""
         try:
@@ -141,15 +148,17 @@ class Streams:
             return
         now, now_us = clock.monotonic(), clock.now_us()
         parts = self._parts
+        for fence in frame.fences:
+            self.fence(fence.request_id, fence.attempt)
         for request_id, context, attempt, first_index, count, text, escaped, logprobs in rows:
             part = parts.get(request_id)
             if part is None:
                 self._listener.stray(request_id, now)
                 continue
-            if attempt != part.attempt or first_index != part.index:
-                revision = frame.contexts[context].revision
-                if not self._judged(part, revision, attempt, first_index, count):
-                    continue
+            if (attempt != part.opened or first_index != part.index) and not self._judged(
+                part, frame.contexts[context], attempt, first_index, count
+            ):
+                continue
             part.index = first_index + count
             timing = part.timing
             if timing.first_us == 0:
@@ -168,30 +177,31 @@ class Streams:
                 part.answer.output_bytes += len(output.data)
                 part.sink.binary(output.index, output.data)
         for close in frame.closes:
-            self._close(close, frame.contexts[close.context_index].revision, now)
+            self._close(close, frame.contexts[close.context_index], now)
 
-    def _judged(self, part: Part, revision: str, attempt: int, first_index: int, count: int) -> bool:
+    def _judged(self, part: Part, context: RequestContext, attempt: int, first_index: int, count: int) -> bool:
         """Whether an unexpected delta is delivered: the first of an attempt is, a repeated or void one is not."""
         verdict = judge(part.attempt, part.index, attempt, first_index, count)
         if verdict is Verdict.GAP:
             self._break(part, f"attempt {attempt} gives index {first_index}")
-        elif attempt > part.attempt:
-            self._open(part, attempt, revision)
+        elif attempt >= part.attempt and attempt != part.opened:
+            self._open(part, attempt, context)
         return verdict is Verdict.ACCEPT
 
     def _wanted(self, part: Part, found: Embedding | Output, frame: Frame) -> bool:
         """Whether a vector, or a part of what an inference call gives, is delivered: a void one is not."""
         attempt = found.attempt or 1
-        if attempt > part.attempt:
-            self._open(part, attempt, opening_revision(frame, found.request_id))
+        if attempt >= part.attempt and attempt != part.opened:
+            self._open(part, attempt, opening_context(frame, found.request_id))
         return attempt == part.attempt
 
     @staticmethod
-    def _open(part: Part, attempt: int, revision: str) -> None:
-        part.attempt, part.revision = attempt, revision
-        part.sink.open(part.choice, revision)
+    def _open(part: Part, attempt: int, context: RequestContext) -> None:
+        part.attempt = part.opened = attempt
+        part.timing.model = context.model or part.timing.model  # maybe a fallback
+        part.sink.open(part.choice, context.revision, context.model)
 
-    def _close(self, close: Close, revision: str, now: float) -> None:
+    def _close(self, close: Close, context: RequestContext, now: float) -> None:
         part = self._parts.get(close.request_id)
         if part is None or part.closed or close.attempt < part.attempt:
             return
@@ -205,10 +215,11 @@ class Streams:
             return
         if close.usage.output_tokens < part.index:
             log.error("a request ended with fewer tokens than were delivered", extra=_fields(part))
-        part.attempt, part.revision = close.attempt, revision
+        if close.attempt != part.opened:
+            self._open(part, close.attempt, context)  # one that made nothing: what an earlier one left is void
         part.closed = True
         answer = part.answer
-        part.sink.close(part.choice, part.revision, close, now)
+        part.sink.close(part.choice, context.revision, close, now, context.model)
         answer.usage = answer.usage or Usage()
         add_usage(answer.usage, close.usage)
         if all(one.closed for one in answer.parts):

@@ -16,13 +16,14 @@ from inferbus_edge.core.organization_audit import Change
 from inferbus_edge.core.organization_rules import (
     checked_id,
     checked_name,
+    checked_weight,
     conflict,
     not_found,
     with_changes,
 )
 from inferbus_edge.records import Records
 
-CHANGEABLE = ("name", "limits", "hold")
+CHANGEABLE = ("name", "limits", "hold", "weight")
 _MAX_HOLD_SECONDS = 3600
 _ACTIVE, _ARCHIVED = RecordState.RECORD_STATE_ACTIVE, RecordState.RECORD_STATE_ARCHIVED
 
@@ -37,7 +38,7 @@ class TenantDesk:
         self._changes = Changes(tenants, publisher)
 
     async def create(self, given: TenantRecord, actor: KeyRecord) -> TenantRecord:
-        """A tenant with the id, name, limits and hold of ``given``; without an id, one is made.
+        """A tenant with the id, name, limits, hold and weight of ``given``; without an id, one is made.
 
         Raises InferBusError INVALID_ARGUMENT, CONFLICT if there is such a tenant, UNAVAILABLE.
         """
@@ -131,6 +132,7 @@ class TenantDesk:
 
 def _checked(given: TenantRecord) -> TenantRecord:
     checked_name(given.name, "name")
+    checked_weight(given.weight)
     hold: Duration = given.hold
     if not 0 <= hold.seconds + hold.nanos / 1e9 <= _MAX_HOLD_SECONDS:
         raise invalid(f"'hold' is 0 to {_MAX_HOLD_SECONDS} seconds.", param="hold")

@@ -52,9 +52,9 @@ def bound_of(plan: Plan, model: ModelRecord) -> Bound:
 
 
 def rate_of(book: PriceBook, key: KeyRecord, plan: Plan, model: ModelRecord, accepted_us: int) -> Rate:
-    """The price that the call will be charged with."""
+    """The price that the call will be charged with if ``model`` answers."""
     first = plan.requests[0]
-    scope = Scope(key.tenant_id, key.project_id, plan.model, model.revision)
+    scope = Scope(key.tenant_id, key.project_id, model.name or plan.model, model.revision)
     return book.rate_at(scope, operation_of(first), first.priority_class, accepted_us)
 
 

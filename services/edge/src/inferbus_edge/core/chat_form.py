@@ -21,9 +21,10 @@ _LEAST_LOGPROB = -9999.0
 
 @dataclass(slots=True)
 class _Choice:
-    """``pending``: log-probabilities of text that is held back."""
+    """``model``: which one answers. ``pending``: log-probabilities of text that is held back."""
 
     pieces: Pieces
+    model: str
     said: Said = field(default_factory=Said)
     opened: bool = False
     finish_reason: str | None = None
@@ -41,7 +42,7 @@ class ChatForm:
         self._stream = stream
         # Besides the events the answer as one body is only wanted for the store.
         self._keeps = not stream or bool(reply.get("stored"))
-        self._choices = [_Choice(Pieces(**reading)) for _ in range(reply["n"])]
+        self._choices = [_Choice(Pieces(**reading), reply["model"]) for _ in range(reply["n"])]
         self._revision = ""
         self._usage = Usage()
         self._tokens = 0
@@ -50,9 +51,10 @@ class ChatForm:
     def accept(self) -> Sequence[bytes]:
         return ()
 
-    def open(self, choice: int, revision: str) -> Sequence[bytes]:
+    def open(self, choice: int, revision: str, model: str = "") -> Sequence[bytes]:
         self._revision = revision
         one = self._choices[choice]
+        one.model = model or one.model
         if one.opened:
             return ()
         one.opened = True
@@ -68,9 +70,9 @@ class ChatForm:
     def binary(self, index: int, data: bytes) -> None:
         """A chat has none."""
 
-    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
+    def close(self, choice: int, revision: str, close: Close, model: str = "") -> Sequence[bytes]:
         one = self._choices[choice]
-        events = [*self.open(choice, revision)]
+        events = [*self.open(choice, revision, model)]
         events += self._said(choice, one.pieces.end())
         if one.pending:  # of tokens without a text of their own
             events += self._said(choice, [Text("")])
@@ -84,8 +86,9 @@ class ChatForm:
         self._finished = True
         if not self._stream:
             return ()
-        last = [event(self._chunk([], usage_object(self._usage)))] if self._reply.get("include_usage") else []
-        return [*last, DONE]
+        if not self._reply.get("include_usage"):
+            return [DONE]
+        return [event(self._chunk([], usage_object(self._usage), self._choices[0].model)), DONE]
 
     def fail(self, error: InferBusError) -> Sequence[bytes]:
         return [event(error_object(error))]
@@ -96,7 +99,7 @@ class ChatForm:
             return b""
         return orjson.dumps(
             {
-                **self._head("chat.completion"),
+                **self._head("chat.completion", self._choices[0].model),
                 "choices": [self._choice_object(at, one) for at, one in enumerate(self._choices)],
                 "usage": usage_object(self._usage),
                 **({"metadata": self._reply["metadata"]} if self._reply.get("metadata") else {}),
@@ -147,7 +150,7 @@ class ChatForm:
             return []
         content = {"content": logprobs, "refusal": None} if logprobs else None
         part = {"index": choice, "delta": delta, "logprobs": content, "finish_reason": finish_reason}
-        return [event(self._chunk([part], self._usage_so_far()))]
+        return [event(self._chunk([part], self._usage_so_far(), self._choices[choice].model))]
 
     def _usage_so_far(self) -> dict[str, Any] | None:
         """The input is counted with the end of each choice; until then it is 0."""
@@ -157,17 +160,17 @@ class ChatForm:
         usage.cached_input_tokens = self._usage.cached_input_tokens
         return usage_object(usage)
 
-    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
-        chunk = {**self._head("chat.completion.chunk"), "choices": choices}
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None, model: str) -> dict[str, Any]:
+        chunk = {**self._head("chat.completion.chunk", model), "choices": choices}
         # As OpenAI does it: null in every chunk before the one that has it.
         return chunk | {"usage": usage} if self._reply.get("include_usage") else chunk
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _head(self, kind: str, model: str) -> dict[str, Any]:
         head = {
             "id": completion_id(self._first),
             "object": kind,
             "created": self._reply["created"],
-            "model": self._reply["model"],
+            "model": model,
             "system_fingerprint": self._revision,
         }
         tier = self._reply.get("service_tier")

@@ -34,8 +34,10 @@ class _Logprobs:
 
 @dataclass(slots=True)
 class _Choice:
-    """``total``, ``tokens``: of the log-probabilities, for the mean. ``offset``: in characters of the text."""
+    """``model``: which one answers. ``total``, ``tokens``: of the log-probabilities, for the mean. ``offset``: in
+    characters of the text."""
 
+    model: str
     text: list[str] = field(default_factory=list)
     logprobs: _Logprobs = field(default_factory=_Logprobs)
     finish_reason: str | None = None
@@ -58,7 +60,7 @@ class CompletionForm:
         self._first = first
         self._reply = reply
         self._stream = stream
-        self._choices = [_Choice() for _ in range(reply["n"])]
+        self._choices = [_Choice(reply["model"]) for _ in range(reply["n"])]
         self._revision = ""
         self._usage = Usage()
         self._tokens = 0
@@ -66,9 +68,10 @@ class CompletionForm:
     def accept(self) -> Sequence[bytes]:
         return ()
 
-    def open(self, choice: int, revision: str) -> Sequence[bytes]:
+    def open(self, choice: int, revision: str, model: str = "") -> Sequence[bytes]:
         self._revision = revision
         one = self._choices[choice]
+        one.model = model or one.model
         if one.opened:
             return ()
         one.opened = True
@@ -96,9 +99,9 @@ class CompletionForm:
     def binary(self, index: int, data: bytes) -> None:
         """A completion has none."""
 
-    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
+    def close(self, choice: int, revision: str, close: Close, model: str = "") -> Sequence[bytes]:
         one = self._choices[choice]
-        events = [*self.open(choice, revision)]
+        events = [*self.open(choice, revision, model)]
         add_usage(self._usage, close.usage)
         one.finish_reason = FINISH_REASONS[close.finish_reason]
         return [*events, *self._events(choice, "", None, one.finish_reason)]
@@ -106,8 +109,9 @@ class CompletionForm:
     def finish(self) -> Sequence[bytes]:
         if not self._stream:
             return ()
-        last = [event(self._object([], usage_object(self._usage)))] if self._reply.get("include_usage") else []
-        return [*last, DONE]
+        if not self._reply.get("include_usage"):
+            return [DONE]
+        return [event(self._object([], usage_object(self._usage), self._choices[0].model)), DONE]
 
     def fail(self, error: InferBusError) -> Sequence[bytes]:
         return [event(error_object(error))]
@@ -118,7 +122,7 @@ class CompletionForm:
         for index, one in enumerate(self._best()):
             logprobs = one.logprobs if wanted else None
             choices.append(_choice_object(index, "".join(one.text), logprobs, one.finish_reason))
-        return orjson.dumps(self._object(choices, None) | {"usage": usage_object(self._usage)})
+        return orjson.dumps(self._object(choices, None, self._choices[0].model) | {"usage": usage_object(self._usage)})
 
     # --- the parts ----------------------------------------------------------------------------------------------------
 
@@ -148,7 +152,7 @@ class CompletionForm:
             self._choices[choice].text.append(text)
             return []
         part = _choice_object(choice, text, logprobs, finish_reason)
-        return [event(self._object([part], self._usage_so_far()))]
+        return [event(self._object([part], self._usage_so_far(), self._choices[choice].model))]
 
     def _usage_so_far(self) -> dict[str, Any] | None:
         """The input is counted with the end of each choice; until then it is 0."""
@@ -156,12 +160,12 @@ class CompletionForm:
             return None
         return usage_object(Usage(input_tokens=self._usage.input_tokens, output_tokens=self._tokens))
 
-    def _object(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
+    def _object(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None, model: str) -> dict[str, Any]:
         completion = {
             "id": f"cmpl-{self._first.hex()}",
             "object": "text_completion",
             "created": self._reply["created"],
-            "model": self._reply["model"],
+            "model": model,
             "system_fingerprint": self._revision,
             "choices": choices,
         }

@@ -79,13 +79,16 @@ class EmbeddingsForm:
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
         self._reply = reply
+        self._model: str = reply["model"]
         self._written: dict[int, bytes] = {}
         self._usage = Usage()
 
     def accept(self) -> Sequence[bytes]:
         return ()
 
-    def open(self, choice: int, revision: str) -> Sequence[bytes]:
+    def open(self, choice: int, revision: str, model: str = "") -> Sequence[bytes]:
+        """An attempt makes all of the answer: vectors of two are not of one model for certain."""
+        self._written.clear()
         return ()
 
     def delta(self, choice: int, text: str, tokens: int, logprobs: Sequence[TokenLogprob]) -> Sequence[bytes]:
@@ -98,7 +101,8 @@ class EmbeddingsForm:
         else:
             self._written[index] = _numbers(values)
 
-    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
+    def close(self, choice: int, revision: str, close: Close, model: str = "") -> Sequence[bytes]:
+        self._model = model or self._model
         add_usage(self._usage, close.usage)
         return ()
 
@@ -120,7 +124,7 @@ class EmbeddingsForm:
                     {"object": "embedding", "index": at, "embedding": orjson.Fragment(self._written[at])}
                     for at in wanted
                 ],
-                "model": self._reply["model"],
+                "model": self._model,
                 "usage": {"prompt_tokens": self._usage.input_tokens, "total_tokens": self._usage.input_tokens},
             }
         )

@@ -36,6 +36,8 @@ _REASONS = {
 
 # Of a budget that is used up: no waiting helps, and OpenAI has a type of its own for it.
 QUOTA = "insufficient_quota"
+# Of a request whose workers died: sent again, it may take more of them down.
+LOST = "worker_lost"
 _MAY_COME_BACK = (ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED, ErrorClass.ERROR_CLASS_UNAVAILABLE)
 
 # What the HTTP library refuses by itself, before or after a route is found.
@@ -65,6 +67,16 @@ def internal(diagnostic: str = "") -> InferBusError:
     return InferBusError(
         ErrorClass.ERROR_CLASS_INTERNAL, "internal_error", "The server had an error; retry.", diagnostic=diagnostic
     )
+
+
+def is_lost(error: InferBusError) -> bool:
+    """It was tried again and again, and its workers died of it."""
+    return error.reason == LOST and error.error_class == ErrorClass.ERROR_CLASS_INTERNAL
+
+
+def is_final(error: InferBusError) -> bool:
+    """Sent again at once it comes to the same: clients that retry by the status alone are told not to."""
+    return error.reason == QUOTA or is_lost(error)
 
 
 def http_status(error: InferBusError) -> int:

@@ -24,8 +24,9 @@ class Form(Protocol):
         same numbers, either way."""
         ...
 
-    def open(self, choice: int, revision: str) -> Sequence[bytes]:
-        """The first delta of an attempt of this choice follows; again after a worker was lost."""
+    def open(self, choice: int, revision: str, model: str = "") -> Sequence[bytes]:
+        """An attempt of this choice begins; again after a worker was lost. ``model``: which one answers, maybe a
+        fallback of the one that was asked; empty: the one that was asked."""
         ...
 
     def delta(self, choice: int, text: str, tokens: int, logprobs: Sequence[TokenLogprob]) -> Sequence[bytes]:
@@ -37,8 +38,8 @@ class Form(Protocol):
         gives."""
         ...
 
-    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
-        """The good end of one choice (stop or length)."""
+    def close(self, choice: int, revision: str, close: Close, model: str = "") -> Sequence[bytes]:
+        """The good end of one choice (stop or length). ``model``: as for :meth:`open`."""
         ...
 
     def finish(self) -> Sequence[bytes]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, repeat
 
 from inferbus.bus.v1.frame_pb2 import Frame, TokenLogprob
+from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import REQUEST_ID_BYTES
 from inferbus_runtime.errors import InferBusError
@@ -47,11 +48,11 @@ def deltas(frame: Frame) -> Iterator[Delta]:
     return zip(names, contexts, attempts, first_index, counts, texts, escaped, logprobs, strict=True)
 
 
-def opening_revision(frame: Frame, request_id: bytes) -> str:
+def opening_context(frame: Frame, request_id: bytes) -> RequestContext:
     """What runs the attempt that ``frame`` opens; empty if its opening is not here: its end says it, too."""
     indices = (one.context_index for one in frame.opens if one.request_id == request_id)
     index = next(indices, None)
-    return "" if index is None else frame.contexts[index].revision
+    return RequestContext() if index is None else frame.contexts[index]
 
 
 def _broken(frame: Frame) -> InferBusError:

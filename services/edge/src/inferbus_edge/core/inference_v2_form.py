@@ -28,12 +28,13 @@ class InferenceForm:
         self._parts: dict[int, bytes] = {}
         self._size = 0
         self._revision = ""
+        self._model: str = reply["model"]
         self._header_length: int | None = None
 
     def accept(self) -> Sequence[bytes]:
         return ()
 
-    def open(self, choice: int, revision: str) -> Sequence[bytes]:
+    def open(self, choice: int, revision: str, model: str = "") -> Sequence[bytes]:
         """An attempt makes all of the answer: what an earlier one left may be cut elsewhere."""
         self._parts.clear()
         self._size = 0
@@ -48,8 +49,8 @@ class InferenceForm:
         self._size += len(data)
         self._parts[index] = data if self._size <= MAX_BYTES else b""
 
-    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
-        self._revision = revision
+    def close(self, choice: int, revision: str, close: Close, model: str = "") -> Sequence[bytes]:
+        self._revision, self._model = revision, model or self._model
         return ()
 
     def finish(self) -> Sequence[bytes]:
@@ -107,7 +108,7 @@ class InferenceForm:
             raise internal("the answer of an inference call is no ModelInferResponse") from error
         if message.raw_output_contents and len(message.raw_output_contents) != len(message.outputs):
             raise internal("the answer of an inference call has not one raw content an output")
-        message.model_name, message.model_version = self._reply["model"], self._revision
+        message.model_name, message.model_version = self._model, self._revision
         message.id = self._reply["id"]
         for parameters in (message.parameters, *(one.parameters for one in message.outputs)):
             for name in [one for one in parameters if one.startswith("triton_")]:

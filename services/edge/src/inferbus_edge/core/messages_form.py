@@ -36,7 +36,8 @@ class MessagesForm:
     def accept(self) -> Sequence[bytes]:
         return ()
 
-    def open(self, choice: int, revision: str) -> Sequence[bytes]:
+    def open(self, choice: int, revision: str, model: str = "") -> Sequence[bytes]:
+        self._model = model or self._model
         if self._begun:  # a worker was lost: the message goes on
             return ()
         self._begun = True
@@ -48,8 +49,8 @@ class MessagesForm:
     def binary(self, index: int, data: bytes) -> None:
         """A message has none."""
 
-    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
-        start = self.open(choice, revision)
+    def close(self, choice: int, revision: str, close: Close, model: str = "") -> Sequence[bytes]:
+        start = self.open(choice, revision, model)
         rest = self._add(self._pieces.end())
         self._usage = close.usage
         self._stop_reason = self._why(close)

@@ -35,6 +35,8 @@ _WHOLE = of_messages(
     meter.AuditResponse.DESCRIPTOR,
     replay.ReplayResponse.DESCRIPTOR,
     scheduler.WatchFleetResponse.DESCRIPTOR,
+    scheduler.ListSchedulersResponse.DESCRIPTOR,
+    scheduler.DrainWorkersResponse.DESCRIPTOR,
 )
 
 
@@ -61,12 +63,29 @@ SCHEMAS: dict[str, Schema] = {
     **_WHOLE,
     "CreateKeyRequest": {**_leaves_out("CreateKeyRequest", but="tenant_id"), "required": ["tenant_id"]},
     "KeyChanges": _changes("Key", "name", "expire_time", "models", "limits"),
-    "TenantChanges": _changes("TenantRecord", "name", "limits", "hold"),
-    "TenantCreate": _changes("TenantRecord", "name", "limits", "hold", also={"tenant_id": TEXT}),
+    "TenantChanges": _changes("TenantRecord", "name", "limits", "hold", "weight"),
+    "TenantCreate": _changes("TenantRecord", "name", "limits", "hold", "weight", also={"tenant_id": TEXT}),
+    "DrainBody": {
+        "type": "object",
+        "properties": {
+            "worker": any_of(told(TEXT, "This one."), NULL),
+            "node": any_of(told(TEXT, "All of this machine."), NULL),
+            "grace": any_of(
+                {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9},
+                {"type": "string", "pattern": "^[0-9]{1,8}(\\.[0-9]+)?s$"},
+                NULL,
+            ),
+        },
+        "additionalProperties": False,
+    },
     "OperatorKeyRotation": {
         "type": "object",
         "properties": {"overlap": told(TEXT, "How long the old secret still works, as 3600s.")},
         "additionalProperties": False,
+    },
+    "Fleet": {
+        **_WHOLE["WatchFleetResponse"],
+        "properties": {**_WHOLE["WatchFleetResponse"]["properties"], **_WHOLE["ListSchedulersResponse"]["properties"]},
     },
     "AuditRange": {
         "type": "object",
@@ -149,7 +168,13 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         errors=_ASKING,
     ),
-    Operation("GET", f"{_AT}/fleet", _GROUP, "Workers and queues", "WatchFleetResponse", scope=_SCOPE, errors=_ASKING),
+    Operation(
+        "GET", f"{_AT}/fleet", _GROUP, "Workers, queues and schedulers", "Fleet", scope=_SCOPE, errors=_ASKING
+    ),
+    Operation(
+        "POST", f"{_AT}/fleet/drain", _GROUP, "Drain a worker, or all of a machine", "DrainWorkersResponse",
+        scope=_SCOPE, body="DrainBody", errors=(*_ASKING, 404), example={"worker": "worker-0", "grace": 30},
+    ),
     Operation(
         "POST", f"{_AT}/audit", _GROUP, "Whether what was billed is what was delivered", "AuditLine", scope=_SCOPE,
         body="AuditRange", body_required=False, content="application/x-ndjson", errors=_ASKING,

@@ -43,6 +43,10 @@ _LIMITS: dict[str, Schema] = {
     "max_concurrent_requests": told(_LIMIT, "Null: no limit."),
 }
 _NAME: Schema = {"type": "string", "minLength": 1}
+_WEIGHT: Schema = {
+    "type": "integer", "minimum": 1, "maximum": 1000,
+    "description": "Its part of what the tenant gets while several of its projects wait; left out: 1.",
+}  # fmt: skip
 _OF_KEY: dict[str, Schema] = {
     "name": _NAME,
     "models": told(many(TEXT), "Which ones it may use; empty: all."),
@@ -54,7 +58,8 @@ _TENANT_ROLE, _PROJECT_ROLE = one_of("owner", "reader"), one_of("owner", "member
 _ACCOUNT_ROLE = one_of("owner", "member", "none")
 
 BODIES: dict[str, Schema] = {
-    "ProjectBody": _sent("name", name=_NAME),
+    "ProjectBody": _sent("name", name=_NAME, weight=_WEIGHT),
+    "ProjectChange": _sent(name=_NAME, weight=_WEIGHT),
     "RateLimitBody": _sent(**_LIMITS),
     "ProjectKeyCreate": _sent("name", **_OF_KEY, user_id=told(TEXT, "Whose key it is; left out: the project's.")),
     "ProjectKeyChange": _sent(**_OF_KEY),
@@ -111,7 +116,7 @@ _MEMBER: dict[str, Schema] = {"id": TEXT, "name": TEXT, "role": TEXT, "created_a
 OBJECTS: dict[str, Schema] = {
     "Project": record(
         object=const("organization.project"), id=TEXT, name=TEXT, created_at=UNIX, archived_at=nullable(UNIX),
-        status=one_of("active", "archived"),
+        status=one_of("active", "archived"), weight=WHOLE,
     ),
     "ProjectList": listing("Project"),
     "RateLimit": record(
@@ -204,7 +209,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _operation("GET", "/projects", "Projects", "ProjectList", _EMPTY, LIMIT, AFTER, in_query("include_archived", FLAG)),
     _operation("POST", "/projects", "Make a project", "Project", "ProjectBody"),
     _operation("GET", _PROJECT, "A project", "Project"),
-    _operation("POST", _PROJECT, "Rename a project", "Project", "ProjectBody"),
+    _operation("POST", _PROJECT, "Rename a project, or give it another weight", "Project", "ProjectChange"),
     _operation("POST", f"{_PROJECT}/archive", "Archive a project: its keys end", "Project"),
     _operation(
         "GET", f"{_PROJECT}/rate_limits", "A project's limits", "RateLimitList", _EMPTY,

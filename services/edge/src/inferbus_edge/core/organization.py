@@ -70,6 +70,7 @@ def seconds(stamp: Timestamp) -> int | None:
 
 
 def project_object(project: ProjectRecord) -> Object:
+    """``weight`` is ours: its part of what the tenant gets while several of its projects wait."""
     archived = project.state == RecordState.RECORD_STATE_ARCHIVED
     return {
         "object": "organization.project",
@@ -78,6 +79,7 @@ def project_object(project: ProjectRecord) -> Object:
         "created_at": project.create_time.seconds,
         "archived_at": seconds(project.archive_time),
         "status": "archived" if archived else "active",
+        "weight": project.weight or 1,
     }
 
 

@@ -17,6 +17,7 @@ MAX_MODELS_BYTES = 2560
 MAX_KEYS = 2000
 MAX_PROJECTS = 1000
 MAX_MEMBERS = 2000
+MAX_WEIGHT = 1000
 MAX_OVERLAP_SECONDS = 30 * 86_400
 # Protobuf's timestamps end with the year 9999.
 MAX_EXPIRY_SECONDS = 253_402_300_799
@@ -67,6 +68,12 @@ def checked_models(models: Sequence[str]) -> list[str]:
 def checked_expiry(unix_seconds: int, now_us: int) -> None:
     if not now_us // 1_000_000 < unix_seconds <= MAX_EXPIRY_SECONDS:
         raise invalid("The time at which a key expires must be in the future.", param="expire_time")
+
+
+def checked_weight(weight: int) -> None:
+    """0 stands for 1. Raises InferBusError INVALID_ARGUMENT."""
+    if weight > MAX_WEIGHT:
+        raise invalid(f"'weight' is 1 to {MAX_WEIGHT}.", param="weight")
 
 
 def with_changes(record: MessageT, given: Message, mask: Iterable[str], allowed: Collection[str]) -> MessageT:

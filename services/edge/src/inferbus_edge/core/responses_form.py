@@ -33,7 +33,7 @@ class ResponsesForm:
 
     __slots__ = (
         "_accepted", "_begun", "_completed", "_ending", "_error", "_first", "_hex", "_incomplete", "_items",
-        "_logprobs", "_number", "_open", "_pieces", "_reply", "_status", "_stream", "_usage",
+        "_logprobs", "_model", "_number", "_open", "_pieces", "_reply", "_status", "_stream", "_usage",
     )  # fmt: skip
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
@@ -41,6 +41,7 @@ class ResponsesForm:
         self._first = first
         self._hex = first.hex()
         self._reply = reply
+        self._model: str = reply["model"]
         self._stream = stream
         self._number = 0  # events made
         self._accepted = self._begun = False
@@ -69,11 +70,13 @@ class ResponsesForm:
             payloads.append(("response.queued", {"response": self._object()}))
         return self._events(payloads)
 
-    def open(self, choice: int, revision: str) -> Sequence[bytes]:
-        """The beginning, once: a later attempt goes on where the one before it was."""
+    def open(self, choice: int, revision: str, model: str = "") -> Sequence[bytes]:
+        """The beginning, once: a later attempt goes on where the one before it was. ``response.created`` names the
+        model that was asked, as it does where it is said before anybody knows which one answers."""
         if self._begun:
             return ()
         accepted = self.accept()
+        self._model = model or self._model
         self._begun, self._status = True, IN_PROGRESS
         return [*accepted, *self._events([("response.in_progress", {"response": self._object()})])]
 
@@ -90,9 +93,9 @@ class ResponsesForm:
     def binary(self, index: int, data: bytes) -> None:
         """A response has none."""
 
-    def close(self, choice: int, revision: str, close: Close) -> Sequence[bytes]:
+    def close(self, choice: int, revision: str, close: Close, model: str = "") -> Sequence[bytes]:
         """Said with :meth:`finish`: there is one choice, and so one write for all of the end."""
-        ending = list(self.open(choice, revision))
+        ending = list(self.open(choice, revision, model))
         self._usage = close.usage
         cut = close.finish_reason == FinishReason.FINISH_REASON_LENGTH
         if cut:
@@ -198,6 +201,7 @@ class ResponsesForm:
             self._reply,
             self._status,
             [*self._items, *growing],
+            model=self._model,
             usage=self._usage,
             completed=self._completed,
             incomplete=self._incomplete,

@@ -52,12 +52,14 @@ def response_object(
     status: str,
     output: Sequence[Mapping[str, Any]],
     *,
+    model: str = "",
     usage: Usage | None = None,
     completed: int | None = None,
     incomplete: str | None = None,
     error: InferBusError | None = None,
 ) -> dict[str, Any]:
-    """``reply``: its ``echo`` is what is said back of the request. ``completed``: Unix seconds. ``incomplete``: why the
+    """``reply``: its ``echo`` is what is said back of the request. ``model``: which one answers; empty: the one that
+    was asked. ``completed``: Unix seconds. ``incomplete``: why the
     output was cut off."""
     return {
         "id": response_id(first),
@@ -67,7 +69,7 @@ def response_object(
         "completed_at": completed,
         "error": None if error is None else error_of_response(error),
         "incomplete_details": None if incomplete is None else {"reason": incomplete},
-        "model": reply["model"],
+        "model": model or reply["model"],
         "output": list(output),
         "usage": None if usage is None else usage_object(usage),
         **reply["echo"],

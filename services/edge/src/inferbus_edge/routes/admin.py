@@ -1,46 +1,47 @@
 """/inferbus/v1/...: what an operator's tools need, with an admin key. Keys and tenants are handled next door
-(tenants.py); usage, the live view and the audit are the meter's, the fleet is the scheduler's: their gRPC answers are
+(tenants.py); usage, the live view and the audit are the meter's, the fleet is the schedulers': their gRPC answers are
 passed on in protobuf's JSON."""
 
 from datetime import timedelta
 from typing import Any
 
 import grpc
+import orjson
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus.meter.v1.meter_pb2 import AuditRequest, GetLiveRequest, GetUsageRequest
 from inferbus.meter.v1.meter_pb2_grpc import MeterServiceStub
-from inferbus.scheduler.v1.scheduler_pb2 import WatchFleetRequest
+from inferbus.scheduler.v1.scheduler_pb2 import DrainWorkersRequest
 from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
-from inferbus_runtime.errors import invalid, unavailable
-from inferbus_runtime.rpc import error_of
+from inferbus_runtime.errors import invalid
 
 from inferbus_edge.auth import ADMIN, Auth
 from inferbus_edge.keys import KeyDesk
-from inferbus_edge.routes.messages import answer, body_object, parse
-from inferbus_edge.routes.relay import CALL_SECONDS, RETRY_AFTER, configured, named, ndjson, relay
+from inferbus_edge.routes.messages import answer, as_dict, body_object, only, parse
+from inferbus_edge.routes.relay import configured, named, ndjson, relay
 from inferbus_edge.routes.tenants import KeyRoutes
-from inferbus_edge.server import Call, Routes
+from inferbus_edge.schedulers import Schedulers
+from inferbus_edge.server import Call, Routes, json_response
 
 PREFIX = "/inferbus/v1"
 _AUDIT_SECONDS = 3600.0
 
 
 class AdminRoutes:
-    """``scheduler`` and ``meter``: channels to them, None if the operator named none."""
+    """``meter``: a channel to it, None if the operator named none."""
 
     def __init__(
         self,
         *,
         auth: Auth,
         desk: KeyDesk,
-        scheduler: grpc.aio.Channel | None,
+        schedulers: Schedulers,
         meter: grpc.aio.Channel | None,
         body_timeout: timedelta,
     ) -> None:
         self._auth = auth
         self._keys = KeyRoutes(auth, desk, body_timeout)
-        self._scheduler = None if scheduler is None else SchedulerServiceStub(scheduler)
+        self._schedulers = schedulers
         self._meter = None if meter is None else MeterServiceStub(meter)
         self._body_timeout = body_timeout
 
@@ -50,6 +51,7 @@ class AdminRoutes:
         reports.add("GET", f"{PREFIX}/usage", self.usage)
         routes.add("GET", f"{PREFIX}/live", self.live)
         routes.add("GET", f"{PREFIX}/fleet", self.fleet)
+        routes.add("POST", f"{PREFIX}/fleet/drain", self.drain)
         routes.add("POST", f"{PREFIX}/audit", self.audit)
 
     async def usage(self, call: Call) -> web.StreamResponse:
@@ -66,15 +68,26 @@ class AdminRoutes:
 
     async def fleet(self, call: Call) -> web.StreamResponse:
         self._admin(call)
-        watch = configured(self._scheduler, "scheduler").WatchFleet(WatchFleetRequest(), timeout=CALL_SECONDS)
-        try:
-            async for first in watch:
-                return answer(call, first)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error) from error
-        finally:
-            watch.cancel()
-        raise unavailable("scheduler_unavailable", "The scheduler is restarting.", retry_after=RETRY_AFTER)
+        named(call, {})
+        picture = await self._schedulers.fleet()
+        shown = as_dict(picture) | as_dict(await self._schedulers.members())
+        return json_response(orjson.dumps(shown), call.request_id)
+
+    async def drain(self, call: Call) -> web.StreamResponse:
+        """Workers finish and leave; what still runs after the grace goes on at others."""
+        self._admin(call)
+        body = await body_object(call, self._body_timeout)
+        only(body, ("worker", "node", "grace"))
+        asked = {name: value for name, value in body.items() if value is not None}
+        if ("worker" in asked) == ("node" in asked):
+            raise invalid("Name a 'worker' or a 'node'.", param="worker", reason="missing_required_parameter")
+        if "grace" in asked:
+            asked["grace"] = duration(asked["grace"], "grace")
+        request = parse(asked, DrainWorkersRequest())
+        if not (request.worker or request.node):
+            raise invalid("A worker and a node have a name.", param=next(iter(asked)))
+        drained = await self._schedulers.ask(lambda channel: SchedulerServiceStub(channel).DrainWorkers, request)
+        return answer(call, drained)
 
     async def audit(self, call: Call) -> web.StreamResponse:
         """NDJSON, one line an event as it comes; a failure half-way is a last line with ``error``."""

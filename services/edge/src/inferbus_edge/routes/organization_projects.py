@@ -13,14 +13,16 @@ from inferbus_edge.core.organization import (
 )
 from inferbus_edge.core.organization_bodies import (
     LIMIT_FIELDS,
+    Body,
     boolean,
     known_only,
     named,
     page_query,
     text,
+    whole,
     with_limits,
 )
-from inferbus_edge.core.organization_rules import not_found
+from inferbus_edge.core.organization_rules import MAX_WEIGHT, not_found
 from inferbus_edge.routes.organization_door import PREFIX, Door, query_of, reply
 from inferbus_edge.server import Call, Routes
 
@@ -57,8 +59,8 @@ class ProjectRoutes:
 
     async def create(self, call: Call) -> web.StreamResponse:
         acting = self._door.enter_to_change(call)
-        body = await self._door.body(call, ("name",))
-        given = ProjectRecord(tenant_id=acting.tenant_id, name=text(body, "name"))
+        body = await self._door.body(call, ("name", "weight"))
+        given = ProjectRecord(tenant_id=acting.tenant_id, name=text(body, "name"), weight=_weight(body))
         return reply(call, project_object(await self._desk.create(given, acting.key)))
 
     async def retrieve(self, call: Call) -> web.StreamResponse:
@@ -68,9 +70,14 @@ class ProjectRoutes:
     async def modify(self, call: Call) -> web.StreamResponse:
         acting = self._door.enter_to_change(call)
         project_id = self._desk.get(acting.tenant_id, call.path["project_id"]).project_id
-        body = await self._door.body(call, ("name",))
-        given = ProjectRecord(tenant_id=acting.tenant_id, project_id=project_id, name=text(body, "name"))
-        return reply(call, project_object(await self._desk.update(given, ("name",), acting.key)))
+        body = await self._door.body(call, ("name", "weight"))
+        weight = _weight(body)
+        given = ProjectRecord(tenant_id=acting.tenant_id, project_id=project_id, weight=weight)
+        mask = ["weight"] if weight else []
+        if "name" in body or not mask:
+            given.name = text(body, "name")
+            mask.append("name")
+        return reply(call, project_object(await self._desk.update(given, mask, acting.key)))
 
     async def archive(self, call: Call) -> web.StreamResponse:
         acting = self._door.enter(call)
@@ -100,3 +107,8 @@ class ProjectRoutes:
         )
         changed = await self._desk.set_limits(given, body, acting.key)
         return reply(call, rate_limit_object(changed.limits))
+
+
+def _weight(body: Body) -> int:
+    """0: nothing is said of it. Raises InferBusError INVALID_ARGUMENT."""
+    return whole(body, "weight", 1, MAX_WEIGHT) or 0

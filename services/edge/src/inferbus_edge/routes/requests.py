@@ -18,7 +18,6 @@ from inferbus.meter.v1.requests_pb2 import (
 )
 from inferbus.meter.v1.requests_pb2_grpc import RequestServiceStub
 from inferbus.scheduler.v1.scheduler_pb2 import ExplainRequest
-from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from inferbus_contracts.ids import parse_uuid, unix_ms_of, uuid_text
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
@@ -30,6 +29,7 @@ from inferbus_edge.routes.messages import as_dict, parse
 from inferbus_edge.routes.organization_door import PREFIX as ORGANIZATION
 from inferbus_edge.routes.organization_door import Door, query_of
 from inferbus_edge.routes.relay import ask, configured, named, relay
+from inferbus_edge.schedulers import Schedulers
 from inferbus_edge.server import Call, Routes, json_response
 
 OPERATOR = "/inferbus/v1"
@@ -39,19 +39,19 @@ _DIGITS = re.compile(r"(?:[a-z]+[-_])?([0-9a-f-]{32,36})", re.IGNORECASE)
 
 
 class RequestRoutes:
-    """``meter`` and ``scheduler``: channels to them, None if the operator named none."""
+    """``meter``: a channel to it, None if the operator named none."""
 
     def __init__(
         self,
         directory: Directory,
         meter: grpc.aio.Channel | None,
-        scheduler: grpc.aio.Channel | None,
+        schedulers: Schedulers,
         body_timeout: timedelta,
     ) -> None:
         self._auth = directory.auth
         self._door = Door(directory, body_timeout)
         self._meter = None if meter is None else RequestServiceStub(meter)
-        self._scheduler = None if scheduler is None else SchedulerServiceStub(scheduler)
+        self._schedulers = schedulers
 
     def add_to(self, routes: Routes) -> None:
         routes.add("GET", f"{OPERATOR}/requests", self.list)
@@ -93,14 +93,10 @@ class RequestRoutes:
         return _answer(call, await ask(self._stub().GetTimeline, request), None)
 
     async def _placement(self, request_id: str) -> dict[str, Any] | None:
-        """What the scheduler decided lately, and of which workers it chose; None if it does not know, or is away."""
-        if self._scheduler is None:
-            return None
+        """What a scheduler decided lately, and of which workers it chose; None if none knows, or they are away."""
         asked = ExplainRequest(request_id=_id_of(request_id))
-        try:
-            return as_dict(await self._scheduler.Explain(asked, timeout=_PLACEMENT_SECONDS))
-        except grpc.aio.AioRpcError:
-            return None
+        found = await self._schedulers.explain(asked, _PLACEMENT_SECONDS)
+        return None if found is None else as_dict(found)
 
     def _stub(self) -> Any:
         return configured(self._meter, "meter")
