@@ -23,6 +23,7 @@ def test_a_tenant_from_its_making_to_its_archive(stack: RunningStack) -> None:
     changed = stack.json("tenants", "update", "globex", "--requests-per-minute", "none", "--tokens-per-minute", "1000")
     assert changed["tenant"]["limits"] == {"tokens_per_minute": "1000"}
     assert changed["tenant"]["hold"] == "30s"
+    assert stack.json("tenants", "update", "globex", "--weight", "3")["tenant"]["weight"] == 3
     stack.run("tenants", "archive", "globex")
     until(lambda: not works(stack, made["secret"]), 5)
     stack.run("tenants", "restore", "globex")
@@ -37,6 +38,7 @@ def test_the_first_tenants_are_there(stack: RunningStack) -> None:
 def test_a_project_and_a_service_account_in_it(stack: RunningStack) -> None:
     project = stack.run("projects", "create", "Shop").stdout.strip()
     stack.run("projects", "rename", project, "Store")
+    assert "weight 4" in stack.run("projects", "weigh", project, "4").stdout
     stack.run("projects", "limit", project, "--requests-per-minute", "60")
     assert "Store" in stack.run("projects", "list").stdout
     account = stack.json("service-accounts", "create", "Robot", "--project", project, "--expires", "1h")
@@ -52,7 +54,7 @@ def test_a_project_and_a_service_account_in_it(stack: RunningStack) -> None:
     log = stack.json("audit-log", "--project", project)
     assert [entry["type"] for entry in log] == [
         "project.archived", "service_account.deleted", "api_key.deleted", "api_key.created",
-        "service_account.created", "rate_limit.updated", "project.updated", "project.created",
+        "service_account.created", "rate_limit.updated", "project.updated", "project.updated", "project.created",
     ]  # fmt: skip
     shown = stack.run("audit-log", "--target-id", account["id"], "--since", "1h").stdout
     assert "service_account.deleted" in shown

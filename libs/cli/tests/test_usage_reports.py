@@ -75,7 +75,8 @@ def test_an_export_is_csv_or_a_file(stack: RunningStack, used: dict[str, Any], t
 def test_margin_says_what_is_known(stack: RunningStack, used: dict[str, Any]) -> None:
     rows = stack.json("margin")["rows"]
     assert {row["worker"] for row in rows} <= {"worker-0", "worker-1"}
-    assert all(row["gpu_hours"] >= row["busy_gpu_hours"] for row in rows)
+    # Of one that had nothing to do the busy ones are left out.
+    assert all(row["gpu_hours"] >= row.get("busy_gpu_hours", 0.0) for row in rows)
     assert all("gpu_cost" not in row and "energy_joules" not in row for row in rows)
     assert any(float(row["busy"].removesuffix("s")) > 0 for row in rows)
     assert "watched" in stack.json("margin")

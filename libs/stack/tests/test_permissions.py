@@ -15,9 +15,10 @@ import pytest
 import pytest_asyncio
 from inferbus.bus.v1.audit_pb2 import AuditEvent
 from inferbus.bus.v1.brand_pb2 import BrandRecord
-from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
-from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.control_pb2 import CacheEvents, Cancel, Heartbeat, Recall
+from inferbus.bus.v1.frame_pb2 import Fence, Frame
 from inferbus.bus.v1.registry_pb2 import (
+    DeploymentRecord,
     ErasureRecord,
     IdempotencyRecord,
     KeyRecord,
@@ -36,7 +37,14 @@ from inferbus_bus.registry import Registry
 from inferbus_bus.store import Store
 from inferbus_bus.streams import ensure_streams
 from inferbus_bus.workqueue import Delivery, WorkQueue
-from inferbus_contracts.subjects import subject_token
+from inferbus_contracts.subjects import (
+    SHARDS,
+    model_shard,
+    shard_requests,
+    subject_token,
+    token_subject,
+    work_subject,
+)
 from inferbus_stack.nats import NatsServer, free_port
 from inferbus_stack.nats_config import BusUser, NatsLimits, render
 from inferbus_stack.permissions import Role, permissions
@@ -53,6 +61,7 @@ USERS = {
     "meter": Role.METER,
 }
 _ids = itertools.count(1)
+MODEL = "smollm2-135m-instruct"
 
 
 class Broker:
@@ -111,7 +120,7 @@ def nothing_refused(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
 
 def a_request(edge: str = "edge-0") -> GenerateRequest:
     request = GenerateRequest(request_id=next(_ids).to_bytes(16, "big"), edge=edge)
-    request.context.model = "smollm2-135m-instruct"
+    request.context.model = MODEL
     return request
 
 
@@ -137,15 +146,16 @@ async def test_a_request_goes_all_the_way_with_no_more_rights_than_each_role_has
         frames: asyncio.Queue[Frame] = asyncio.Queue()
         reader = FrameReader(edge, edge="edge-0", on_frame=lambda frame, _: frames.put_nowait(frame))
         await reader.start()
-        requests, placed = await deliveries(scheduler, "REQUESTS", "scheduler", "req.>")
-        works, work_in = await deliveries(worker, "WORK", "worker-0", "work.worker-0")
+        shard = model_shard(MODEL)
+        requests, placed = await deliveries(scheduler, "REQUESTS", f"scheduler-{shard}", shard_requests(shard))
+        works, work_in = await deliveries(worker, "WORK", "worker-0", work_subject("worker-0", 1))
         edge_publisher, scheduler_publisher = Publisher(edge), Publisher(scheduler)
         await edge_publisher.start()
         await scheduler_publisher.start()
 
         await edge_publisher.publish(a_request())
         delivery = await take(placed)
-        work = Work(request=GenerateRequest.FromString(delivery.data), worker="worker-0")
+        work = Work(request=GenerateRequest.FromString(delivery.data), worker="worker-0", boot=1)
         await scheduler_publisher.publish(work)
         delivery.ack()
         (await take(work_in)).ack()
@@ -169,6 +179,38 @@ async def test_a_request_goes_all_the_way_with_no_more_rights_than_each_role_has
 
 
 @pytest.mark.usefixtures("nothing_refused")
+async def test_a_scheduler_may_move_what_a_dead_worker_had(broker: Broker) -> None:
+    """Seen without being taken, fenced off in the worker's place, read from the log, back in the queue, out of WORK."""
+    async with connect(broker.config("scheduler")) as scheduler:
+        publisher, subject = Publisher(scheduler), work_subject("worker-9", 1)
+        await publisher.start()
+        stored = await publisher.publish(Work(request=a_request(), worker="worker-9", boot=1))
+        state = (await scheduler.api("STREAM.INFO.WORK", {"subjects_filter": "work.>"}))["state"]
+        assert state["subjects"][subject] == 1
+        seen = await scheduler.nc.request(
+            "$JS.API.DIRECT.GET.WORK", json.dumps({"seq": 1, "next_by_subj": subject}).encode(), timeout=5
+        )
+        request = Work.FromString(seen.data).request
+        fences = FramePublisher(broker.config("scheduler"), worker="scheduler", boot=next(_ids))
+        await fences.start()
+        fence = Fence(request_id=request.request_id, attempt=2)
+        await fences.wait_acked(fences.publish(Frame(edge="edge-0", stead="worker-9", fences=[fence])))
+        log = FrameLog(scheduler)
+        _, last = await log.bounds()
+        read = [
+            Frame.FromString(data)
+            async for batch in log.read(1, last, subject=token_subject("edge-0", "worker-9"))
+            for _, _, data in batch
+        ]
+        assert [list(frame.fences) for frame in read] == [[fence]]
+        request.resume.attempt = 2
+        assert not (await publisher.publish(request)).duplicate
+        assert (await scheduler.api("STREAM.MSG.DELETE.WORK", {"seq": stored.sequence, "no_erase": True}))["success"]
+        scheduler.send(Recall(worker="worker-9", boot=1, request_ids=request.request_id, attempts=[1]))
+        await fences.stop()
+
+
+@pytest.mark.usefixtures("nothing_refused")
 async def test_registries_are_read_by_all_who_need_them_and_written_by_their_owner(broker: Broker) -> None:
     async def writes(name: str, bucket: str, key: str, record: object, ttl: timedelta | None = None) -> None:
         async with connect(broker.config(name)) as bus:
@@ -181,10 +223,11 @@ async def test_registries_are_read_by_all_who_need_them_and_written_by_their_own
     await writes("edge-0", "brands", "acme", BrandRecord(tenant_id="acme"))
     await writes("worker-0", "models", "smollm2.135m", ModelRecord(name="smollm2.135m"))
     await writes("worker-0", "fleet", "worker-0", WorkerRecord(worker="worker-0"), timedelta(seconds=6))
+    await writes("scheduler", "deployments", "smollm2.135m", DeploymentRecord(model="smollm2.135m"))
     await writes("meter", "prices", "v1", PriceRecord(rate_version="v1"))
     readers = {
         "edge-1": [("keys", KeyRecord), ("models", ModelRecord), ("brands", BrandRecord)],
-        "scheduler": [("fleet", WorkerRecord), ("models", ModelRecord)],
+        "scheduler": [("fleet", WorkerRecord), ("models", ModelRecord), ("deployments", DeploymentRecord)],
         "meter": [("prices", PriceRecord), ("fleet", WorkerRecord)],
         "batch": [("models", ModelRecord)],
     }
@@ -195,8 +238,13 @@ async def test_registries_are_read_by_all_who_need_them_and_written_by_their_own
                 await registry.start()
                 assert registry.items(), f"{name} reads {bucket}"
                 await registry.stop()
-    for name in ("scheduler", "meter"):
-        async with connect(broker.config(name)) as bus, hold(bus, name, "me", timedelta(seconds=5)):
+    for name, lease in (
+        ("scheduler", "scheduler-0"),
+        ("scheduler", f"scheduler-{SHARDS - 1}"),
+        ("scheduler", "scheduler-member-scheduler"),
+        ("meter", "meter"),
+    ):
+        async with connect(broker.config(name)) as bus, hold(bus, lease, "me", timedelta(seconds=5)):
             pass
 
 
@@ -241,12 +289,16 @@ async def test_control_messages_reach_whom_they_are_for(broker: Broker) -> None:
         await scheduler.subscribe(Cancel, heard.put_nowait)
         await worker.subscribe(Cancel, heard.put_nowait)
         await scheduler.subscribe(Heartbeat, heard.put_nowait)
+        await scheduler.subscribe(CacheEvents, heard.put_nowait)
+        await worker.subscribe(Recall, heard.put_nowait, Recall(worker="worker-0"))
         await scheduler.nc.flush()
         await worker.nc.flush()
         edge.send(Cancel(request_id=b"r" * 16))
         worker.send(Heartbeat(worker="worker-0"))
-        kinds = sorted([type(await asyncio.wait_for(heard.get(), 5)).__name__ for _ in range(3)])
-        assert kinds == ["Cancel", "Cancel", "Heartbeat"]
+        worker.send(CacheEvents(worker="worker-0"))
+        scheduler.send(Recall(worker="worker-0"))
+        kinds = sorted([type(await asyncio.wait_for(heard.get(), 5)).__name__ for _ in range(5)])
+        assert kinds == ["CacheEvents", "Cancel", "Cancel", "Heartbeat", "Recall"]
         publisher = Publisher(edge)
         await publisher.start()
         await publisher.publish(AuditEvent(event_id="e1", tenant_id="acme", action="key.created"))
@@ -256,8 +308,12 @@ REFUSED_PUBLISHES = {
     "edge-0": (
         "tok.edge-0.worker-0",
         "dlv.edge-1",
-        "work.worker-0",
+        "work.worker-0.1",
         "ctl.heartbeat.worker-0",
+        "ctl.recall.worker-0",
+        "ctl.cache.worker-0",
+        "dec.placement.m",
+        "$KV.deployments.m",
         "$KV.prices.default",
         "$KV.budgets.x",
         "$KV.credits.x",
@@ -270,7 +326,7 @@ REFUSED_PUBLISHES = {
         "$JS.API.CONSUMER.CREATE.TOKENS",
         "$JS.API.CONSUMER.DURABLE.CREATE.TOKENS.spy",
         "$JS.API.CONSUMER.CREATE.REQUESTS.spy.req.>",
-        "$JS.API.CONSUMER.CREATE.WORK.worker-0.work.worker-0",
+        "$JS.API.CONSUMER.CREATE.WORK.worker-0.work.worker-0.1",
         "$JS.API.CONSUMER.CREATE.KV_responses.spy.$KV.responses.>",
         "$JS.API.DIRECT.GET.KV_prices.$KV.prices.default",
         "$JS.API.CONSUMER.NAMES.TOKENS",
@@ -282,20 +338,41 @@ REFUSED_PUBLISHES = {
         "$JS.API.STREAM.CREATE.OWN",
         "_INBOX_edge-1.ack1.1",
     ),
-    "scheduler": ("$KV.keys.x", "$KV.prices.x", "req.interactive.m", "tok.edge-0.worker-0", "ctl.cancel", "audit.x"),
+    "scheduler": (
+        "$KV.keys.x",
+        "$KV.prices.x",
+        "$KV.fleet.worker-0",
+        "$KV.leases.meter",
+        "ctl.cancel",
+        "ctl.heartbeat.worker-0",
+        "audit.x",
+        "audit.acme.key.created",
+        "$JS.API.STREAM.MSG.DELETE.TOKENS",
+        "$JS.API.STREAM.MSG.DELETE.REQUESTS",
+        "$JS.API.STREAM.PURGE.WORK",
+        "$JS.API.CONSUMER.CREATE.WORK.spy.work.>",
+        "$JS.API.CONSUMER.CREATE.REQUESTS.spy.req.>",
+        "$JS.API.CONSUMER.DELETE.REQUESTS.other",
+    ),
     "worker-0": (
         "tok.edge-0.worker-1",
         "ctl.heartbeat.worker-1",
-        "req.interactive.m",
-        "work.worker-0",
-        "work.worker-1",
+        "req.0.interactive.m",
+        "work.worker-0.1",
+        "work.worker-1.1",
+        "ctl.recall.worker-1",
+        "ctl.cache.worker-1",
+        "dec.placement.m",
         "$KV.keys.x",
         "$KV.brands.x",
         "$KV.prices.x",
         "$KV.leases.scheduler",
         "$KV.fleet.worker-1",
-        "$JS.API.CONSUMER.CREATE.WORK.worker-1.work.worker-1",
-        "$JS.API.CONSUMER.CREATE.WORK.worker-0.work.worker-1",
+        "$JS.API.CONSUMER.CREATE.WORK.worker-1.work.worker-1.1",
+        "$JS.API.CONSUMER.CREATE.WORK.worker-0.work.worker-1.1",
+        "$JS.API.CONSUMER.DELETE.WORK.worker-1",
+        "$JS.API.STREAM.MSG.DELETE.WORK",
+        "$JS.API.DIRECT.GET.WORK",
         "$JS.API.CONSUMER.MSG.NEXT.WORK.worker-1",
         "$JS.ACK.WORK.worker-1.1.1.1.1.0",
         "$JS.API.CONSUMER.CREATE.KV_keys.spy.$KV.keys.>",
@@ -303,7 +380,7 @@ REFUSED_PUBLISHES = {
     ),
     "batch": ("$KV.keys.x", "tok.edge-0.worker-0", "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-0.*"),
     "meter": (
-        "req.interactive.m",
+        "req.0.interactive.m",
         "tok.edge-0.worker-0",
         "dlv.edge-0",
         "$KV.keys.x",
@@ -327,7 +404,15 @@ REFUSED_PUBLISHES = {
 REFUSED_SUBSCRIBES = {
     "edge-0": ("_INBOX_edge-1.>", "_INBOX_admin.>", "_INBOX.>", "tok.>", "tok.edge-1.*", "req.>", "$KV.keys.>", ">"),
     "scheduler": ("_INBOX_edge-0.>", "tok.>", "req.>", "$KV.>"),
-    "worker-0": ("_INBOX_worker-1.>", "work.>", "work.worker-1", "ctl.heartbeat.*", "tok.>", "$JS.API.>"),
+    "worker-0": (
+        "_INBOX_worker-1.>",
+        "work.>",
+        "work.worker-1.1",
+        "ctl.recall.worker-1",
+        "ctl.heartbeat.*",
+        "tok.>",
+        "$JS.API.>",
+    ),
     "batch": ("_INBOX_edge-0.>", "tok.>"),
     "meter": ("_INBOX_edge-0.>", "tok.>", "req.>", "$JS.API.>"),
 }

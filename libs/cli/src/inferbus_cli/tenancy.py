@@ -42,6 +42,12 @@ class Limit(click.ParamType[str]):
         return str(value)
 
 
+def weight_option(command: CommandT) -> CommandT:
+    """Gives ``command`` the argument ``weight``."""
+    text = "Its part of what is served while several wait, against the others' (1 to 1000; without: 1)."
+    return click.option("--weight", type=click.IntRange(1, 1000), help=text)(command)
+
+
 def limit_options(command: CommandT) -> CommandT:
     """Gives ``command`` the arguments ``requests_per_minute``, ``tokens_per_minute`` and ``concurrent_requests``."""
     for name in reversed(LIMITS):

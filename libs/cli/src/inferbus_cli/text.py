@@ -28,6 +28,14 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s"
 
 
+def age(value: float) -> str:
+    """``42 s``, ``3 min``, ``5 h``, ``12 d``."""
+    for size, name in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if value >= 2 * size:
+            return f"{value / size:.0f} {name}"
+    return f"{value:.0f} s"
+
+
 def duration(value: Duration) -> str:
     return seconds(value.ToTimedelta().total_seconds())
 

@@ -15,13 +15,16 @@ from enum import Enum
 from inferbus_bus.connection import inbox_prefix
 from inferbus_contracts.subjects import (
     ATTACHED_SUBJECT,
+    CACHE_SUBJECTS,
     CANCEL_SUBJECT,
     HEARTBEAT_SUBJECTS,
+    SHARDS,
     SPEND_SUBJECT,
     delivery_subject,
     edge_tokens,
+    recall_subject,
+    shard_requests,
     subject_token,
-    work_subject,
 )
 
 
@@ -66,6 +69,7 @@ def _edge(name: str) -> Permissions:
             *(subject for bucket in owned for subject in (*_watches(bucket), f"$KV.{bucket}.*")),
             *_watches("models"),
             *_watches("fleet"),
+            *_watches("deployments"),
             # What a call may cost, and this edge's part of what may be spent.
             *(subject for bucket in ("prices", "budgets", "credits", "budget_ledgers") for subject in _watches(bucket)),
             "$KV.budget_ledgers.*",
@@ -78,36 +82,67 @@ def _edge(name: str) -> Permissions:
 
 
 def _scheduler(name: str) -> Permissions:
-    """Moves requests to workers; ends, in a frame of its own, those that it never places."""
+    """Moves requests to workers, and from one that is gone back to the queue with what the log has of them: so it reads
+    the log, and fences in the place of that worker. Ends, in a frame, those that it never places."""
+    shards = range(SHARDS)
     return Permissions(
         publish=(
-            *_works("REQUESTS", "scheduler", "req.>"),
-            "work.*",
-            f"tok.*.{subject_token(name)}",
+            *(
+                subject
+                for shard in shards
+                for subject in (
+                    *_works("REQUESTS", f"scheduler-{shard}", shard_requests(shard)),
+                    f"$JS.API.CONSUMER.DELETE.REQUESTS.scheduler-{shard}",
+                    *_holds(f"scheduler-{shard}"),
+                )
+            ),
+            *_holds(f"scheduler-member-{subject_token(name)}"),
+            # What it gives back to the queue, or to a model's fallback.
+            "req.>",
+            "work.*.*",
+            "tok.*.*",
+            *_log("tok.*.*"),
+            # What is placed on whom: read without taking it, and taken out when it has been given to another.
+            "$JS.API.STREAM.INFO.WORK",
+            "$JS.API.DIRECT.GET.WORK",
+            "$JS.API.STREAM.MSG.DELETE.WORK",
+            # What a lost worker had been given, and what had not reached it.
+            "$JS.API.CONSUMER.INFO.WORK.*",
+            "ctl.recall.*",
             *_watches("fleet"),
             *_watches("models"),
-            *_holds("scheduler"),
+            *_watches("tenants"),
+            *_watches("projects"),
+            *_watches("deployments"),
+            "$KV.deployments.*",
+            "dec.>",
+            # How many workers there should be: what waits is counted on the queue, what was decided is read by all.
+            "$JS.API.STREAM.INFO.REQUESTS",
+            *_reads("DECISIONS", "dec.scaling.>"),
         ),
-        subscribe=(CANCEL_SUBJECT, HEARTBEAT_SUBJECTS),
+        subscribe=(CANCEL_SUBJECT, HEARTBEAT_SUBJECTS, CACHE_SUBJECTS),
     )
 
 
 def _worker(name: str) -> Permissions:
-    """Takes its own work, publishes frames in its own name only and reads them again after a restart, renews its own
-    lease."""
+    """Takes the work of its own name, publishes frames in its own name only and reads them again when work comes twice,
+    renews its own lease."""
     token = subject_token(name)
     return Permissions(
         publish=(
-            *_works("WORK", token, work_subject(name)),
+            # One consumer, made anew for each incarnation.
+            *_works("WORK", token, f"work.{token}.*"),
+            f"$JS.API.CONSUMER.DELETE.WORK.{token}",
             f"tok.*.{token}",
             *_log(f"tok.*.{token}"),
             f"ctl.heartbeat.{token}",
+            f"ctl.cache.{token}",
             *_watches("fleet"),
             f"$KV.fleet.{token}",
             *_watches("models"),
             "$KV.models.*",
         ),
-        subscribe=(CANCEL_SUBJECT,),
+        subscribe=(CANCEL_SUBJECT, recall_subject(name)),
     )
 
 

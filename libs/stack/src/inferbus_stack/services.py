@@ -40,7 +40,10 @@ class StackOptions:
     workers: int = 1
     edges: int = 1
     meters: int = 1
+    schedulers: int = 1
     embeddings: bool = False
+    # Workers are started and drained as their deployment asks; ``workers`` is the most that there are.
+    autoscale: bool = False
     tls: bool = False
     tls_names: tuple[str, ...] = ()
 
@@ -63,13 +66,23 @@ def instances(options: StackOptions) -> tuple[Instance, ...]:
     if options.embeddings:
         # One thread: it shares the cores with a model that needs all of them.
         workers.append(Instance(Role.WORKER, _EMBEDDINGS, _EMBEDDINGS, {"ENGINE": "minilm", "THREADS": "1"}))
-    meters = [f"meter-{n}" if n else "meter" for n in range(options.meters)]
+    meters = _named("meter", options.meters)
     return (
         *edges,
-        Instance(Role.SCHEDULER, "scheduler", "scheduler"),
+        *(Instance(Role.SCHEDULER, name, name) for name in _named("scheduler", options.schedulers)),
         *workers,
         *(Instance(Role.METER, name, name) for name in meters),
     )
+
+
+def _named(role: str, count: int) -> list[str]:
+    """The first one has the role's name alone."""
+    return [f"{role}-{n}" if n else role for n in range(count)]
+
+
+def scaled_workers(options: StackOptions) -> tuple[str, ...]:
+    """Those that come and go with ``autoscale``, in the order of their start."""
+    return tuple(f"worker-{n}" for n in range(options.workers)) if options.autoscale else ()
 
 
 def certificates(options: StackOptions) -> tuple[Wanted, ...]:
@@ -191,7 +204,7 @@ class Plan:
                 "HTTP_HOST": self.options.host,
                 "HTTP_PORT": str(self.ports[f"{instance.name}-http"]),
                 "INFERENCE_GRPC_ADDRESS": f"{_bracketed(self.options.host)}:{self.ports[_inference(instance.name)]}",
-                "SCHEDULER_ADDRESS": self.grpc("scheduler"),
+                "SCHEDULER_ADDRESS": ",".join(map(self.grpc, _named("scheduler", self.options.schedulers))),
                 "METER_ADDRESS": self.grpc("meter"),
                 **self._https(instance),
             }
@@ -231,9 +244,11 @@ def _bracketed(host: str) -> str:
 
 
 def stack_content(plan: Plan, pids: Mapping[str, int]) -> dict[str, Any]:
-    """What ``stack.json`` says once everything is ready. ``pids`` by process name."""
+    """What ``stack.json`` says once everything is ready. ``pids`` by process name: of those that there are now."""
     services: dict[str, Any] = {}
     for one in instances(plan.options):
+        if one.name not in pids and one.name in scaled_workers(plan.options):
+            continue
         entry: dict[str, Any] = {"pid": pids[one.name], "grpc": plan.grpc(one.name)}
         if one.role is Role.EDGE:
             entry["url"] = plan.url(one.name)

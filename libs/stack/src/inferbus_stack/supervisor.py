@@ -20,7 +20,7 @@ from inferbus_stack.home import StackError, write_stack
 from inferbus_stack.permissions import Role
 from inferbus_stack.restarts import Restarts
 from inferbus_stack.seed import first_keys, seed
-from inferbus_stack.services import BUS_ADMIN, Instance, Plan, instances, stack_content
+from inferbus_stack.services import BUS_ADMIN, Instance, Plan, instances, scaled_workers, stack_content
 
 # A first start derives a model's file; later ones take a few seconds.
 _READY_SECONDS = 180.0
@@ -37,6 +37,8 @@ class Supervisor:
         self._say = say
         self._children: dict[str, Child] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Those that are not to be started again when they end.
+        self._leaving: set[str] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._complete = False
         self._killed = False
@@ -49,7 +51,7 @@ class Supervisor:
                 store = group.create_task(self._start_store())
                 await self._launch(embedded.nats_server(self._plan))
                 await self._prepare_bus()
-                for one in self._of(Role.SCHEDULER, Role.WORKER, Role.EDGE):
+                for one in (*self._of(Role.SCHEDULER, Role.EDGE), *self._first_workers()):
                     group.create_task(self._launch(self._plan.service(one)))
                 await store
                 for one in self._of(Role.METER):
@@ -59,6 +61,8 @@ class Supervisor:
         self._complete = True
         self._publish()
         self._background(self._keep_house(), "housekeeping")
+        if self._plan.options.autoscale:
+            self._background(self._autoscale(), "autoscale")
 
     async def failure(self) -> None:
         """Never returns by itself. Raises when the supervisor itself has a fault; a child's death is not one."""
@@ -79,6 +83,54 @@ class Supervisor:
         self._killed = True
         for child in self._children.values():
             child.kill()
+
+    # -- workers that come and go ----------------------------------------------------------------------------------
+
+    async def start_worker(self, name: str) -> None:
+        """Returns when it is ready. Raises ChildError."""
+        self._leaving.discard(name)
+        one = next(one for one in self._of(Role.WORKER) if one.name == name)
+        await self._launch(self._plan.service(one))
+        self._publish()
+
+    def let_go(self, name: str) -> None:
+        """It is not started again when it ends."""
+        self._leaving.add(name)
+
+    async def stop_worker(self, name: str) -> None:
+        """Returns when it has ended, in order; it must have been let go."""
+        child = self._children.get(name)
+        while child is not None:
+            await child.stop()
+            # It may just have been started again.
+            after = self._children.get(name)
+            child = after if after is not child else None
+        self._children.pop(name, None)
+        self._publish()
+
+    def _first_workers(self) -> list[Instance]:
+        """With --autoscale the first one is there from the start: by it the model gets known."""
+        workers = self._of(Role.WORKER)
+        slots = scaled_workers(self._plan.options)[1:]
+        return [one for one in workers if one.name not in slots]
+
+    async def _autoscale(self) -> None:
+        # Only here: it brings gRPC along, which does not go well with starting children; see up.py.
+        from inferbus_stack.autoscale import Autoscaler
+
+        plan = self._plan
+        slots = scaled_workers(plan.options)
+        autoscaler = Autoscaler(
+            workers=self,
+            slots=slots,
+            running=slots[:1],
+            schedulers=[plan.grpc(one.name) for one in self._of(Role.SCHEDULER)],
+            workers_at={name: plan.grpc(name) for name in slots},
+            token=plan.secrets.password("rpc-token"),
+            identity=plan.tls.get(BUS_ADMIN),
+            say=self._say,
+        )
+        await autoscaler.run()
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -116,22 +168,36 @@ class Supervisor:
         while True:
             exit_code = await child.wait()
             child.kill()  # what it may have left behind: an engine's process
+            if child.spec.name in self._leaving:
+                return
             restarts = restarts.died(clock.monotonic() - child.started)
             self._say(f"{child.spec.name} {death(exit_code)}; {_when(restarts)} (log: {child.spec.log_file})")
-            child, restarts = await self._replace(child.spec, restarts)
+            replaced = await self._replace(child.spec, restarts)
+            if replaced is None:
+                return
+            child, restarts = replaced
             self._publish()
 
-    async def _replace(self, spec: ChildSpec, restarts: Restarts) -> tuple[Child, Restarts]:
-        """Start the process until it is ready once: without end, but with growing pauses, and saying so each time."""
+    async def _replace(self, spec: ChildSpec, restarts: Restarts) -> tuple[Child, Restarts] | None:
+        """Start the process until it is ready once: without end, but with growing pauses, and saying so each time. None
+        if it is not wanted any more."""
         while True:
             await asyncio.sleep(restarts.delay)
-            began = clock.monotonic()
+            if spec.name in self._leaving:
+                return None
+            began, child = clock.monotonic(), None
             try:
-                child = self._children[spec.name] = await start_child(spec)
+                child = await start_child(spec)
+                if spec.name in self._leaving:  # while it was being started
+                    child.kill()
+                    await child.wait()
+                    return None
+                self._children[spec.name] = child
                 await child.become_ready(_READY_SECONDS)
             except (ChildError, OSError) as error:
-                self._children[spec.name].kill()
-                await self._children[spec.name].wait()
+                if child is not None:
+                    child.kill()
+                    await child.wait()
                 restarts = restarts.died(0.0)
                 self._say(f"{error}\n{spec.name}: {_when(restarts)}")
             else:
@@ -150,7 +216,7 @@ class Supervisor:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
-            for child in self._children.values():
+            for child in list(self._children.values()):
                 try:
                     await asyncio.to_thread(bound_log, child.spec.log_file)
                 except OSError as error:

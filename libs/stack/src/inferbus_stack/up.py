@@ -15,7 +15,7 @@ from inferbus_runtime.tls import TlsFiles
 
 from inferbus_stack.certificates import Authority
 from inferbus_stack.child import bound_log
-from inferbus_stack.environment import inherited
+from inferbus_stack.environment import inherited, keep_grpc_out_of_forks
 from inferbus_stack.home import StackError, hold, keep_ports, read_stack
 from inferbus_stack.secrets import SecretFolder
 from inferbus_stack.services import Plan, StackOptions, certificates, port_names
@@ -40,6 +40,8 @@ async def run_stack(options: StackOptions, say: Say, on_ready: Callable[[dict[st
             environ=inherited(),
             tls=_identities(options),
         )
+        if options.autoscale:
+            keep_grpc_out_of_forks()
 
         def tell(text: str) -> None:
             log.info(text)

@@ -7,7 +7,7 @@ import click
 from inferbus_cli.edge import Edge
 from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
-from inferbus_cli.tenancy import LIMITS, NONE, limit_options, tenant_of, tenant_option
+from inferbus_cli.tenancy import LIMITS, NONE, limit_options, tenant_of, tenant_option, weight_option
 from inferbus_cli.text import epoch
 
 _OPENAI_LIMITS = ("max_requests_per_1_minute", "max_tokens_per_1_minute", "max_concurrent_requests")
@@ -20,13 +20,14 @@ def projects() -> None:
 
 @projects.command()
 @click.argument("name")
+@weight_option
 @tenant_option
 @json_option
 @with_target
-def create(target: Target, name: str, tenant: str, as_json: bool) -> None:
+def create(target: Target, name: str, weight: int | None, tenant: str, as_json: bool) -> None:
     """Make a project called NAME."""
     with Edge(target) as edge:
-        made = edge.organization("POST", "/projects", tenant_of(target, tenant), json={"name": name})
+        made = edge.organization("POST", "/projects", tenant_of(target, tenant), json={"name": name, "weight": weight})
     click.echo(json.dumps(made) if as_json else made["id"])
 
 
@@ -43,10 +44,14 @@ def list_projects(target: Target, archived: bool, tenant: str, as_json: bool) ->
     if as_json:
         click.echo(json.dumps(found))
         return
-    table = Rows(Column("id"), Column("name", folds=True), Column("status"), Column("created (UTC)", spare=1))
+    table = Rows(
+        *(Column("id"), Column("name", folds=True), Column("status"), Column("weight", number=True, spare=1)),
+        Column("created (UTC)", spare=2),
+    )
     for one in found:
         dim = one["status"] == "archived"
-        table.add(one["id"], one["name"], one["status"], epoch(one["created_at"]), dim=dim)
+        created = epoch(one["created_at"])
+        table.add(one["id"], one["name"], one["status"], str(one.get("weight", 1)), created, dim=dim)
     terminal().print(table)
 
 
@@ -62,6 +67,20 @@ def rename(target: Target, project_id: str, name: str, tenant: str, as_json: boo
         path = f"/projects/{project_id}"
         changed = edge.organization("POST", path, tenant_of(target, tenant), json={"name": name})
     click.echo(json.dumps(changed) if as_json else f"Project {project_id} is called {changed['name']}.")
+
+
+@projects.command()
+@click.argument("project_id")
+@click.argument("weight", type=click.IntRange(1, 1000))
+@tenant_option
+@json_option
+@with_target
+def weigh(target: Target, project_id: str, weight: int, tenant: str, as_json: bool) -> None:
+    """Give the project PROJECT_ID the part WEIGHT of what its tenant gets, against the tenant's other projects."""
+    with Edge(target) as edge:
+        path = f"/projects/{project_id}"
+        changed = edge.organization("POST", path, tenant_of(target, tenant), json={"weight": weight})
+    click.echo(json.dumps(changed) if as_json else f"Project {project_id} has the weight {changed['weight']}.")
 
 
 @projects.command()

@@ -18,7 +18,7 @@ from inferbus_cli.commands.brands import brand
 from inferbus_cli.edge import Edge
 from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
-from inferbus_cli.tenancy import LIMITS, Lifetime, limit_options, limits_body, limits_text
+from inferbus_cli.tenancy import LIMITS, Lifetime, limit_options, limits_body, limits_text, weight_option
 from inferbus_cli.tenancy import as_json as json_of
 from inferbus_cli.text import duration, moment
 
@@ -37,14 +37,23 @@ tenants.add_command(brand)
 @click.argument("tenant_id")
 @click.option("--name", default="", help="For people (default: the id).")
 @_hold
+@weight_option
 @limit_options
 @json_option
 @with_target
 def create(
-    target: Target, tenant_id: str, name: str, hold: timedelta | None, as_json: bool, **limits: str | None
+    target: Target,
+    tenant_id: str,
+    name: str,
+    hold: timedelta | None,
+    weight: int | None,
+    as_json: bool,
+    **limits: str | None,
 ) -> None:
     """Make the tenant TENANT_ID."""
     body: dict[str, Any] = {"tenant_id": tenant_id, "name": name, "limits": limits_body(limits)}
+    if weight is not None:
+        body["weight"] = weight
     if hold is not None:
         body["hold"] = f"{hold.total_seconds():.6f}s"
     with Edge(target) as edge:
@@ -64,12 +73,14 @@ def list_tenants(target: Target, as_json: bool) -> None:
         return
     table = Rows(
         *(Column("id"), Column("name", folds=True), Column("state"), Column("limits", spare=1, folds=True)),
-        *(Column("hold", spare=2), Column("created (UTC)", spare=3, folds=True)),
+        *(Column("weight", number=True, spare=2), Column("hold", spare=3)),
+        Column("created (UTC)", spare=4, folds=True),
     )
     for tenant in answer.tenants:
         hold = duration(tenant.hold) if tenant.HasField("hold") else ""
         table.add(
-            *(tenant.tenant_id, tenant.name, _state(tenant), limits_text(tenant.limits), hold),
+            *(tenant.tenant_id, tenant.name, _state(tenant), limits_text(tenant.limits)),
+            *(str(tenant.weight or 1), hold),
             moment(tenant.create_time),
             dim=tenant.state == RecordState.RECORD_STATE_ARCHIVED,
         )
@@ -80,14 +91,23 @@ def list_tenants(target: Target, as_json: bool) -> None:
 @click.argument("tenant_id")
 @click.option("--name", help="For people.")
 @_hold
+@weight_option
 @limit_options
 @json_option
 @with_target
 def update(
-    target: Target, tenant_id: str, name: str | None, hold: timedelta | None, as_json: bool, **limits: str | None
+    target: Target,
+    tenant_id: str,
+    name: str | None,
+    hold: timedelta | None,
+    weight: int | None,
+    as_json: bool,
+    **limits: str | None,
 ) -> None:
     """Change the tenant TENANT_ID; what is not named stays."""
     body: dict[str, Any] = {} if name is None else {"name": name}
+    if weight is not None:
+        body["weight"] = weight
     if hold is not None:
         body["hold"] = f"{hold.total_seconds():.6f}s"
     with Edge(target) as edge:
@@ -95,7 +115,7 @@ def update(
             known = edge.ask("GET", f"/tenants/{tenant_id}", GetTenantResponse()).tenant.limits
             body["limits"] = limits_body(limits, known) or None
         if not body:
-            raise click.UsageError(f"name what to change: --name, --hold, --{', --'.join(LIMITS)}")
+            raise click.UsageError(f"name what to change: --name, --hold, --weight, --{', --'.join(LIMITS)}")
         changed = edge.ask("PATCH", f"/tenants/{tenant_id}", UpdateTenantResponse(), json=body)
     click.echo(json_of(changed) if as_json else f"Tenant {changed.tenant.tenant_id} is changed.")
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import click
 from google.protobuf.json_format import MessageToDict
-from inferbus.bus.v1.control_pb2 import EngineStatistics, GpuStatus
-from inferbus.bus.v1.registry_pb2 import WorkerState
+from inferbus.bus.v1.control_pb2 import GpuStatus
 from inferbus.meter.v1.meter_pb2 import GetLiveResponse, Percentiles
 from inferbus.scheduler.v1.scheduler_pb2 import FleetWorker, WatchFleetResponse
 from rich.console import Group, RenderableType
@@ -15,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from inferbus_cli.edge import PATIENCE, Edge, Refused, Unreachable
+from inferbus_cli.fleet import FLEET, kv_used, queued, state_of
 from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
 from inferbus_cli.text import count, duration, rate
@@ -65,7 +65,7 @@ def _look(edge: Edge, window: int, patience: float = 0.0) -> View:
     except (Refused, Unreachable) as error:
         problems.append(f"figures: {error.message}")
     try:
-        fleet = edge.ask("GET", "/fleet", WatchFleetResponse(), patience=patience)
+        fleet = edge.ask("GET", FLEET, WatchFleetResponse(), patience=patience)
     except (Refused, Unreachable) as error:
         problems.append(f"fleet: {error.message}")
     return View(live, fleet, tuple(problems))
@@ -76,7 +76,7 @@ def render(view: View, url: str) -> RenderableType:
     if view.live is not None:
         parts += [_rates(view.live), _latencies(view.live)]
     if view.fleet is not None:
-        parts += [_queues(view.fleet), _workers(view.fleet), *_gpus(view.fleet)]
+        parts += [Text(queued(view.fleet)), _workers(view.fleet), *_gpus(view.fleet)]
     return Group(*parts, *(Text(problem, style="red") for problem in view.problems))
 
 
@@ -97,16 +97,6 @@ def _latencies(live: GetLiveResponse) -> RenderableType:
     return table
 
 
-def _queues(fleet: WatchFleetResponse) -> RenderableType:
-    waiting = [queue for queue in fleet.queues if queue.queued]
-    if not waiting:
-        return Text("nothing is queued")
-    return Text(
-        "queued: "
-        + ", ".join(f"{queue.model} {count(queue.queued)} (oldest {duration(queue.oldest_age)})" for queue in waiting)
-    )
-
-
 def _workers(fleet: WatchFleetResponse) -> RenderableType:
     if not fleet.workers:
         return Text("no worker has registered", style="red")
@@ -123,19 +113,12 @@ def _workers(fleet: WatchFleetResponse) -> RenderableType:
 
 def _worker(worker: FleetWorker) -> tuple[str, ...]:
     record = worker.record
-    state = WorkerState.Name(record.state).removeprefix("WORKER_STATE_").lower()
     return (
-        *(record.worker, record.model, record.engine, state),
-        *(count(worker.active), count(worker.on_the_way), count(record.capacity), _kv_used(worker.engine)),
+        *(record.worker, record.model, record.engine, state_of(record)),
+        *(count(worker.active), count(worker.on_the_way), count(record.capacity), kv_used(worker.engine)),
         count(worker.output_tokens_total),
         f"{duration(worker.heartbeat_age)} ago",
     )
-
-
-def _kv_used(engine: EngineStatistics) -> str:
-    """``-`` for an engine that does not say."""
-    says = engine.HasField("kv_blocks_used") and engine.kv_blocks_total
-    return f"{engine.kv_blocks_used / engine.kv_blocks_total:.0%}" if says else "-"
 
 
 def _gpus(fleet: WatchFleetResponse) -> list[RenderableType]:

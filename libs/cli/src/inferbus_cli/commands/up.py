@@ -18,6 +18,7 @@ from inferbus_cli.target import home_option
 from inferbus_cli.text import seconds
 
 _DEFAULT_PORT = 8080
+_AUTOSCALED = 4
 MODELS = {"llama_cpp": "smollm2-135m-instruct", "synthetic": "synthetic"}
 # Told by the worker's own variables what they serve.
 _CONFIGURED = ("openai", "tensorrt_llm", "transformers", "triton")
@@ -29,9 +30,15 @@ _CONFIGURED = ("openai", "tensorrt_llm", "transformers", "triton")
     "--port", type=click.IntRange(0, 65_535), default=_DEFAULT_PORT, show_default=True, help="Of the API; 0: any free."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API; 0.0.0.0: all of them.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--workers", type=click.IntRange(1, 64), help="1 by default; with --autoscale the most, by default 4.")
+@click.option(
+    "--autoscale",
+    is_flag=True,
+    help="Start and drain workers as their deployment asks (inferbus deployments); without one: from 1 to --workers.",
+)
 @click.option("--edges", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--meters", type=click.IntRange(1, 16), default=1, show_default=True)
+@click.option("--schedulers", type=click.IntRange(1, 16), default=1, show_default=True)
 @click.option(
     "--engine",
     type=click.Choice(sorted((*MODELS, *_CONFIGURED))),
@@ -55,9 +62,11 @@ def up(
     home: Path,
     port: int,
     host: str,
-    workers: int,
+    workers: int | None,
+    autoscale: bool,
     edges: int,
     meters: int,
+    schedulers: int,
     engine: str,
     embeddings: bool | None,
     tls: bool,
@@ -72,9 +81,11 @@ def up(
         engine=engine,
         host=host,
         port=port,
-        workers=workers,
+        workers=workers or (_AUTOSCALED if autoscale else 1),
+        autoscale=autoscale,
         edges=edges,
         meters=meters,
+        schedulers=schedulers,
         embeddings=engine == "llama_cpp" if embeddings is None else embeddings,
         tls=tls or bool(tls_names),
         tls_names=tls_names,
