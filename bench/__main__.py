@@ -8,7 +8,20 @@ from typing import Any
 
 import uvloop
 
-from bench import analytics, cost, edge, engines, ingest, overhead, throughput
+from bench import (
+    analytics,
+    cost,
+    edge,
+    engines,
+    ingest,
+    migration,
+    neighbour,
+    overhead,
+    placement,
+    prefixes,
+    simulator,
+    throughput,
+)
 from bench.measure import keep, machine
 
 BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, Any]]] = {
@@ -18,7 +31,12 @@ BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, Any]]] = {
     "engines": (engines.run, {"seconds": 1.0, "rounds": 2, "levels": (2,)}),
     "ingest": (ingest.run, {"tokens": 200_000, "seconds": 3.0}),
     "edge": (edge.run, {"seconds": 2.0, "levels": (16,), "streams": 50}),
+    "migration": (migration.run, {"lengths": (0, 100)}),
     "analytics": (analytics.run, {"tokens": 300_000}),
+    "neighbour": (neighbour.run, {"seconds": 5.0}),
+    "placement": (placement.run, {"rounds": 1000}),
+    "prefixes": (prefixes.run, {"turns": 1}),
+    "simulator": (simulator.run, {"seconds": 8.0, "policies": ("inferbus",)}),
 }
 
 

@@ -34,7 +34,9 @@ def stream(urls: Sequence[str], key: str, body: dict[str, Any]) -> Iterator[dict
                     elif name == "data" and chunk["error"]["code"] != "draining":
                         raise RuntimeError(chunk["error"]["message"])
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code not in (408, 429) and error.code < 500:
+            if isinstance(error, urllib.error.HTTPError) and (
+                error.headers.get("x-should-retry") == "false" or (error.code not in (408, 429) and error.code < 500)
+            ):
                 raise  # what is wrong with this request is wrong at every edge
         time.sleep(wait)
         wait = min(2 * wait + 0.05, 5.0)

@@ -67,7 +67,8 @@ async def test_both_attempts_are_there_and_no_token_twice(interrupted: dict[str,
         kept += [number for number, gone in zip(index, void, strict=True) if not gone]
     assert kept == list(range(LENGTH))
     kinds = [event["kind"].removeprefix("TIMELINE_KIND_") for event in interrupted["events"]]
-    wanted = ["ACCEPTED", "PLACED", "FIRST_TOKEN", "STARTED", "RESUMED", "LAST_TOKEN", "ENDED"]
+    # Placed and started are those of the second attempt: a scheduler places each.
+    wanted = ["ACCEPTED", "FIRST_TOKEN", "PLACED", "STARTED", "RESUMED", "LAST_TOKEN", "ENDED"]
     assert [kind for kind in kinds if kind in wanted] == wanted
     assert {"DELIVERED", "BILLED"} < set(kinds)
     assert interrupted["deliveries"][-1]["tokens"] == LENGTH

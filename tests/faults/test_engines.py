@@ -171,7 +171,9 @@ async def test_a_stub_of_triton_dies_or_stands_still_and_every_answer_is_whole(
 async def test_a_worker_on_triton_dies_and_its_answers_go_on_by_their_ids(triton: OnTriton) -> None:
     rows = await triton.through(lambda: triton.stack.kill("worker-0"))
     attempts = {(row["worker"], int(row["attempt"])) for row in rows}
-    assert {("worker-0", 2), ("worker-1", 1)} <= attempts <= {("worker-0", 1), ("worker-0", 2), ("worker-1", 1)}
+    # What ran on the one that died went on at whichever had room first; the other's was not touched.
+    assert ("worker-1", 1) in attempts
+    assert {attempt for _, attempt in attempts} == {1, 2}
     assert not any(row["estimated"] for row in rows)
 
 
@@ -303,7 +305,9 @@ async def test_what_an_upstream_does_not_count_is_billed_as_an_estimate(upstream
 async def test_a_worker_on_an_upstream_dies_and_its_answers_go_on_by_their_text(upstream: OnUpstream) -> None:
     rows = await upstream.through(lambda: upstream.stack.kill("worker-0"))
     attempts = {(row["worker"], int(row["attempt"])) for row in rows}
-    assert {("worker-0", 2), ("worker-1", 1)} <= attempts <= {("worker-0", 1), ("worker-0", 2), ("worker-1", 1)}
+    # What ran on the one that died went on at whichever had room first; the other's was not touched.
+    assert ("worker-1", 1) in attempts
+    assert {attempt for _, attempt in attempts} == {1, 2}
     assert not any(row["estimated"] for row in rows)
 
 

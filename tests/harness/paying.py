@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -103,6 +103,23 @@ class World:
             while model not in (await self.http.get(self.url(path="/v1/models"), headers=self.headers())).text:
                 await asyncio.sleep(0.05)
         return worker
+
+    async def serve_twice(self, model: str, **settings: str) -> list[Beside]:
+        """Two workers for ``model``."""
+        first = await self.serve(model, **settings)
+        return [first, await self.add("worker-0", f"worker-{model}-too", MODEL=model, **settings)]
+
+    async def busy(self, workers: Sequence[Beside]) -> Beside:
+        """Whichever of them has something to do first."""
+        url, admin = f"{self.stack.root_url}/inferbus/v1/fleet", {"Authorization": f"Bearer {self.stack.admin_key}"}
+        async with asyncio.timeout(60):
+            while True:
+                fleet = (await self.http.get(url, headers=admin)).json()["workers"]
+                active = {one["record"]["worker"] for one in fleet if one.get("active")}
+                for worker in workers:
+                    if worker.name in active:
+                        return worker
+                await asyncio.sleep(0.05)
 
     async def whole(self, body: dict[str, Any], edge: str = "", **headers: str) -> httpx.Response:
         return await self.http.post(self.url(edge), json=body, headers=self.headers(**headers))

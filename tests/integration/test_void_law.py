@@ -10,8 +10,10 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.request_pb2 import Resume
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
+from inferbus_contracts import recovery
 from inferbus_contracts.ids import request_id
 from inferbus_edge.measure import Timing
 from inferbus_edge.sinks import NOWHERE
@@ -23,7 +25,6 @@ from inferbus_meter.core.rows import request_rows, token_rows
 from inferbus_meter.core.timeline import Tokens, void_tokens
 from inferbus_rating import PriceBook
 from inferbus_stack.clickhouse.catalog import DATABASE
-from inferbus_worker.core import recovery
 
 from tests.harness.store import PASSWORD, clickhouse
 
@@ -37,14 +38,17 @@ def new_id() -> bytes:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one attempt does. ``opens``: names its index with a delta without tokens, as a worker does at once; else its
-    first token does, or its Close. ``late``: tokens that it makes after the next one has opened, and ``deep``: not
-    before the next but one, or the end, has."""
+    """What one attempt does. ``fenced``: it is begun by a fence, as a scheduler does it that gives a request to another
+    worker; maybe said twice. ``opens``: names its index with a delta without tokens, as a worker does at once; else its
+    first token does, or its Close. ``late``: tokens that it makes after the next one has been announced by a fence, or
+    has opened, and ``deep``: not before the next but one, or the end, has. ``ends``: it ends then, in its own view."""
 
     opens: bool
     counts: tuple[int, ...]
     late: int = 0
     deep: int = 0
+    fenced: int = 0
+    ends: bool = False
 
 
 attempts = st.builds(
@@ -53,72 +57,123 @@ attempts = st.builds(
     counts=st.lists(st.integers(0, 3), max_size=3).map(tuple),
     late=st.integers(0, 3),
     deep=st.integers(0, 3),
+    fenced=st.integers(0, 2),
+    ends=st.booleans(),
 )
 histories = st.lists(attempts, min_size=1, max_size=4)
 
 
+@dataclass(frozen=True)
+class Delta:
+    attempt: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A fence."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class End:
+    """Of one that does not know that it has been taken over from."""
+
+    attempt: int
+    total: int
+
+
+Said = Delta | Announced | End
+
+
 @dataclass
 class Written:
-    """``deltas``: (attempt, first index, tokens) in the order of the log. The Close is of ``attempt``, counts
-    ``total``, and stands before the last ``after`` deltas."""
+    """``said`` in the order of the log. The Close that holds is of ``attempt``, counts ``total``, and stands before the
+    last ``after`` of what is said."""
 
-    deltas: list[tuple[int, int, int]]
+    said: list[Said]
     attempt: int
     total: int
     after: int
 
+    @property
+    def deltas(self) -> list[Delta]:
+        return [one for one in self.said if isinstance(one, Delta)]
+
 
 def write(history: list[Attempt]) -> Written:
-    """As workers write: each attempt goes on where the log ends when it opens; a zombie goes on where it was itself."""
-    deltas: list[tuple[int, int, int]] = []
-    total, zombies = 0, []
+    """As workers write: each attempt goes on where the log ends when it is announced, or opens; a zombie goes on where
+    it was itself."""
+    said: list[Said] = []
+    total = 0
+    zombies: list[list[Said]] = []
     for number, attempt in enumerate(history, 1):
-        if number > 1 and attempt.opens:
-            deltas.append((number, total, 0))
+        if number > 1:
+            for _ in range(attempt.fenced):
+                said.append(Announced(number))
+                zombies = said_late(said, zombies)
+            if attempt.opens:
+                said.append(Delta(number, total, 0))
         for place, count in enumerate(attempt.counts):
-            deltas.append((number, total, count))
+            said.append(Delta(number, total, count))
             total += count
             if place == 0:
-                zombies = said_late(deltas, zombies)
+                zombies = said_late(said, zombies)
         if attempt.opens or attempt.counts:
-            zombies = said_late(deltas, zombies)
-        zombies += [(number, total, attempt.late), (number, total + attempt.late, attempt.deep)]
-    before = len(deltas)
-    said_late(deltas, [one for one in zombies if one[0] < len(history)])
-    return Written(deltas, len(history), total, len(deltas) - before)
+            zombies = said_late(said, zombies)
+        deep = total + attempt.late
+        ending: list[Said] = [End(number, deep + attempt.deep)] if attempt.ends else []
+        zombies += [[Delta(number, total, attempt.late)], [Delta(number, deep, attempt.deep), *ending]]
+    before = len(said)
+    said_late(said, [one for one in zombies if one[0].attempt < len(history)])
+    return Written(said, len(history), total, len(said) - before)
 
 
-def said_late(deltas: list[tuple[int, int, int]], zombies: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def said_late(log: list[Said], zombies: list[list[Said]]) -> list[list[Said]]:
     """The first of what each zombie still has goes onto the log; the rest."""
-    said: set[int] = set()
+    heard: set[int] = set()
     left = []
-    for number, first, count in zombies:
-        if number in said:
-            left.append((number, first, count))
+    for late in zombies:
+        if late[0].attempt in heard:
+            left.append(late)
         else:
-            said.add(number)
-            deltas.append((number, first, count))
+            heard.add(late[0].attempt)
+            log += late
     return left
 
 
 def frames_of(request: bytes, written: Written) -> list[Frame]:
-    frames = []
-    for at, (attempt, first, count) in enumerate(written.deltas):
-        frame = Frame(
-            edge="e", worker=f"w{attempt}", time_us=NOW_US + at, contexts=[CONTEXT], request_ids=request,
-            attempt=[attempt], first_index=[first], token_count=[count], gap_us=[1], text_size=[0],
-            token_id=[7] * count,
-        )  # fmt: skip
-        frames.append(frame)
-    end = Frame(edge="e", worker=f"w{written.attempt}", time_us=NOW_US + 1000, contexts=[CONTEXT])
-    close = end.closes.add(
-        request_id=request, attempt=written.attempt, finish_reason=FinishReason.FINISH_REASON_LENGTH,
-        usage=Usage(input_tokens=1, output_tokens=written.total),
-    )  # fmt: skip
-    close.accepted_time.FromMicroseconds(NOW_US)
-    close.end_time.FromMicroseconds(NOW_US + 1000)
+    frames = [frame_of(request, at, one) for at, one in enumerate(written.said)]
+    end = frame_of(request, 1000, End(written.attempt, written.total))
     frames.insert(len(frames) - written.after, end)
     return frames
+
+
+def frame_of(request: bytes, at: int, said: Said) -> Frame:
+    """Fences are a scheduler's, among the frames of the worker that it takes the request from."""
+    frame = Frame(edge="e", worker=f"w{said.attempt}", time_us=NOW_US + at)
+    match said:
+        case Announced(attempt):
+            frame.worker, frame.stead = "scheduler", f"w{attempt - 1}"
+            frame.fences.add(request_id=request, attempt=attempt)
+        case Delta(attempt, first, count):
+            frame.MergeFrom(
+                Frame(
+                    contexts=[CONTEXT], request_ids=request, attempt=[attempt], first_index=[first],
+                    token_count=[count], gap_us=[1], text_size=[0], token_id=[7] * count,
+                )
+            )  # fmt: skip
+        case End(attempt, total):
+            frame.contexts.append(CONTEXT)
+            close = frame.closes.add(
+                request_id=request, attempt=attempt, finish_reason=FinishReason.FINISH_REASON_LENGTH,
+                usage=Usage(input_tokens=1, output_tokens=total),
+            )  # fmt: skip
+            close.accepted_time.FromMicroseconds(NOW_US)
+            close.end_time.FromMicroseconds(NOW_US + at)
+    return frame
 
 
 # --- the readers ---
@@ -156,6 +211,23 @@ def resumed_at(request: bytes, frames: list[Frame]) -> int:
     return len(found.ids)
 
 
+def resumed_by_others(request: bytes, frames: list[Frame]) -> set[int]:
+    """What those find who are given the request at a fence, told how far it was: they know nothing before it."""
+    found = set()
+    for at, frame in enumerate(frames):
+        if not frame.fences:
+            continue
+        known = recovery.Recovered()
+        for one in frames[: at + 1]:
+            recovery.fold(one, {request: known})
+        resumed = recovery.begun(Resume(attempt=frame.fences[0].attempt, token_ids=known.ids))
+        for one in frames[at + 1 :]:
+            recovery.fold(one, {request: resumed})
+        assert resumed.closed
+        found.add(len(resumed.ids))
+    return found
+
+
 def gathered(frames: list[Frame]) -> FrameGather:
     gather = FrameGather(bordered=False)
     for sequence, frame in enumerate(frames, 1):
@@ -177,7 +249,7 @@ def counted_by_the_audit(request: bytes, frames: list[Frame]) -> int:
 
 
 def shown_in_the_timeline(written: Written) -> int:
-    rows = [(attempt, index, 0, 0) for attempt, first, count in written.deltas for index in range(first, first + count)]
+    rows = [(one.attempt, index, 0, 0) for one in written.deltas for index in range(one.first, one.first + one.count)]
     return int((~void_tokens(Tokens.of(rows, written.attempt, written.total))).sum())
 
 
@@ -220,11 +292,12 @@ async def test_every_reader_counts_what_the_workers_meant(store: Store, written:
             "view": in_view.get(request, 0),
         }
         assert said == dict.fromkeys(said, one.total), one
+        assert resumed_by_others(request, frames[request]) <= {one.total}, one
 
 
 async def test_an_attempt_opens_by_naming_its_index(store: Store) -> None:
     """The second attempt opens at 3 and ends there; one thought dead says 3 and 4 in between."""
-    written = Written([(1, 0, 3), (2, 3, 0), (1, 3, 1), (1, 4, 1)], attempt=2, total=3, after=0)
+    written = Written([Delta(1, 0, 3), Delta(2, 3, 0), Delta(1, 3, 1), Delta(1, 4, 1)], attempt=2, total=3, after=0)
     request = new_id()
     frames = frames_of(request, written)
     assert await counted_by_the_view(store, {request: frames}) == {request: 3}
@@ -232,3 +305,17 @@ async def test_an_attempt_opens_by_naming_its_index(store: Store) -> None:
     assert resumed_at(request, frames) == 3
     assert counted_by_the_audit(request, frames) == 3
     assert shown_in_the_timeline(written) == 3
+
+
+async def test_a_fence_voids_before_the_next_attempt_has_said_anything(store: Store) -> None:
+    """One thought dead makes two more tokens and ends, all after the fence; the second attempt says 3 otherwise."""
+    said: list[Said] = [Delta(1, 0, 3), Announced(2), Delta(1, 3, 2), End(1, 5), Announced(2), Delta(2, 3, 1)]
+    written = Written([*said, Delta(1, 5, 1)], attempt=2, total=4, after=1)
+    request = new_id()
+    frames = frames_of(request, written)
+    assert await counted_by_the_view(store, {request: frames}) == {request: 4}
+    assert delivered(request, frames) == 4
+    assert resumed_at(request, frames) == 4
+    assert resumed_by_others(request, frames) == {4}
+    assert counted_by_the_audit(request, frames) == 4
+    assert shown_in_the_timeline(written) == 4

@@ -16,7 +16,8 @@ async def refused_input(world: World) -> None:
 
 
 async def dying_scene(world: World) -> tuple[Streamed, Streamed]:
-    """An engine that dies four times: what ends before the fourth goes on after each; what does not, fails."""
+    """An engine that dies four times: what ends before the fourth goes on after each; what does not is left with nobody
+    who serves its model."""
     await world.serve("mortal", SYNTHETIC__DIES_AFTER="3s", MAX_ENGINE_RESTARTS="3", SYNTHETIC__ITL="20ms")
     whole, cut = await asyncio.gather(world.stream(asked(160, "mortal")), world.stream(asked(ENDLESS, "mortal")))
     return whole, cut
@@ -30,10 +31,10 @@ async def engine_died(world: World) -> None:
 
 
 @case
-async def engine_failed(world: World) -> None:
+async def engine_died_for_good(world: World) -> None:
     _, cut = await world.shared(dying_scene)
-    assert cut.error == "engine_failed"
-    await world.billed(cut.request_id, row("error", cut.words, read=0, error="engine_failed"))
+    assert cut.error == "no_worker"
+    await world.billed(cut.request_id, row("error", cut.words, read=0, error="no_worker", attempt=2))
 
 
 async def draining_scene(world: World) -> Streamed:
@@ -48,10 +49,21 @@ async def draining_scene(world: World) -> Streamed:
 
 
 @case
-async def drained(world: World) -> None:
+async def drained_for_good(world: World) -> None:
     seen = await world.shared(draining_scene)
-    assert seen.error == "worker_draining"
-    await world.billed(seen.request_id, row("error", seen.words, error="worker_draining"))
+    assert seen.error == "no_worker"
+    await world.billed(seen.request_id, row("error", seen.words, read=0, error="no_worker", attempt=2))
+
+
+@case
+async def drained(world: World) -> None:
+    """To another worker of the model."""
+    workers = await world.serve_twice("handed-over", SYNTHETIC__ITL="20ms", DRAIN_TIMEOUT="2s")
+    task = asyncio.ensure_future(world.stream(asked(300, "handed-over")))
+    (await world.busy(workers)).signal(signal.SIGTERM)
+    seen = await task
+    assert (seen.words, seen.error) == (300, "")
+    await world.billed(seen.request_id, row("length", 300, attempt=2))
 
 
 @case
@@ -70,16 +82,38 @@ async def no_worker(world: World) -> None:
 
 @case
 async def worker_killed(world: World) -> None:
-    worker = await world.serve("moving", SYNTHETIC__ITL="20ms")
+    """Another one goes on."""
+    workers = await world.serve_twice("moving", SYNTHETIC__ITL="20ms")
     seen = Streamed()
-    task = asyncio.ensure_future(world.stream(asked(150, "moving"), into=seen))
+    task = asyncio.ensure_future(world.stream(asked(300, "moving"), into=seen))
     await seen.begun.wait()
-    worker.signal(signal.SIGKILL)
-    await worker.ended()
-    await worker.start()
+    (await world.busy(workers)).signal(signal.SIGKILL)
     await task
-    assert (seen.words, seen.error) == (150, "")
-    await world.billed(seen.request_id, row("length", 150, attempt=2))
+    assert (seen.words, seen.error) == (300, "")
+    await world.billed(seen.request_id, row("length", 300, attempt=2))
+
+
+@case
+async def worker_lost(world: World) -> None:
+    """A request whose workers die before they have made a token of it is not tried for ever: twice, or four times where
+    workers have died of other things lately, as they do here."""
+    workers = await world.serve_twice("poisoned", SYNTHETIC__PREFILL="60s")
+    task = asyncio.ensure_future(world.stream(asked(5, "poisoned")))
+    deaths = 0
+    while True:
+        busy = asyncio.ensure_future(world.busy(workers))
+        await asyncio.wait((task, busy), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            busy.cancel()
+            break
+        victim = await busy
+        victim.signal(signal.SIGKILL)
+        deaths += 1
+        await victim.ended()
+        await victim.start()
+    seen = await task
+    assert (seen.words, seen.error, deaths in (2, 4)) == (0, "worker_lost", True)
+    await world.billed(seen.request_id, row("error", 0, read=0, error="worker_lost", attempt=deaths + 1))
 
 
 async def edge_scene(world: World) -> tuple[Streamed, Streamed]:
