@@ -6,7 +6,8 @@ import pytest
 from inferbus.bus.v1.control_pb2 import Cancel
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.connection import Bus, BusConfig, connect
-from inferbus_bus.consumers import delete_consumer
+from inferbus_bus.consumers import consumer_info, delete_consumer
+from inferbus_bus.errors import CONSUMER_NOT_FOUND, StreamApiError
 from inferbus_bus.publish import Publisher
 from inferbus_bus.streams import ensure_streams
 from inferbus_bus.workqueue import Delivery, WorkQueue
@@ -169,6 +170,34 @@ async def test_what_a_dead_holder_held_goes_to_the_next(bus: Bus, nats_server: N
     await until(lambda: len(got) == 2)
     assert got[1].deliveries == 2
     got[1].ack()
+
+
+async def test_the_broker_forgets_a_consumer_that_nobody_asks_for_as_long_as_was_said(bus: Bus) -> None:
+    """Also a durable one: of a worker that does not come back. One that is asked stays."""
+
+    async def opened(worker: str) -> WorkQueue:
+        made = WorkQueue(
+            bus, stream="WORK", durable=worker, subject=work_subject(worker, 1), on_delivery=lambda _: None,
+            in_flight=10, inactive=timedelta(seconds=1),
+        )  # fmt: skip
+        await made.start()
+        return made
+
+    stays, leaves = await opened("wq-stays"), await opened("wq-leaves")
+    assert (await consumer_info(bus, "WORK", "wq-leaves"))["config"]["inactive_threshold"] == 1_000_000_000
+    await leaves.stop()
+    await leaves.close()
+
+    async def until_it_is_gone() -> None:
+        while await consumer_info(bus, "WORK", "wq-leaves"):
+            await asyncio.sleep(0.1)
+
+    with pytest.raises(StreamApiError) as gone:
+        await asyncio.wait_for(until_it_is_gone(), 30)
+    assert gone.value.err_code == CONSUMER_NOT_FOUND
+    await consumer_info(bus, "WORK", "wq-stays")
+    await stays.stop()
+    await stays.close()
 
 
 async def test_nothing_is_lost_when_the_broker_is_killed_under_load(tmp_path) -> None:

@@ -2,7 +2,8 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from inferbus_runtime.kv_model import CHUNK_TOKENS, KvModel
+from inferbus_contracts.prefixes import CHUNK_TOKENS
+from inferbus_runtime.kv_model import KvModel
 from inferbus_runtime.timing_model import TimingModel
 
 BLOCK_TOKENS = 16

@@ -191,6 +191,9 @@ async def test_a_scheduler_may_move_what_a_dead_worker_had(broker: Broker) -> No
             "$JS.API.DIRECT.GET.WORK", json.dumps({"seq": 1, "next_by_subj": subject}).encode(), timeout=5
         )
         request = Work.FromString(seen.data).request
+        waiting = json.dumps({"seq": 1, "next_by_subj": "req.0.>"}).encode()
+        oldest = await scheduler.nc.request("$JS.API.DIRECT.GET.REQUESTS", waiting, timeout=5)
+        assert oldest.headers is not None
         fences = FramePublisher(broker.config("scheduler"), worker="scheduler", boot=next(_ids))
         await fences.start()
         fence = Fence(request_id=request.request_id, attempt=2)
@@ -373,6 +376,7 @@ REFUSED_PUBLISHES = {
         "$JS.API.CONSUMER.DELETE.WORK.worker-1",
         "$JS.API.STREAM.MSG.DELETE.WORK",
         "$JS.API.DIRECT.GET.WORK",
+        "$JS.API.DIRECT.GET.REQUESTS",
         "$JS.API.CONSUMER.MSG.NEXT.WORK.worker-1",
         "$JS.ACK.WORK.worker-1.1.1.1.1.0",
         "$JS.API.CONSUMER.CREATE.KV_keys.spy.$KV.keys.>",

@@ -70,7 +70,7 @@ class FrameLog:
         try:
             start: dict[str, Any] = {"deliver_policy": "by_start_sequence", "opt_start_seq": max(first, 1)}
             if since_us is not None:
-                start = {"deliver_policy": "by_start_time", "opt_start_time": _rfc3339(since_us)}
+                start = {"deliver_policy": "by_start_time", "opt_start_time": rfc3339(since_us)}
             await cursor.open(start, first - 1)
             while True:
                 batch = await cursor.take(last)
@@ -203,5 +203,6 @@ class _Cursor:
                 log.debug("consumer gone already", extra={"error": str(error)})
 
 
-def _rfc3339(unix_us: int) -> str:
+def rfc3339(unix_us: int) -> str:
+    """A time as JetStream's API wants it."""
     return datetime.fromtimestamp(unix_us / 1e6, UTC).isoformat().replace("+00:00", "Z")

@@ -24,9 +24,10 @@ _RETRY_SECONDS = 0.2
 
 
 class Delivery:
-    """One message held by us until :meth:`ack` or :meth:`nak`; both are safe twice."""
+    """One message held by us until :meth:`ack` or :meth:`nak`; both are safe twice. ``stored_us``: Unix microseconds,
+    by the broker's clock."""
 
-    __slots__ = ("_queue", "_reply", "data", "deliveries", "headers", "sequence")
+    __slots__ = ("_queue", "_reply", "data", "deliveries", "headers", "sequence", "stored_us")
 
     def __init__(self, queue: "WorkQueue", msg: Msg) -> None:
         at = position(msg.reply)
@@ -36,6 +37,7 @@ class Delivery:
         self.headers: Mapping[str, str] = msg.headers or {}
         self.sequence = at.stream_sequence
         self.deliveries = at.deliveries
+        self.stored_us = at.time_us
 
     def ack(self) -> None:
         """Done: never deliver again. Not durable across a broker kill, so a redelivery must be harmless."""
@@ -76,9 +78,12 @@ class WorkQueue:
         ack_wait: timedelta = timedelta(seconds=10),
         room: Callable[[], int] | None = None,
         changes: bool = True,
+        inactive: timedelta | None = None,
     ) -> None:
         """``room``: how many may be asked for at once now, where several queues share what one process holds.
         ``changes``: of a durable of this name; without it one with other settings is left alone, as another's.
+        ``inactive``: the broker forgets the consumer, and what it knows of deliveries, when nobody has asked it for so
+        long; None: never.
         """
         self._bus = bus
         self._stream = stream
@@ -89,6 +94,7 @@ class WorkQueue:
         self._ack_wait = ack_wait
         self._room = room
         self._changes = changes
+        self._inactive = inactive
         self._inbox = bus.inbox("wq") + "."
         self._next_pull = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._pulls: dict[str, tuple[int, float]] = {}
@@ -135,6 +141,7 @@ class WorkQueue:
                 "durable_name": self._durable, "filter_subject": self._subject, "ack_policy": "explicit",
                 "deliver_policy": "all", "ack_wait": nanoseconds(self._ack_wait), "max_deliver": -1,
                 "max_ack_pending": 2 * self._in_flight + 64, "max_waiting": 64,
+                **({} if self._inactive is None else {"inactive_threshold": nanoseconds(self._inactive)}),
             },
             changes=self._changes,
         )  # fmt: skip

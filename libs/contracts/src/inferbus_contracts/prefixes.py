@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from inferbus.bus.v1.request_pb2 import ChatInput, GenerateRequest
 
 CHUNK_BYTES = 256
+CHUNK_TOKENS = CHUNK_BYTES // 4
+"""About 4 bytes of text are a token: what whoever counts in tokens takes a chunk for."""
 HASH_BYTES = 8
 MAX_CHUNKS = 256
 """64 KiB of input: longer ones are told apart by their beginnings only."""

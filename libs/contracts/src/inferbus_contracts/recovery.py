@@ -8,6 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from inferbus.bus.v1.frame_pb2 import Embedding, Frame, Output
 from inferbus.bus.v1.request_pb2 import Resume
 
+FURTHER_BACK_US = (60_000_000, 3_600_000_000)
+"""So much earlier the log is read again where a gap shows that the clocks were further apart than was thought."""
 _ID_BYTES = 16
 
 
@@ -15,7 +17,8 @@ _ID_BYTES = 16
 class Recovered:
     """``attempt`` 0: nothing is there. ``texts``: of each delta, with the number of tokens before it. Times are Unix
     microseconds, 0 before the first token; ``first_started_us``: 0 where the log does not say it. ``parts``: vectors or
-    parts of an answer without tokens are there, of an attempt that was read."""
+    parts of an answer without tokens are there, of an attempt that was read. ``gap``: tokens follow that do not join on
+    to ``ids``: what was read begins behind the first of them, and nothing may go on after ``ids``."""
 
     attempt: int = 0
     ids: list[int] = field(default_factory=list)
@@ -25,6 +28,7 @@ class Recovered:
     last_us: int = 0
     closed: bool = False
     parts: bool = False
+    gap: bool = False
 
 
 def begun(resume: Resume) -> Recovered:
@@ -97,7 +101,9 @@ def _take(recovered: Recovered, attempt: int, first_index: int, ids: list[int], 
         del recovered.ids[first_index:]
         # What has no tokens of its own stands behind those before it, and goes with them.
         recovered.texts = [one for one in recovered.texts if one[0] < first_index]
+        recovered.gap = False
     if first_index != len(recovered.ids):
+        recovered.gap = recovered.gap or first_index > len(recovered.ids)
         return
     recovered.texts.append((first_index, text))
     if not ids:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-CHUNK_TOKENS = 64
+from inferbus_contracts.prefixes import CHUNK_TOKENS
 
 
 def _nobody(_: int) -> None:

@@ -116,6 +116,8 @@ def _scheduler(name: str) -> Permissions:
             *_watches("deployments"),
             "$KV.deployments.*",
             "dec.>",
+            # Since when the oldest request waits.
+            "$JS.API.DIRECT.GET.REQUESTS",
             # How many workers there should be: what waits is counted on the queue, what was decided is read by all.
             "$JS.API.STREAM.INFO.REQUESTS",
             *_reads("DECISIONS", "dec.scaling.>"),

@@ -88,7 +88,9 @@ class Heartbeat(_message.Message):
 
     @_builtins.property
     def running(self) -> Global___RunningRequests:
-        """All that run here; told in the first heartbeat, and every few seconds, since one may be lost. Absent: not told now."""
+        """All that run here; told in the first heartbeat, as soon as a suspect has its first token, and every few seconds,
+        since one may be lost. Absent: not told now.
+        """
 
     @_builtins.property
     def served(self) -> _containers.RepeatedCompositeFieldContainer[Global___Served]:

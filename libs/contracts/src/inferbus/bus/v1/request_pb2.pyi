@@ -547,6 +547,8 @@ class Resume(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     INTERRUPTED_TIME_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The attempt that comes next, 2 or more. All of the attempts below it is on the log before its fence, or void."""
     text: _builtins.bytes
@@ -557,6 +559,13 @@ class Resume(_message.Message):
     """Why the last attempt is over: worker_lost, drained, preempted, recalled."""
     worker: _builtins.str
     """Where the last attempt was; it need not be sent there again."""
+    end: _builtins.str
+    """Not empty: there is no next attempt, the request is only to be ended: cancelled, worker_lost, too_large or
+    token_gap. Its input and token_ids are left out then. It is said here, and not on the log at once, so that whoever
+    makes a move again comes to the same end: the first message that is stored of an attempt is the only one.
+    """
+    output_tokens: _builtins.int
+    """With end: how many the token_ids were."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Output so far: what counts of the attempts below."""
@@ -586,10 +595,12 @@ class Resume(_message.Message):
         reason: _builtins.str = ...,
         interrupted_time: _timestamp_pb2.Timestamp | None = ...,
         worker: _builtins.str = ...,
+        end: _builtins.str = ...,
+        output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "reason", b"reason", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end", b"end", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "output_tokens", b"output_tokens", "reason", b"reason", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ class SetDeploymentRequest(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     ACTOR_KEY_ID_FIELD_NUMBER: _builtins.int
     actor_key_id: _builtins.str
-    """For AUDIT."""
+    """For the log; who asks tells AUDIT."""
     @_builtins.property
     def deployment(self) -> _registry_pb2.DeploymentRecord: ...
     def __init__(

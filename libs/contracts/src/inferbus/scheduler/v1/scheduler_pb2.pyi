@@ -363,7 +363,9 @@ class WorkerVerdict(_message.Message):
     worker: _builtins.str
     eligible: _builtins.bool
     reason: _builtins.str
-    """Why not, if not eligible: wrong_model, no_adapter, draining, lease_expired, full, no_kv_room, over_target, suspect."""
+    """Why not, if not eligible: wrong_model, no_adapter, draining, lease_expired, full, prefill_backlog, no_kv_room,
+    over_target, suspect, reserved (left to tenants that have less than their share).
+    """
     score: _builtins.float
     """In [0, 1]; the highest wins."""
     prefix_hits: _builtins.int
