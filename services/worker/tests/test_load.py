@@ -125,6 +125,20 @@ def test_what_was_estimated_too_high_is_told_less_of_later() -> None:
     assert [served.input_tokens for served in beat.served] == [14], "20, less 6 that were told too much"
 
 
+def test_that_a_suspect_has_made_a_token_is_to_be_told() -> None:
+    """One whose last attempt was fruitless, and no other."""
+    count, suspect, other = LoadCount(), new_running(0, 3), new_running(1, 3)
+    suspect.request.resume.fruitless_deaths = 1
+    count.begun(suspect)
+    count.begun(other)
+    other.ids += [1]
+    count.look_at_reading()
+    assert not count.cleared
+    suspect.ids += [1]
+    count.look_at_reading()
+    assert count.cleared
+
+
 def test_what_was_said_of_a_request_is_remembered_for_a_while() -> None:
     said = Said()
     said.say(b"a", 0.0, 3)

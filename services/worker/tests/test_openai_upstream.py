@@ -165,8 +165,10 @@ async def llama() -> AsyncIterator[servers.Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 async def das() -> AsyncIterator[servers.Server]:
+    """One for each test: who comes right after a connection that was dropped may hear nothing more from it, or what was
+    meant for the one before, most of all on a busy machine."""
     if missing := servers.das_missing():
         pytest.skip(missing)
     async with servers.das(default_cache()) as server:

@@ -111,7 +111,8 @@ def test_so_does_one_of_sentence_pieces(pieces: tuple[Tokenizer, Vocabulary], te
     tokenizer, words = pieces
     ids = tokenizer.encode(text).ids
     parts, rest = streamed(words, ids, sizes)
-    assert ("".join(parts) + rest).removeprefix(" ") == tokenizer.decode(ids).removeprefix(" ")
+    # Its decoder leaves out the space that its normalizer puts before the first word: in a stream, a prompt is before.
+    assert ("".join(parts) + rest).removeprefix(" ") == tokenizer.decode(ids)
 
 
 def test_special_tokens_are_named_in_prompts_and_nothing_in_outputs(byte_level: Tokenizer, words: Vocabulary) -> None:

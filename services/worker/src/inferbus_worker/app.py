@@ -81,6 +81,7 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     statuses = telemetry.statuses if telemetry is not None else tuple
     load = Load(config.name, generations, intake, frames, report, statuses)
     heartbeats = Heartbeats(bus, load.current, config.heartbeat_interval, generations)
+    intake.on_suspect(heartbeats.soon)
     metrics.WORKER_CAPACITY.set(info.capacity)
 
     def recalled(recall: Recall) -> None:

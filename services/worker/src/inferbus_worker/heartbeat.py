@@ -59,7 +59,8 @@ class Load:
             self._counted_at = now
             generations.load.look(generations.running.values())
         generations.load.tell(beat)
-        if beat.boot != self._boot or now - self._running_at >= _RUNNING_SECONDS:
+        if generations.load.cleared or beat.boot != self._boot or now - self._running_at >= _RUNNING_SECONDS:
+            generations.load.cleared = False
             self._boot, self._running_at = beat.boot, now
             self._name_running(beat)
         return beat

@@ -9,6 +9,7 @@ and then the log says whether it has been moved meanwhile.
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -22,14 +23,14 @@ from inferbus_bus.log import FrameLog
 from inferbus_bus.workqueue import Delivery
 from inferbus_contracts.ids import uuid_text
 from inferbus_contracts.operations import operation_name
-from inferbus_contracts.recovery import Recovered, begun, fold
+from inferbus_contracts.recovery import FURTHER_BACK_US, Recovered, begun, fold
 from inferbus_contracts.subjects import token_subject
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.telemetry import Span, span
 from opentelemetry.trace import SpanKind
 
-from inferbus_worker.core.ends import deadline_exceeded
+from inferbus_worker.core.ends import deadline_exceeded, token_gap
 from inferbus_worker.core.running import Running, attempt_of, running_of
 from inferbus_worker.core.said import Said
 from inferbus_worker.engine import EngineInfo, Finish
@@ -40,8 +41,12 @@ log = logging.getLogger(__name__)
 # Acks are not durable across a broker kill: what was finished may come again long after.
 _FINISHED_MEMORY = 16384
 _RETRY_SECONDS = 0.2
-# Our clock, or the scheduler's, says when a request was placed, the broker's when a frame was stored.
-_CLOCK_SKEW_US = 10_000_000
+# The broker says when it stored work and frames, maybe on two machines.
+_CLOCK_SKEW_US = 2_000_000
+# For each reading from further back, which few ever need: whoever waits behind it waits as long.
+_FURTHER_SECONDS = 30.0
+# Frames that are folded before others get a turn.
+_FOLDED_AT_ONCE = 50
 _ID_BYTES = 16
 # Not this incarnation's: it is for a scheduler to move.
 _ASTRAY_SECONDS = 60.0
@@ -49,11 +54,13 @@ _ASTRAY_SECONDS = 60.0
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """``ended``: its Close is published, and not known to be stored yet."""
+    """``ended``: its Close is published, and not known to be stored yet. ``stored_us``: when its placement was stored,
+    by the broker's clock."""
 
     running: Running
     deliveries: list[Delivery]
     span: Span
+    stored_us: int
     ended: bool = False
 
 
@@ -80,12 +87,13 @@ class Intake:
         self._recovering: set[bytes] = set()
         self._to_recover: asyncio.Queue[_Held] = asyncio.Queue()
         self._to_ack: asyncio.Queue[tuple[_Held, int]] = asyncio.Queue()
+        self._suspect: Callable[[], None] = lambda: None
         generations.on_end(self._ended)
 
-    @property
-    def unsettled(self) -> int:
-        """Deliveries taken over and not yet acknowledged."""
-        return len(self._held)
+    def on_suspect(self, callback: Callable[[], None]) -> None:
+        """Called when a later attempt is taken over, before anything is made of it: it may be what its last worker died
+        of, and if this one dies of it too, that it was here must be known."""
+        self._suspect = callback
 
     @property
     def active(self) -> int:
@@ -171,7 +179,7 @@ class Intake:
             while not self._to_recover.empty():
                 batch.append(self._to_recover.get_nowait())
             try:
-                recovered = await self._recover([held.running for held in batch])
+                recovered = await self._recover(batch)
             except (InferBusError, StreamApiError) as error:
                 log.warning("recovery waits", extra={"error": str(error), "requests": len(batch)})
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -182,16 +190,31 @@ class Intake:
                 if self._held.get(held.running.key) is held:
                     self._resume(held, recovered[held.running.key])
 
-    async def _recover(self, batch: list[Running]) -> dict[bytes, Recovered]:
-        recovered = {running.key: begun(running.request.resume) for running in batch}
+    async def _recover(self, batch: list[_Held]) -> dict[bytes, Recovered]:
+        """How far each has come, by the log; from further back where that begins in the middle of an answer."""
         _, last = await self._log.bounds()
-        for edge in {running.edge for running in batch}:
-            mine = [running for running in batch if running.edge == edge]
-            since = min(running.placed_us or running.accepted_us for running in mine) - _CLOCK_SKEW_US
+        recovered: dict[bytes, Recovered] = {}
+        for back_us in (_CLOCK_SKEW_US, *FURTHER_BACK_US):
+            try:
+                async with asyncio.timeout(None if back_us == _CLOCK_SKEW_US else _FURTHER_SECONDS):
+                    recovered |= await self._read(batch, last, back_us)
+            except TimeoutError:
+                break  # what is known has a gap
+            batch = [held for held in batch if _is_incomplete(held, recovered[held.running.key])]
+            if not batch:
+                break
+        return recovered
+
+    async def _read(self, batch: list[_Held], last: int, back_us: int) -> dict[bytes, Recovered]:
+        recovered = {held.running.key: begun(held.running.request.resume) for held in batch}
+        for edge in {held.running.edge for held in batch}:
+            since = min(held.stored_us for held in batch if held.running.edge == edge) - back_us
             subject = token_subject(edge, self._worker)
             async for stored in self._log.read(1, last, subject=subject, since_us=since):
-                for _, _, data in stored:
+                for number, (_, _, data) in enumerate(stored, 1):
                     fold(Frame.FromString(data), recovered)
+                    if number % _FOLDED_AT_ONCE == 0:
+                        await asyncio.sleep(0)  # what runs here is to be sent
         return recovered
 
     async def run_acks(self) -> None:
@@ -219,8 +242,9 @@ class Intake:
                 "inferbus.worker": self._worker,
             },
         )
-        held = self._held[running.key] = _Held(running, [delivery], begun)
+        held = self._held[running.key] = _Held(running, [delivery], begun, delivery.stored_us)
         if running.attempt > 1:
+            self._suspect()
             log.info("resumes", extra={"request_id": uuid_text(running.key), "tokens": len(running.ids)})
         if delivery.deliveries > 1:
             self._recovering.add(running.key)
@@ -231,7 +255,7 @@ class Intake:
     def _resume(self, held: _Held, recovered: Recovered) -> None:
         running = held.running
         self._recovering.discard(running.key)
-        if recovered.closed or recovered.attempt > running.attempt:
+        if _is_over(held, recovered):
             self._drop(held)  # it has ended, or was fenced off before it came here
             return
         running.ids, running.resumed = recovered.ids, bool(recovered.ids)
@@ -240,7 +264,10 @@ class Intake:
             running.texts = [text for _, text in recovered.texts]
         if recovered.ids:
             running.first_us, running.last_us = recovered.first_us, recovered.last_us
-        self._begin(running)
+        if recovered.gap:
+            self._generations.refuse(running, Finish.ERROR, token_gap())
+        else:
+            self._begin(running)
 
     def _begin(self, running: Running) -> None:
         now = clock.now_us()
@@ -285,3 +312,12 @@ class Intake:
         self._cancelled.discard(key)
         for delivery in held.deliveries:
             delivery.ack()
+
+
+def _is_over(held: _Held, recovered: Recovered) -> bool:
+    """It has ended, or was fenced off."""
+    return recovered.closed or recovered.attempt > held.running.attempt
+
+
+def _is_incomplete(held: _Held, recovered: Recovered) -> bool:
+    return recovered.gap and not _is_over(held, recovered)

@@ -11,6 +11,8 @@ from inferbus_contracts.subjects import subject_token, work_subject
 
 # Short, since a delivery that comes twice to the same process changes nothing.
 _ACK_WAIT = timedelta(seconds=3)
+# The consumer of a worker that does not come back. Whoever moves its work asks it how far that had gone out.
+_INACTIVE = timedelta(hours=1)
 
 
 class WorkSource:
@@ -45,6 +47,7 @@ class WorkSource:
             in_flight=self._in_flight,
             ack_wait=_ACK_WAIT,
             changes=False,
+            inactive=_INACTIVE,
         )
         await queue.start()
         self._queue = queue

@@ -15,3 +15,8 @@ def engine_failed(diagnostic: str) -> InferBusError:
 def deadline_exceeded() -> InferBusError:
     message = "The request was not finished in its time. Ask for fewer tokens, or try again later."
     return InferBusError(ErrorClass.ERROR_CLASS_DEADLINE_EXCEEDED, "deadline_exceeded", message)
+
+
+def token_gap() -> InferBusError:
+    message = "A part of the answer is not on record any more, so that it cannot go on. Ask again."
+    return InferBusError(ErrorClass.ERROR_CLASS_INTERNAL, "token_gap", message)

@@ -22,6 +22,9 @@ class LoadCount:
     def __init__(self) -> None:
         self.prefill_tokens = 0
         """Of those that had no token when they were last looked at."""
+        self.cleared = False
+        """One that may be what its last worker died of has made a token here, and that was not told yet: its place is
+        free for the next such one."""
         self._reading: dict[bytes, Running] = {}
         self._served: dict[_Payer, list[int]] = {}
         self._ended: dict[bytes, None] = {}
@@ -96,6 +99,8 @@ class LoadCount:
     def _has_read(self, running: Running) -> None:
         del self._reading[running.key]
         self.prefill_tokens -= running.prefill_tokens
+        if running.request.resume.fruitless_deaths and len(running.ids) > running.told_tokens:
+            self.cleared = True
         if len(running.ids) > running.told_tokens and not running.resumed:
             self._ttft_us.append(min(max(0, running.first_us - running.accepted_us), 0xFFFFFFFF))
             running.told_input_tokens = 0 if running.request.input_counted_elsewhere else running.prefill_tokens

@@ -215,7 +215,8 @@ class Synthetic:
         now = clock.now_us()
         self._timer = None
         self._last_us = self._due_us
-        self._places.read(now)
+        # An event loop's timer may be a millisecond early: a prompt that is missed by that would wait for a whole step.
+        self._places.read(max(now, self._due_us))
         step = Step(now)
         keys, ids, texts = step.keys, step.token_ids, step.texts
         decoding = self._places.decoding
