@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_scheduler.core.admission import Limits, QueueState, Refusal, admit, overdue
 from inferbus_scheduler.core.deadlines import Deadlines
-from inferbus_scheduler.core.fairness import Shares, after_turn, next_class
+from inferbus_scheduler.core.fairness import Shares, after_turn, in_turn
 from inferbus_scheduler.core.remembered import Remembered
 from inferbus_scheduler.core.request import Priority, Request
 
@@ -118,7 +118,9 @@ def test_no_waiting_class_is_passed_over_for_ever(rounds: list[set[Priority]]) -
         # A class that stops waiting begins anew.
         waited = {priority: waited.get(priority, 0) for priority in waiting}
         passed = {priority: count for priority, count in passed.items() if priority in waiting}
-        served = next_class(sorted(waiting), passed, shares)
+        order = in_turn(sorted(waiting), passed, shares)
+        assert sorted(order) == sorted(waiting)
+        served = order[0]
         assert served in waiting
         passed = after_turn(served, sorted(waiting - {served}), passed)
         waited = {priority: 0 if priority is served else count + 1 for priority, count in waited.items()}

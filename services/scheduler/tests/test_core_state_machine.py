@@ -251,6 +251,20 @@ class CoreMachine(RuleBasedStateMachine):
             alone = len(one.on_work) + len(one.runs) == 1
             assert alone or one.tokens <= BLOCKS * BLOCK_TOKENS
 
+    @invariant()
+    def what_may_be_paused_is_known_without_looking_at_all(self) -> None:
+        if not hasattr(self, "alive"):
+            return
+        for above in Priority:
+            runs = {
+                each.record.worker: tuple(each.running(below=above))
+                for each in self.fleet.workers()
+                if each.candidate is not None
+            }
+            lower = {name: running for name, running in runs.items() if running}
+            assert self.fleet.lower_running(MODEL, above) == lower
+            assert self.fleet.runs_below(MODEL, above) == bool(lower)
+
     def teardown(self) -> None:
         """Left alone, all of it ends."""
         if not hasattr(self, "alive"):
@@ -264,6 +278,8 @@ class CoreMachine(RuleBasedStateMachine):
                 self.generate(name, 30)
                 self.heartbeat(name)
         assert self.over.keys() == self.asked
+        for name in NAMES:  # the last end may not have been told
+            self.heartbeat(name)
         assert not self.queues._taken, "nothing is owed for what has ended"
 
 

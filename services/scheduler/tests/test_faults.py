@@ -5,8 +5,10 @@ import signal
 from collections import Counter
 
 from inferbus.bus.v1.frame_pb2 import Frame
+from inferbus.bus.v1.request_pb2 import Work
 from inferbus_bus.connection import BusConfig
 from inferbus_bus.frames import FramePublisher
+from inferbus_bus.publish import Publisher
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from inferbus_scheduler.endings import close_of
@@ -129,3 +131,26 @@ async def test_what_a_killed_scheduler_has_ended_without_saying_so_is_not_ended_
     await stage.nothing_left()
     assert worker.taken == [message.request_id]
     assert edge.closed == [ended.request_id]
+
+
+async def test_what_runs_already_is_not_ended_in_the_queue_when_it_comes_again(new_stage, wait_until) -> None:
+    """Its scheduler was killed before REQUESTS knew that it is placed; by now its time in the queue is over."""
+    stage = await new_stage()
+    model = stage.model()
+    worker, edge = await stage.worker(model), await stage.edge()
+    await stage.scheduler.end(signal.SIGKILL)
+    first = edge.request(model, expires_in=-1)
+    moved = edge.request(model, expires_in=-1)
+    publisher = Publisher(stage.bus)
+    await publisher.start()
+    for message, attempt in ((first, 1), (moved, 2)):
+        await edge.publish(message)
+        work = Work(request=message, worker=worker.name, boot=worker.record.boot, attempt=attempt)
+        work.placed_time.CopyFrom(clock.timestamp(clock.now_us()))
+        await publisher.publish(work)
+    overdue = await edge.submit(model, expires_in=-1)
+    await stage.scheduler.start()
+    await wait_until(lambda: edge.closed)
+    await stage.nothing_left()
+    assert edge.closed == [overdue]
+    assert sorted(worker.taken) == sorted((first.request_id, moved.request_id))

@@ -454,6 +454,34 @@ def test_what_an_earlier_scheduler_placed_is_found_and_counts_once() -> None:
     assert fleet.lower_running(MODEL, Priority.BATCH) == {}
 
 
+def test_of_many_workers_a_few_are_looked_through_and_others_the_next_time() -> None:
+    names = [f"w{number}" for number in range(10)]
+    fleet = fleet_of(*names)
+    for number, name in enumerate(names):
+        placed(fleet, name, number, sequence=1, priority=(Priority.BATCH, Priority.BACKGROUND)[number % 2])
+    first, second, third = (set(fleet.lower_running(MODEL, Priority.INTERACTIVE, 4)) for _ in range(3))
+    assert [len(each) for each in (first, second, third)] == [4, 4, 4]
+    assert first | second | third == set(names)
+    assert set(fleet.lower_running(MODEL, Priority.BACKGROUND)) == set(names[::2])
+    assert fleet.lower_running(MODEL, Priority.BATCH) == {}
+    assert not fleet.runs_below(MODEL, Priority.BATCH)
+
+
+def test_the_first_worker_of_a_model_and_the_end_of_its_last_one_are_told() -> None:
+    fleet = fleet_of()
+    told: list[tuple[str, bool, float]] = []
+    fleet.on_serving = lambda *said: told.append(said)
+    for name in ("w1", "w2"):
+        fleet.registered(name, record(name), 1.0)
+        assert (told == []) == (name == "w1"), "it is not heard yet"
+        fleet.heartbeat(Heartbeat(worker=name, boot=1), 2.0)
+    fleet.lease_ended("w1", 6.0)
+    assert told == [(MODEL, True, 2.0)]
+    fleet.registered("w2", record("w2", state=WorkerState.WORKER_STATE_DRAINING), 7.0)
+    fleet.lease_ended("w2", 8.0)
+    assert told[1:] == [(MODEL, False, 7.0)]
+
+
 def test_prefixes_are_followed_forgotten_at_a_gap_and_told_anew() -> None:
     fleet = fleet_of("w1", "w2")
     asked = request(prefix=(1, 2, 3))

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Resume
 from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus.common.v1.usage_pb2 import FinishReason
+from inferbus_contracts.operations import operation_of
 from inferbus_contracts.recovery import Recovered, begun
 from inferbus_scheduler.core.migration import (
     PATIENCE,
@@ -19,8 +21,10 @@ from inferbus_scheduler.core.migration import (
     Reason,
     Requeue,
     fate,
+    refusal_of,
     with_resume,
 )
+from inferbus_scheduler.endings import close_of
 
 NOW_US = 1_795_000_000_000_000
 REQUEST = bytes(range(16))
@@ -28,7 +32,7 @@ REQUEST = bytes(range(16))
 
 def orphan(attempt: int = 1, resume: Resume | None = None, **fields: Any) -> Orphan:
     return Orphan(
-        sequence=7, request_id=REQUEST, attempt=attempt, edge="e", model="m", resume=resume or Resume(), since_us=0,
+        sequence=7, request_id=REQUEST, attempt=attempt, edge="e", model="m", resume=resume or Resume(), stored_us=0,
         **fields,
     )  # fmt: skip
 
@@ -122,6 +126,47 @@ def test_where_workers_die_of_other_causes_more_proof_is_asked_for() -> None:
     assert deaths.patience(6.0) == TROUBLED_PATIENCE
     assert deaths.patience(5.0 + TROUBLE_SECONDS) == TROUBLED_PATIENCE
     assert deaths.patience(6.0 + TROUBLE_SECONDS) == PATIENCE
+
+
+def test_what_is_not_all_on_the_log_does_not_go_on() -> None:
+    on_log = found([1])
+    on_log.gap = True
+    outcome = decided(orphan(), on_log)
+    assert isinstance(outcome, End)
+    assert outcome.refusal is not None
+    assert outcome.refusal.reason == "token_gap"
+    on_log.closed = True
+    assert decided(orphan(), on_log) == Closed()
+
+
+@pytest.mark.parametrize("kind", ["chat", "prompt", "embedding", "inference", None])
+def test_what_is_only_to_be_ended_has_all_that_its_end_says_and_nothing_large(kind: str | None) -> None:
+    request = GenerateRequest(
+        request_id=REQUEST, edge="e", reply=b"form", prefix=b"p" * 1000, cache_salt=b"s" * 1000, asked_model="large"
+    )
+    request.labels.end_user = "u"
+    request.constraint.json_schema = "x" * 1000
+    request.sampling.stop.append("x" * 1000)
+    if kind is not None:
+        getattr(request, kind).SetInParent()
+    request.resume.text = b"x" * 1000
+    before = operation_of(request)
+    outcome = decided(orphan(), found(list(range(1000))), cancelled=True)
+    with_resume(request, outcome.resume, "w")
+    close = close_of(request, refusal_of(request.resume), NOW_US)
+    assert request.ByteSize() < 200
+    assert (close.attempt, close.usage.output_tokens, close.operation) == (2, 1000, before)
+    assert (close.labels.end_user, request.reply, request.asked_model) == ("u", b"form", "large")
+    assert close.finish_reason == FinishReason.FINISH_REASON_CANCELLED
+    assert close.first_token_time.ToMicroseconds() == NOW_US + 1
+
+
+@pytest.mark.parametrize("end", ["worker_lost", "too_large", "token_gap", "a word of a later version"])
+def test_every_end_but_a_cancel_is_a_refusal(end: str) -> None:
+    refusal = refusal_of(Resume(attempt=3, end=end, fruitless_deaths=2))
+    assert refusal is not None
+    assert refusal.reason == ("token_gap" if end == "token_gap" else "worker_lost")
+    assert refusal_of(Resume(attempt=3, end="cancelled")) is None
 
 
 attempts = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(Reason), st.booleans()), max_size=12)

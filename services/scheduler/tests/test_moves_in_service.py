@@ -1,19 +1,22 @@
 """What the scheduler process does besides placing what comes first on who has room: pausing, falling back, ending what
 has been on a worker, draining."""
 
+import signal
+
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from inferbus.bus.v1.control_pb2 import Cancel
 from inferbus.bus.v1.registry_pb2 import DeploymentRecord
 from inferbus.bus.v1.request_pb2 import Resume
-from inferbus.common.v1.usage_pb2 import FinishReason
+from inferbus.common.v1.usage_pb2 import FinishReason, Operation
 from inferbus.scheduler.v1.deployment_pb2 import SetDeploymentRequest
 from inferbus.scheduler.v1.deployment_pb2_grpc import DeploymentServiceStub
 from inferbus.scheduler.v1.scheduler_pb2 import DrainWorkersRequest, ExplainRequest
 from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from inferbus.worker.v1.worker_pb2 import DrainRequest, DrainResponse
 from inferbus.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+from inferbus_contracts.subjects import request_subject
 from inferbus_runtime import clock
 from inferbus_runtime.rpc import channel, error_of, serve
 
@@ -128,6 +131,44 @@ async def test_what_has_been_on_a_worker_ends_with_what_it_had_and_a_cancel_that
     worker.finish(second.request_id)
     await wait_until(lambda: first in worker.running)
     await stage.nothing_left()
+
+
+async def test_what_is_only_to_be_ended_needs_nothing_and_is_ended_once_as_it_was_decided(
+    new_stage, wait_until
+) -> None:
+    """Nobody knows its model, its time is over, its client has left, and it comes twice."""
+    stage = await new_stage()
+    edge = await stage.edge()
+
+    def over(end: str, asked_model: str = ""):
+        message = edge.request("nobody-knows", expires_in=-1)
+        message.chat.SetInParent()
+        message.reply, message.asked_model = b"form", asked_model
+        message.resume.CopyFrom(Resume(attempt=3, end=end, output_tokens=7, fruitless_deaths=2, worker="gone"))
+        return message
+
+    messages = [over("worker_lost"), over("too_large"), over("cancelled"), over("worker_lost", "another")]
+    for message in messages:
+        edge.bus.send(Cancel(request_id=message.request_id))
+        await edge.publish(message)
+    await wait_until(lambda: len(edge.closes) == len(messages))
+    await stage.nothing_left()
+    await stage.scheduler.end(signal.SIGKILL)
+    await stage.bus.api("STREAM.PURGE.REQUESTS")
+    for message in messages:
+        await edge.bus.nc.jetstream().publish(request_subject(message), message.SerializeToString())
+    await stage.scheduler.start()
+    await stage.nothing_left()
+    assert sorted(edge.closed) == sorted(message.request_id for message in messages)
+    for message in messages:
+        close = edge.closes[message.request_id]
+        assert (close.attempt, close.usage.output_tokens) == (3, 7)
+        assert close.operation == Operation.OPERATION_CHAT
+        expected = {"too_large": "worker_lost", "cancelled": ""}
+        assert close.error.reason == expected.get(message.resume.end, message.resume.end)
+    assert "twice" in edge.closes[messages[0].request_id].error.message
+    opens = {one.request_id: one.reply for frame in edge.frames for one in frame.opens}
+    assert opens == {message.request_id: b"form" for message in messages}
 
 
 class _Leaving(WorkerServiceServicer):

@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,49 +285,135 @@ async def test_the_attempts_of_a_request_follow_each_other_from_worker_to_worker
     assert (resume.attempt, list(resume.token_ids)) == (4, [0, 1, 2, 3, 4, 5])
 
 
-async def test_one_that_killed_its_workers_twice_ends_once_and_says_so(stage: Stage) -> None:
+async def test_one_that_killed_its_workers_twice_is_given_back_to_be_ended_and_nothing_more(stage: Stage) -> None:
+    """Whoever makes the move again after it was broken off, and would decide otherwise, changes nothing."""
     worker, other = await stage.worker(), await stage.worker()
-    scheduler = await stage.scheduler()
-    # Delivered, as far as anybody knows: no consumer says that it was not.
+    scheduler, again = await stage.scheduler(), await stage.scheduler()
     request = await worker.given()
-    await scheduler.whole(worker.name)
+    await scheduler.whole(worker.name, taken=worker.sequences[request])
     message = (await stage.requests())[request]
     assert message.resume.fruitless_deaths == 1
     await stage.bus.api("STREAM.PURGE.REQUESTS")
     await other.placed(Work(request=message, worker=other.name, boot=1, attempt=2))
-    again = await stage.scheduler()
-    broken = await scheduler.mover.read((other.name, 1), Reason.WORKER_LOST)
+    broken = await scheduler.mover.read((other.name, 1), Reason.WORKER_LOST, taken=other.sequences[request])
     for name in ("keep", "fence", "follow"):
         await scheduler.step(broken, name)
-    orphan = broken.orphans[0]
-    outcome = scheduler.decide(orphan, broken.found[request])
+    # Killed when the first of its messages is stored, before the placement is deleted.
+    outcome = scheduler.decide(broken.orphans[0], broken.found[request])
     assert isinstance(outcome, End)
-    assert outcome.refusal is not None
-    # Killed between the end and the deletion: the next one finds the end.
-    sent = message.__deepcopy__()
-    sent.resume.CopyFrom(outcome.resume)
-    await scheduler.mover._end(other.name, sent, outcome.refusal)
+    await scheduler.mover._give_back(broken, broken.messages[other.sequences[request]], outcome)
+    again.cancelled.add(request)
     for boot in (1, 0):
         await again.whole(other.name, boot)
-    closes = await stage.closes()
-    assert [(close.attempt, close.error.reason, close.usage.output_tokens) for close in closes] == [
-        (3, "worker_lost", 0)
-    ]
-    assert await stage.requests() == {}
+    ended = (await stage.requests())[request]
+    assert (ended.resume.attempt, ended.resume.end, ended.resume.output_tokens) == (3, "worker_lost", 0)
+    assert ended.WhichOneof("input") == "chat", "it tells the operation"
+    assert not ended.chat.messages
+    assert ended.reply == b"form"
+    assert await stage.closes() == []
     assert await stage.work_left() == 0
 
 
-async def test_one_that_was_cancelled_while_its_worker_was_dead_ends_with_what_it_had(stage: Stage) -> None:
+async def test_one_that_was_cancelled_while_its_worker_was_dead_is_given_back_to_be_ended_with_what_it_had(
+    stage: Stage,
+) -> None:
     worker, scheduler = await stage.worker(), await stage.scheduler()
     request = await worker.given()
     await worker.says(request, 0, 2)
     scheduler.cancelled.add(request)
     await scheduler.whole(worker.name)
-    (close,) = await stage.closes()
-    assert close.finish_reason == FinishReason.FINISH_REASON_CANCELLED
-    assert (close.attempt, close.usage.output_tokens) == (2, 2)
-    assert await stage.requests() == {}
+    resume = (await stage.requests())[request].resume
+    assert (resume.end, resume.attempt, resume.output_tokens) == ("cancelled", 2, 2)
+    assert not resume.token_ids
+    assert await stage.closes() == []
     assert await stage.work_left() == 0
+
+
+async def test_one_that_went_back_to_the_queue_is_not_ended_by_whoever_moves_it_again(stage: Stage) -> None:
+    """The first is killed before it deletes the placement; the client leaves; the second moves the placement again."""
+    worker = await stage.worker()
+    first, second = await stage.scheduler(), await stage.scheduler()
+    request = await worker.given()
+    await worker.says(request, 0, 2)
+    broken = await first.mover.read((worker.name, 1), Reason.WORKER_LOST)
+    for name in ("keep", "fence", "follow"):
+        await first.step(broken, name)
+    outcome = first.decide(broken.orphans[0], broken.found[request])
+    assert isinstance(outcome, Requeue)
+    await first.mover._give_back(broken, broken.messages[worker.sequences[request]], outcome)
+    second.cancelled.add(request)
+    for boot in (1, 0):
+        await second.whole(worker.name, boot)
+    resume = (await stage.requests())[request].resume
+    assert (resume.end, list(resume.token_ids)) == ("", [0, 1])
+    assert await stage.closes() == []
+    assert await stage.work_left() == 0
+
+
+async def test_one_that_has_become_larger_than_a_message_is_given_back_to_be_ended(stage: Stage) -> None:
+    worker, scheduler = await stage.worker(), await stage.scheduler()
+    most = stage.bus.nc.max_payload
+    request = await worker.given(text="x" * (most - 3000))
+    await worker.says(request, 0, 3)
+    await scheduler.whole(worker.name)
+    resume = (await stage.requests())[request].resume
+    assert (resume.end, resume.output_tokens) == ("too_large", 3)
+    assert await stage.work_left() == 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_an_answer_whose_beginning_is_far_before_its_placement_by_the_clocks_is_found_or_ended_but_never_cut(
+    stage: Stage, kept: bool
+) -> None:
+    """``kept``: whether the log has the beginning at all."""
+    worker, scheduler = await stage.worker(), await stage.scheduler()
+    request = await worker.given()
+    if kept:
+        await worker.says(request, 0, 2)
+    await worker.says(request, 2, 2)
+    move = await scheduler.mover.read((worker.name, 1), Reason.WORKER_LOST)
+    # As if WORK's clock were before that of the log: the first reading finds nothing of it, or its end only.
+    sequence = (await FrameLog(stage.bus).bounds())[1]
+    frames = [stored_us async for batch in FrameLog(stage.bus).read(1, sequence) for _, stored_us, _ in batch]
+    move.orphans[0] = replace(move.orphans[0], stored_us=frames[-1] + 2_000_000)
+    for name in STEPS[1:]:
+        await scheduler.step(move, name)
+    resume = (await stage.requests())[request].resume
+    if kept:
+        assert (resume.end, list(resume.token_ids)) == ("", [0, 1, 2, 3])
+    else:
+        assert resume.end == "token_gap"
+
+
+async def test_a_log_too_long_to_be_read_from_further_back_ends_who_needs_it_and_no_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inferbus_scheduler.moving._FURTHER_SECONDS", 0.0)
+    worker, scheduler = await stage.worker(), await stage.scheduler()
+    far, near = await worker.given(), await worker.given()
+    await worker.says(far, 0, 2)
+    await worker.says(far, 2, 2)
+    await worker.says(near, 0, 2)
+    move = await scheduler.mover.read((worker.name, 1), Reason.WORKER_LOST)
+    # As if WORK's clock were before that of the log: the first reading begins with the second frame.
+    sequence = (await FrameLog(stage.bus).bounds())[1]
+    frames = [stored_us async for batch in FrameLog(stage.bus).read(1, sequence) for _, stored_us, _ in batch]
+    move.orphans = [replace(orphan, stored_us=frames[1] + 2_000_000) for orphan in move.orphans]
+    for name in STEPS[1:]:
+        await scheduler.step(move, name)
+    resumes = {request: one.resume for request, one in (await stage.requests()).items()}
+    assert resumes[far].end == "token_gap"
+    assert (resumes[near].end, list(resumes[near].token_ids)) == ("", [0, 1])
+    assert await stage.work_left() == 0
+
+
+async def test_a_copy_says_when_the_placement_was_stored(stage: Stage) -> None:
+    worker, scheduler = await stage.worker(), await stage.scheduler()
+    await worker.given()
+    move = await scheduler.mover.read((worker.name, 1), Reason.DRAINED)
+    await scheduler.mover.keep(move)
+    copied = await scheduler.mover.read((worker.name, 0), Reason.RECALLED)
+    assert copied.orphans[0].stored_us == move.orphans[0].stored_us
 
 
 async def test_what_never_reached_the_dead_worker_is_not_suspected(stage: Stage) -> None:
@@ -341,6 +427,18 @@ async def test_what_never_reached_the_dead_worker_is_not_suspected(stage: Stage)
     await scheduler.whole(worker.name)
     deaths = {request: one.resume.fruitless_deaths for request, one in (await stage.requests()).items()}
     assert deaths == {reached: 1, late: 0}
+
+
+async def test_of_one_that_has_a_successor_only_what_it_said_that_it_had_counts_as_having_reached_it(
+    stage: Stage,
+) -> None:
+    """Its consumer is gone, and what went out by that nobody knows."""
+    worker, scheduler = await stage.worker(), await stage.scheduler()
+    await stage.bus.nc.jetstream().pull_subscribe(f"work.{worker.name}.2", durable=worker.name, stream="WORK")
+    taken, unknown = await worker.given(), await worker.given()
+    await scheduler.whole(worker.name, taken=worker.sequences[taken])
+    deaths = {request: one.resume.fruitless_deaths for request, one in (await stage.requests()).items()}
+    assert deaths == {taken: 1, unknown: 0}
 
 
 async def test_some_of_a_living_workers_generations_are_moved_and_the_others_are_not(stage: Stage) -> None:

@@ -186,7 +186,6 @@ def test_the_state_of_a_queue_says_what_is_ahead_and_whose_it_is() -> None:
     assert (state.ahead, state.own, state.part, state.rate) == (6, 0, 0.75, 2.0)
     assert queues.state(request(8, tenant="t1")).part == 1.0
     assert queues.state(request(8, tenant="t1", priority=Priority.BATCH)).ahead == 7
-    assert queues.tenant_queued("a", "t1") == 6
     assert queues.state(request(8, model="b")).ahead == 0
 
 

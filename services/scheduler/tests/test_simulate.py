@@ -15,7 +15,7 @@ from inferbus_scheduler.core.simulate.engine import Engine, Generation, WorkerKi
 from inferbus_scheduler.core.simulate.generate import Tenant, Workload, generate
 from inferbus_scheduler.core.simulate.measures import Ending, Measures, fair_shares, jain
 from inferbus_scheduler.core.simulate.report import page, sketch, table
-from inferbus_scheduler.core.simulate.run import Deaths
+from inferbus_scheduler.core.simulate.run import Deaths, Delays
 from inferbus_scheduler.core.simulate.trace import Arrival, Defaults, TraceError, line_of, parse
 
 STEP = 0.01
@@ -206,6 +206,33 @@ def test_every_request_ends_once_with_its_tokens(workload, policy, seed, workers
         assert all(engine.active == 0 and engine.prefill_tokens == 0 for engine in run.engines)
         assert Ending.FAILED not in measures.ending
     assert all(first <= ended for first, ended in zip(measures.ttft, measures.ended_at, strict=True))
+
+
+@pytest.mark.parametrize("overhead", [0.0, 0.006])
+def test_request_alone_has_its_first_token_after_the_overhead_and_its_prefill(overhead):
+    setup = Setup((WorkerKind("w", 1, EXACT),), delays=Delays.of(overhead))
+    _, measures = measure("inferbus", [arrival(input_tokens=100)], setup, Random(1), Random(2))
+    assert measures.ttft[0] == pytest.approx(0.1 + overhead)
+
+
+@pytest.mark.parametrize(("second_at", "found"), [(0.05, 0), (0.25, 512)])
+def test_scheduler_knows_what_a_worker_holds_when_that_has_been_told_and_not_before(second_at, found):
+    fast = TimingModel(STEP, prefill_tokens_per_second=100_000.0, kv_blocks=1000)
+    arrivals = [arrival(at, 520, 100, prefix=tuple(range(8))) for at in (0.0, second_at)]
+    _, measures = measure("inferbus", arrivals, Setup((WorkerKind("w", 2, fast),)), Random(1), Random(2))
+    assert measures.hit_tokens == found
+
+
+def test_heartbeats_count_what_is_to_be_read_with_what_the_cache_holds_of_it():
+    cached = engine(TimingModel(STEP, prefill_tokens_per_second=1000.0, kv_blocks=1000))
+    play(cached, [(0.0, Generation(1, arrival(input_tokens=128, prefix=(1, 2))))])
+    later = Generation(2, arrival(input_tokens=200, prefix=(1, 2)))
+    later.key = b"2"
+    cached.submit(later, 10.0)
+    assert cached.prefill_tokens == 200
+    # It is read in the time of what it does not hold.
+    cached.run(10.0 + (200 - 128) / 1000)
+    assert cached.prefill_tokens == 0
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -13,6 +13,7 @@ from google.protobuf.proto import serialize_length_prefixed
 from inferbus.bus.v1.decision_pb2 import DecisionOutcome, PlacementDecisions
 from inferbus_runtime.timing_model import TimingModel
 from inferbus_scheduler.core.placement import Policy
+from inferbus_scheduler.core.request import Priority
 from inferbus_scheduler.core.score import Weights
 from inferbus_scheduler.core.simulate.compare import Setup, compare, measure
 from inferbus_scheduler.core.simulate.engine import WorkerKind
@@ -60,6 +61,17 @@ def test_flood_of_one_tenant_leaves_the_other_within_half_more_of_its_own_ttft()
     ours = compared("inferbus", flooded, setup)
     assert ours.tenant_ttft_p99["quiet"] <= 1.5 * before
     assert compared("push_least_requests", flooded, setup).tenant_ttft_p99["quiet"] > 10 * before
+
+
+def test_flood_of_long_answers_holds_not_the_last_places():
+    """Where a place comes free seldom, some are left to who asks now and then."""
+    setup = Setup((WorkerKind("w", 4, TIMING, capacity=16),))
+    calm = Workload(2.0, 40.0, (Tenant("calm"),), input_tokens=400.0, output_tokens=16.0, spread=0.1, chat_share=0.0)
+    long = Workload(20.0, 40.0, (Tenant("long"),), input_tokens=100.0, output_tokens=600.0, spread=0.1, chat_share=0.0)
+    alone = list(generate(calm, Random(1)))
+    flooded = sorted([*alone, *generate(long, Random(2))], key=lambda arrival: arrival.time)
+    before = compared("inferbus", alone, setup).tenant_ttft_p99["calm"]
+    assert compared("inferbus", flooded, setup).tenant_ttft_p99["calm"] <= 1.5 * before
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 2), (1, 3)])
@@ -114,6 +126,34 @@ def test_deaths_fail_what_a_load_balancer_sent_there_and_nothing_of_ours():
     assert ours.migrations > 0
     assert ours.output_tokens == sum(arrival.output_tokens for arrival in arrivals)
     assert pushed.failed > 0
+
+
+OTHER = Arrival(0.0, "other", "", Priority.INTERACTIVE, "other", 10, 1000)
+
+
+class Fates(Random):
+    """Each worker, in order, dies once at its time, and never again."""
+
+    def __init__(self, *times: float) -> None:
+        super().__init__(0)
+        self._times = list(times)
+
+    def expovariate(self, lambd: float = 1.0) -> float:
+        return self._times.pop(0) if self._times else float("inf")
+
+
+@pytest.mark.parametrize(("elsewhere", "ending"), [((), Ending.FAILED), ((OTHER,), Ending.DONE)])
+def test_request_whose_workers_die_before_its_first_token_is_tried_again_only_while_workers_die_without_it(
+    elsewhere, ending
+):
+    """As migration.Deaths has it: the worker of the other model died with nothing on it that could have done it."""
+    slow = TimingModel(0.01, prefill_tokens_per_second=1000.0)
+    kinds = (WorkerKind("a", 3, slow), WorkerKind("b", 1, slow, model="other"))
+    setup = Setup(kinds, deaths=Deaths(every=1.0, back_after=5.0))
+    arrivals = [*elsewhere, Arrival(0.0, "suspect", "", Priority.INTERACTIVE, "synthetic", 10_000, 10)]
+    _, measures = measure("inferbus", arrivals, setup, Random(1), Fates(1.0, 3.0, 3.0, 0.5))
+    endings = dict(zip(measures.tenant, measures.ending, strict=True))
+    assert endings[measures.tenants["suspect"]] == ending
 
 
 # --- yesterday's decisions -------------------------------------------------------------------------------------------

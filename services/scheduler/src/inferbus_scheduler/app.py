@@ -30,7 +30,6 @@ from inferbus_scheduler.decision_log import DecisionLog
 from inferbus_scheduler.deployments import DEPLOYMENT_SERVICE, Deployments, add_deployment_service
 from inferbus_scheduler.dispatch import TICK_SECONDS, Dispatcher
 from inferbus_scheduler.draining import Draining
-from inferbus_scheduler.ended_before import EndedBefore
 from inferbus_scheduler.endings import Endings
 from inferbus_scheduler.fallbacks import Fallbacks
 from inferbus_scheduler.fleet import Fleet
@@ -39,8 +38,10 @@ from inferbus_scheduler.incoming import request_of
 from inferbus_scheduler.intake import Intake
 from inferbus_scheduler.keda import serve_keda
 from inferbus_scheduler.making_room import MakingRoom
+from inferbus_scheduler.placed import PlacedWork
 from inferbus_scheduler.scaler import Scaler
 from inferbus_scheduler.servicer import SchedulerServicer
+from inferbus_scheduler.settled_before import SettledBefore
 from inferbus_scheduler.shard_work import ShardWork
 from inferbus_scheduler.shards import Shards
 from inferbus_scheduler.takeover import Takeover
@@ -109,6 +110,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     fleet.on_gone = takeover.gone
     fleet.on_ended = lambda view: queues.ended(view.key)
     fleet.on_served = _served(queues, means)
+    fleet.on_serving = rate.serving
     scaler = Scaler(
         bus=bus, publisher=publisher, fleet=fleet, deployments=deployments, name=config.name,
         decides=lambda: shards.holds_shard(SCALING_SHARD),
@@ -121,8 +123,9 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     process.spawn(scaler.run(), "scaler")
     process.spawn(_tick(fleet, dispatcher, queues, rate, decisions, making_room), "tick")
     intake = Intake(bus, on_delivery=dispatcher.on_delivery, max_held=config.max_held, ack_wait=config.ack_wait)
-    ended = EndedBefore(bus, dispatcher.ended_before)
-    work = ShardWork(intake=intake, placed=takeover, ended=ended, queued=dispatcher)
+    placed = PlacedWork(bus, publisher)
+    settled = SettledBefore(bus, placed, schedulers=shards.seen, told=dispatcher.settled_before)
+    work = ShardWork(intake=intake, placed=takeover, settled=settled, queued=dispatcher)
     process.spawn(shards.run(work), "shards")
     process.on_drain(shards.stop)
     process.on_drain(endings.flushed)

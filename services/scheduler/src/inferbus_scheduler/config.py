@@ -16,7 +16,7 @@ class Config(ServiceConfig):
     max_queued: int = Field(default=1000, ge=1)
     """Requests of one model that may wait in a class and those above it; then 429 queue_full for who has his part."""
     max_held: int = Field(default=8192, ge=1)
-    """Requests held at once over all models; more stay on the REQUESTS stream, unseen, until there is room."""
+    """Requests of all models held at once; more stay on REQUESTS, unseen; but each shard may hold 1/32, at least 16."""
     queue_timeout: timedelta = Field(default=timedelta(seconds=30), gt=timedelta(0))
     """How long a request waits for a model that has no live worker; then it ends with 503 no_worker."""
     max_wait: timedelta = Field(default=timedelta(minutes=30), gt=timedelta(0), lt=timedelta(hours=1))
@@ -38,7 +38,8 @@ class Config(ServiceConfig):
     policy: Literal["inferbus", "round_robin", "least_requests", "random"] = "inferbus"
     """How a worker is picked of those that may be: by score; the others are there to be compared with."""
     max_prefill_tokens: int = Field(default=8192, ge=0)
-    """Input that a worker may still have to read and yet get more; above it, requests wait in fair order. 0: any."""
+    """Input that a worker may still have to read and yet get more; above it, requests wait in fair order. An eighth of
+    it for a tenant that must leave room to others. 0: any."""
     decisions_kept: int = Field(default=4096, ge=1)
     """Recent requests whose decision Explain can tell; the oldest is forgotten first."""
     gpu_budget: int = Field(default=0, ge=0)

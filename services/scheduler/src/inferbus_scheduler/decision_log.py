@@ -173,9 +173,14 @@ def _candidates(decisions: Sequence[Decision], name: Callable[[str], int]) -> di
         "prefix_hits": prefix_hits,
         "actives": [view.active + view.on_the_way for view in seen],
         "capacities": [view.capacity for view in seen],
-        "kv_permille": [min(1000, max(0, round(view.kv_load * 1000))) for view in seen],
+        "kv_permille": [_kv_permille(view) for view in seen],
         "prefill_tokens": [view.prefill_tokens for view in seen],
     }
+
+
+def _kv_permille(view: WorkerView) -> int:
+    """0 is said only of what is not known, or not used at all."""
+    return min(1000, max(1, round(view.kv_load * 1000))) if view.kv_load > 0 else 0
 
 
 def _queue_us(decision: Decision) -> int:

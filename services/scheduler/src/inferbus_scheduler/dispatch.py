@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from inferbus.bus.v1.control_pb2 import Cancel
-from inferbus.bus.v1.request_pb2 import Work
+from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.connection import Bus
 from inferbus_bus.publish import Outcome as PublishOutcome
 from inferbus_bus.publish import PubAck, Publisher
@@ -29,10 +29,13 @@ from inferbus_scheduler.core.deadlines import Deadlines
 from inferbus_scheduler.core.decisions import Outcome
 from inferbus_scheduler.core.drain_rate import DrainRate
 from inferbus_scheduler.core.estimates import OutputMeans
+from inferbus_scheduler.core.migration import refusal_of
 from inferbus_scheduler.core.placement import Placement, Policy
 from inferbus_scheduler.core.policies import Pick
 from inferbus_scheduler.core.queues import Queues
 from inferbus_scheduler.core.remembered import Remembered
+from inferbus_scheduler.core.request import Request
+from inferbus_scheduler.core.turns import serve
 from inferbus_scheduler.decision_log import DecisionLog
 from inferbus_scheduler.endings import Endings
 from inferbus_scheduler.fallbacks import sent_to
@@ -52,6 +55,10 @@ _PUMP_SECONDS = 0.5
 _CANCELS, _CANCEL_SECONDS = 50_000, 60.0
 # Acks of REQUESTS that a killed broker lost come back within its restart; WORK may have forgotten the ids by then.
 _SETTLED, _SETTLED_SECONDS = 50_000, 600.0
+# Of schedulers before this one: 50 MB at most. What was not acknowledged may come as late as it is kept.
+_BEFORE, _BEFORE_SECONDS = 200_000, 3600.0
+# Longer than a shard that is being left still gets what waits in it.
+_NOT_OURS_SECONDS = 1.0
 
 
 class Dispatcher:
@@ -106,6 +113,7 @@ class Dispatcher:
         self._deadlines = Deadlines()
         self._cancels: Remembered[bytes, bool] = Remembered(_CANCELS, _CANCEL_SECONDS)
         self._settled: Remembered[bytes, bool] = Remembered(_SETTLED, _SETTLED_SECONDS)
+        self._before: Remembered[bytes, int] = Remembered(_BEFORE, _BEFORE_SECONDS)
         self._counters: dict[str, tuple[Callable[[], None], Callable[[float], None]]] = {}
         fleet.on_room = self.pump_for
 
@@ -125,7 +133,7 @@ class Dispatcher:
         held = self._held.get(name)
         if held is not None:
             held.delivered_again(delivery)
-        elif self._settled.get(name, now):
+        elif self._settled.get(name, now) or self._was_settled(message, now):
             delivery.ack()
         elif len(message.request_id) != REQUEST_ID_BYTES or not message.edge or not message.context.model:
             self._discard(delivery, "no request id, edge or model")
@@ -136,7 +144,9 @@ class Dispatcher:
                 delivery.ack()
             else:
                 self._arrived(Held(name, model_shard(request.model), request, work, delivery), now)
-        # Else its shard is being left, or was lost: with its consumer, it goes to whoever opens the shard next.
+        else:
+            # Its shard is being left, or was lost: whoever opens it next makes its consumer anew and has it at once.
+            delivery.nak(_NOT_OURS_SECONDS)
 
     def on_cancel(self, cancel: Cancel) -> None:
         """The client is gone, or an operator says so. What is placed, its worker hears of by itself; remembered it is
@@ -155,8 +165,13 @@ class Dispatcher:
     def _arrived(self, held: Held, now: float) -> None:
         request = held.request
         self._held[held.name] = self._newest[request.request_id] = held
+        resume = held.work.request.resume
+        if resume.end:
+            # That was decided when it was moved, and is not decided again.
+            self._end(held, refusal_of(resume), now)
+            return
         if request.attempt > 1:
-            self._decisions.moved(request, held.work.request.resume, now)
+            self._decisions.moved(request, resume, now)
         if self._cancels.pop(request.request_id, now):
             self._end(held, None, now)
             return
@@ -166,7 +181,8 @@ class Dispatcher:
             return
         self._queues.push(request)
         self._queued[request.key] = held
-        self.pump(request.model)
+        if not self._queues.is_behind(request):
+            self.pump(request.model)
         if held.state is State.QUEUED:
             self._look(held, now)
 
@@ -183,19 +199,29 @@ class Dispatcher:
         if not self._bus.connected or not self._owns(model):
             return
         now, policy = clock.monotonic(), self._policy(model)
-        while (request := self._queues.first(model)) is not None:
-            began = clock.monotonic()
-            hits = self._fleet.matches(request)
-            decision = self._pick(request, self._fleet.view, hits, policy, now)
-            metrics.PLACEMENT_SECONDS.observe(clock.monotonic() - began)
-            if not isinstance(decision, Placement):
-                self._making_room.for_(request, policy, now)
-                return
-            self._queues.take(request)
-            self._rate.placed(
-                model, now, waited=now - request.waits_since, waiting=self._queues.first(model) is not None
-            )
-            self._place(self._queued.pop(request.key), decision, hits, policy, now)
+
+        def ask(request: Request) -> bool:
+            self._making_room.for_(request, policy, now)
+            return False  # it comes later, if it does
+
+        def offer(request: Request, policy: Policy) -> str:
+            return self._offer(request, policy, now)
+
+        serve(self._queues, self._fleet.view, model, policy, now, offer=offer, ask=ask)
+
+    def _offer(self, request: Request, policy: Policy, now: float) -> str:
+        """Place it; empty, or why not."""
+        began = clock.monotonic()
+        hits = self._fleet.matches(request)
+        decision = self._pick(request, self._fleet.view, hits, policy, now)
+        metrics.PLACEMENT_SECONDS.observe(clock.monotonic() - began)
+        if not isinstance(decision, Placement):
+            return decision.reason
+        self._queues.take(request)
+        waiting = self._queues.first(request.model) is not None
+        self._rate.placed(request.model, now, waited=now - request.waits_since, waiting=waiting)
+        self._place(self._queued.pop(request.key), decision, hits, policy, now)
+        return ""
 
     def pump_for(self, base: str) -> None:
         """Workers of ``base`` have room: for the model, and for its adapters."""
@@ -332,8 +358,10 @@ class Dispatcher:
         self._endings.end(held.work.request, refusal, lambda: self._release(held, clock.monotonic()))
 
     def _unqueue(self, held: Held) -> None:
-        self._queues.remove(held.request.key)
+        model = self._queues.remove(held.request.key).model
         del self._queued[held.request.key]
+        if self._queues.first(model) is None:
+            self._rate.emptied(model, clock.monotonic())
 
     def _move(self, held: Held, state: State) -> None:
         before = held.state
@@ -372,9 +400,14 @@ class Dispatcher:
             self._pump_at = now + _PUMP_SECONDS
             self.pump_all()
 
-    def ended_before(self, name: bytes) -> None:
-        """A scheduler before this one has ended it: if it comes, it is only to be acknowledged."""
-        self._settled.put(name, True, clock.monotonic())
+    def settled_before(self, request_id: bytes, attempt: int) -> None:
+        """A scheduler before this one has placed or ended that attempt: if it comes, or one below, it is only to be
+        acknowledged."""
+        now = clock.monotonic()
+        self._before.put(request_id, max(attempt, self._before.get(request_id, now) or 0), now)
+
+    def _was_settled(self, message: GenerateRequest, now: float) -> bool:
+        return (self._before.get(message.request_id, now) or 0) >= (message.resume.attempt or 1)
 
     async def leave(self, shard: int) -> None:
         """Place no more of it, which :meth:`Shards.owns` sees to; returns when all that was under way is stored, and

@@ -1,6 +1,7 @@
 """Asking workers to leave: their own service does it, and tells everybody by their lease."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from inferbus_runtime.errors import InferBusError, unavailable
 from inferbus_runtime.rpc import channel
 from inferbus_runtime.tls import TlsFiles
 
+log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 5.0
 _RETRY_AFTER = timedelta(seconds=1)
 
@@ -26,6 +28,8 @@ class Draining:
     async def begin(self, workers: Sequence[WorkerRecord], grace: timedelta) -> None:
         """Returns when all of them drain. Raises InferBusError UNAVAILABLE ``worker_unreachable`` that names those that
         did not answer; the others drain all the same, and asking again is harmless."""
+        asked = [worker.worker for worker in workers]
+        log.info("asking workers to leave", extra={"workers": asked, "grace_seconds": grace.total_seconds()})
         answers = await asyncio.gather(*(self._ask(each, grace) for each in workers), return_exceptions=True)
         silent = []
         for worker, answer in zip(workers, answers, strict=True):

@@ -42,7 +42,8 @@ def close_of(request: GenerateRequest, refusal: Refusal | None, end_us: int) -> 
     )
     # Present even if it is zero. As a Close without deltas it also names the index that its attempt resumed at.
     close.usage.SetInParent()
-    close.usage.output_tokens = len(request.resume.token_ids)
+    resume = request.resume
+    close.usage.output_tokens = resume.output_tokens if resume.end else len(resume.token_ids)
     for time in ("first_started_time", "first_token_time", "last_token_time"):
         if request.resume.HasField(time):
             getattr(close, time).CopyFrom(getattr(request.resume, time))

@@ -86,8 +86,8 @@ class Fallbacks:
             self._sent.clear()
             self._sent_since = now
         sent = self._sent[request.model]
-        places = sum(worker.room for worker in self._fleet.view.candidates.get(base_of(request.model), ()))
-        if sent < places and isinstance(
+        candidates = self._fleet.view.candidates.get(base_of(request.model))
+        if (candidates is not None and sent < candidates.free) and isinstance(
             place(request, self._fleet.view, {}, self._policy(request.model), now), Placement
         ):
             return 0.0

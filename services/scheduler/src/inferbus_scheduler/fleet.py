@@ -8,7 +8,7 @@ A worker counts only after its first heartbeat: before that its load is not know
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from inferbus.bus.v1.control_pb2 import CacheEvents, Heartbeat
 from inferbus.bus.v1.registry_pb2 import WorkerRecord
@@ -16,6 +16,7 @@ from inferbus_contracts.prefixes import hashes_of
 from inferbus_runtime import clock
 
 from inferbus_scheduler.core.affinity import PrefixIndex
+from inferbus_scheduler.core.lower_work import LowerWork
 from inferbus_scheduler.core.request import Priority, Request, base_of
 from inferbus_scheduler.core.running import RunningView
 from inferbus_scheduler.core.score import Weights
@@ -59,6 +60,8 @@ class Fleet:
         self._index = index if index is not None else PrefixIndex()
         self._workers: dict[str, Worker] = {}
         self._candidates: dict[str, Candidates] = {}
+        # Of candidates only.
+        self._lower = LowerWork()
         # When the last candidate of a model went away; only for models that had one.
         self._unserved_since: dict[str, float] = {}
         self.view = ClusterView(self._weights, self._candidates)
@@ -68,6 +71,8 @@ class Fleet:
         self.on_gone: Callable[[str, int, str], None] = lambda worker, boot, reason: None
         # A placement is over here, however it ended.
         self.on_ended: Callable[[RunningView], None] = lambda running: None
+        # (base model, whether it has a worker from now on, now): its first one has come, or its last one has gone.
+        self.on_serving: Callable[[str, bool, float], None] = lambda model, served, now: None
         # (base model, heartbeat that says what was served).
         self.on_served: Callable[[str, Heartbeat], None] = lambda model, beat: None
         # Grows with every change that an operator may want to see.
@@ -294,11 +299,15 @@ class Fleet:
         worker = self._workers.get(name)
         return tuple(worker.running()) if worker is not None else ()
 
-    def lower_running(self, model: str, above: Priority) -> Mapping[str, Sequence[RunningView]]:
-        """By worker of ``model`` what runs there of classes below ``above``; workers without any are left out."""
-        names: Iterable[str] = (worker.name for worker in self.alive(model))
-        found = {name: tuple(self._workers[name].running(below=above)) for name in names}
-        return {name: running for name, running in found.items() if running}
+    def runs_below(self, model: str, above: Priority) -> bool:
+        """Whether a worker of ``model`` runs something of a class below ``above``; costs the same for any fleet."""
+        return self._lower.any(base_of(model), above)
+
+    def lower_running(self, model: str, above: Priority, most: int = 64) -> Mapping[str, Sequence[RunningView]]:
+        """By worker of ``model`` what runs there of classes below ``above``; workers without any are left out. Of more
+        than ``most`` workers, others come first each time."""
+        chosen = self._lower.some(base_of(model), above, most)
+        return {name: tuple(self._workers[name].running(below=above)) for name in chosen}
 
     def matches(self, request: Request) -> Mapping[str, int]:
         """Chunks of the request's prefix that workers hold, by name; of many holders, the best ones."""
@@ -325,8 +334,11 @@ class Fleet:
         if candidates is None:
             candidates = self._candidates[after.model] = Candidates(self._weights)
             self._unserved_since.pop(after.model, None)
+            self.on_serving(after.model, True, now)
         candidates.put(after)
         worker.candidate = after
+        for above in Priority:
+            self._lower.set(after.model, after.name, above, runs=worker.runs_below(above))
         if after.room and (before is None or _easier(before, after)):
             self.on_room(after.model)
 
@@ -338,9 +350,11 @@ class Fleet:
             return
         candidates = self._candidates[before.model]
         candidates.remove(before.name)
+        self._lower.remove(before.model, before.name)
         if not candidates:
             del self._candidates[before.model]
             self._unserved_since[before.model] = now
+            self.on_serving(before.model, False, now)
 
     def _hand_over(self, worker: Worker, now: float) -> None:
         if worker.hand_over_at is not None and worker.hand_over_at <= now and not worker.given_up:

@@ -92,11 +92,5 @@ class Held:
 def name_of(message: GenerateRequest) -> bytes:
     """What tells it from all else on REQUESTS: another attempt, and the same one for a fallback, are messages of their
     own."""
-    own, as_fallback = names_of(message.request_id, message.resume.attempt, message.context.model)
-    return as_fallback if message.asked_model else own
-
-
-def names_of(request_id: bytes, attempt: int, model: str) -> tuple[bytes, bytes]:
-    """Of the message as it was asked, and if ``model`` is a fallback. ``attempt`` 0: 1."""
-    own = request_id + (attempt or 1).to_bytes(4, "big")
-    return own, own + model.encode()
+    own = message.request_id + (message.resume.attempt or 1).to_bytes(4, "big")
+    return own + message.context.model.encode() if message.asked_model else own

@@ -11,10 +11,16 @@ from inferbus_bus.workqueue import Delivery, WorkQueue
 from inferbus_contracts.subjects import SHARDS, shard_requests
 
 log = logging.getLogger(__name__)
+# Of a shard, whatever the others hold.
+_LEAST = 16
 
 
 class Intake:
-    """At most ``max_held`` requests are held at once, and one more a shard; the rest stays on the stream, unseen."""
+    """About ``max_held`` requests are held at once; the rest stays on the stream, unseen.
+
+    One shard cannot take all of it: what holds less than ``floor`` may always have as many. So no more than
+    ``max_held + SHARDS * floor`` are held in all.
+    """
 
     def __init__(
         self, bus: Bus, *, on_delivery: Callable[[Delivery], None], max_held: int, ack_wait: timedelta
@@ -22,6 +28,7 @@ class Intake:
         self._bus = bus
         self._on_delivery = on_delivery
         self._max_held = max_held
+        self.floor = max(_LEAST, max_held // (2 * SHARDS))
         self._ack_wait = ack_wait
         self._queues: dict[int, WorkQueue] = {}
 
@@ -37,7 +44,8 @@ class Intake:
         if queue is None:
             queue = self._queues[shard] = WorkQueue(
                 self._bus, stream="REQUESTS", durable=_durable(shard), subject=shard_requests(shard),
-                on_delivery=self._on_delivery, in_flight=self._max_held, ack_wait=self._ack_wait, room=self._room,
+                on_delivery=self._on_delivery, in_flight=max(self._max_held, self.floor), ack_wait=self._ack_wait,
+                room=lambda: self._room(shard),
             )  # fmt: skip
         await queue.start()
 
@@ -57,10 +65,12 @@ class Intake:
     def held(self) -> int:
         return sum(queue.held for queue in self._queues.values())
 
-    def _room(self) -> int:
-        """What one shard may ask for at once: a part of what is left, so that no idle one has all of it."""
+    def _room(self, shard: int) -> int:
+        """What a shard may ask for at once: a part of what is left, so that no idle one has all of it, and no less than
+        what it lacks of its floor."""
         left = self._max_held - self.held
-        return max(1, left // (2 * SHARDS)) if left > 0 else 0
+        part = max(1, left // (2 * SHARDS)) if left > 0 else 0
+        return max(part, self.floor - self._queues[shard].held)
 
 
 def _durable(shard: int) -> str:

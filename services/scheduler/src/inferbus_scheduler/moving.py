@@ -7,20 +7,20 @@ Each step may be made again, by this scheduler or by the next one after a crash,
    for nobody, and acknowledge, and so remove, its own.
 3. ``fence``: from here on, in stream order, nothing of the old attempts counts for any reader.
 4. ``follow``: how far each had come before the fence, in one pass over the frames of that worker.
-5. ``settle``: each goes back to the queue with that, or ends; its placement is deleted when that is stored, and the
-   copy last.
+5. ``settle``: each goes back to the queue with that, also what is only to be ended there; its placement is deleted
+   when that is stored, and the copy last.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from inferbus.bus.v1.frame_pb2 import Fence, Frame, Open
-from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus.bus.v1.frame_pb2 import Fence, Frame
+from inferbus.bus.v1.request_pb2 import Work
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.connection import Bus
 from inferbus_bus.errors import bus_unavailable
@@ -28,14 +28,22 @@ from inferbus_bus.frames import FramePublisher
 from inferbus_bus.log import FrameLog
 from inferbus_bus.publish import Publisher
 from inferbus_contracts.ids import REQUEST_ID_BYTES
-from inferbus_contracts.recovery import Recovered, begun, fold
+from inferbus_contracts.recovery import FURTHER_BACK_US, Recovered, begun, fold
 from inferbus_contracts.subjects import subject_token
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_scheduler.core.admission import Refusal
-from inferbus_scheduler.core.migration import Closed, End, Fate, Orphan, Reason, Requeue, too_large, with_resume
-from inferbus_scheduler.endings import close_of
+from inferbus_scheduler.core.migration import (
+    TOO_LARGE,
+    Closed,
+    End,
+    Fate,
+    Orphan,
+    Reason,
+    Requeue,
+    ended,
+    with_resume,
+)
 from inferbus_scheduler.placed import COPIES, Incarnation, Placed, PlacedWork
 
 log = logging.getLogger(__name__)
@@ -43,13 +51,14 @@ log = logging.getLogger(__name__)
 _BODY_BYTES = 16 << 20
 # Together on their way back to the queue.
 _PARALLEL = 32
-# The broker says when it stored work and frames, maybe on two machines; of a copy only a scheduler's time is known.
-_SKEW_US, _COPY_SKEW_US = 2_000_000, 10_000_000
+# The broker says when it stored work and frames, maybe on two machines.
+_SKEW_US = 2_000_000
 # Frames that are folded before others get a turn.
 _FOLDED_AT_ONCE = 50
 _FENCES_A_FRAME = 8192
-# Far above what any log takes.
-_READ_SECONDS = 120.0
+# Far above what the log of the running ones takes; and what each reading from further back, which few ever need, may
+# hold up the others of its worker.
+_READ_SECONDS, _FURTHER_SECONDS = 120.0, 30.0
 # What is known of the log for longer must be read again before it is acted upon: message ids are remembered for ten
 # minutes only, and a scheduler that stood still meanwhile is not to send a request back once more.
 _FRESH_SECONDS = 240.0
@@ -100,17 +109,24 @@ class Mover:
         self._owns = owns
 
     async def read(
-        self, of: Incarnation, reason: Reason, only: Collection[int] | None = None, *, undelivered: bool = False
+        self,
+        of: Incarnation,
+        reason: Reason,
+        only: Collection[int] | None = None,
+        *,
+        undelivered: bool = False,
+        taken: int = 0,
     ) -> Move:
         """All placements of one incarnation whose models are ours, or ``only`` those at some sequences.
-        ``undelivered``: it is known that its worker had none of them."""
+        ``undelivered``: it is known that its worker had none of them. ``taken``: those up to that sequence it certainly
+        had."""
         move = Move(of, reason, clock.monotonic())
-        delivered = 0 if undelivered else None
+        delivered = 0
         if reason is Reason.WORKER_LOST and not undelivered:
-            delivered = await self.placed.last_delivered(of)
+            delivered = max(taken, await self.placed.last_delivered(of))
         held = 0
         async for placed in self._placements(of, only):
-            orphan = orphan_of(placed, of, delivered)
+            orphan = orphan_of(placed, delivered)
             if orphan is None:
                 await self._discard(placed)
                 continue
@@ -137,7 +153,7 @@ class Mover:
                 if placed is None or not self._owns(orphan.model):
                     return
                 try:
-                    move.copies[orphan.sequence] = await self.placed.copy(Work.FromString(placed.data), placed.headers)
+                    move.copies[orphan.sequence] = await self.placed.copy(placed)
                 except InferBusError as error:
                     if error.error_class is not ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED:
                         raise
@@ -165,21 +181,37 @@ class Mover:
             await self._frames.wait_acked(move.fences[-1].sequence)
 
     async def follow(self, move: Move) -> None:
-        """Reads until our own fences were seen, so that whatever a replica has not yet is waited for."""
-        if not move.orphans:
-            return
+        """Reads until our own fences were seen, so that whatever a replica has not yet is waited for; from further back
+        what begins in the middle of an answer, since the clocks are further apart."""
+        orphans = move.orphans
+        for back_us in (_SKEW_US, *FURTHER_BACK_US):
+            if not orphans:
+                return
+            before = {orphan.request_id: move.found[orphan.request_id] for orphan in orphans}
+            move.found |= {orphan.request_id: begun(orphan.resume) for orphan in orphans}
+            try:
+                async with asyncio.timeout(_READ_SECONDS if back_us == _SKEW_US else _FURTHER_SECONDS):
+                    await self._read_log(move, orphans, back_us)
+            except TimeoutError as error:
+                if back_us == _SKEW_US:
+                    raise bus_unavailable(f"the fences of {move.worker} are stored and cannot be read") from error
+                # What was read of them this time may look whole and be short.
+                move.found |= before
+                break
+            orphans = [orphan for orphan in orphans if _incomplete(move.found[orphan.request_id])]
+        if orphans:
+            log.error("tokens are missing on the log", extra={"worker": move.worker, "requests": len(orphans)})
+
+    async def _read_log(self, move: Move, orphans: Sequence[Orphan], back_us: int) -> None:
+        wanted = {orphan.request_id: move.found[orphan.request_id] for orphan in orphans}
         unseen = {(frame.worker, frame.boot, frame.sequence) for frame in move.fences}
-        since = min(orphan.since_us for orphan in move.orphans)
-        try:
-            async with asyncio.timeout(_READ_SECONDS):
-                async for frame in self._frames_of(move.worker, since):
-                    _fold(frame, move)
-                    if frame.stead:
-                        unseen.discard((frame.worker, frame.boot, frame.sequence))
-                        if not unseen:
-                            return
-        except TimeoutError as error:
-            raise bus_unavailable(f"the fences of {move.worker} are stored and cannot be read") from error
+        since = min(orphan.stored_us for orphan in orphans) - back_us
+        async for frame in self._frames_of(move.worker, since):
+            _fold(frame, wanted, move.worker)
+            if frame.stead:
+                unseen.discard((frame.worker, frame.boot, frame.sequence))
+                if not unseen:
+                    return
 
     async def settle(self, move: Move, decide: DecideFate, on_moved: Callable[[Moved], None]) -> None:
         """Back to the queue, or to the end, and off WORK; the oldest placement first."""
@@ -213,27 +245,14 @@ class Mover:
             raise bus_unavailable(f"what was read of {move.worker} is too old to act upon")
 
     async def _give_back(self, move: Move, placed: Placed, outcome: Requeue | End) -> Fate:
+        """Also what ends: the first message of an attempt that is stored is what becomes of it, whoever makes the move
+        again, and whatever he would decide."""
         request = with_resume(Work.FromString(placed.data).request, outcome.resume, move.worker)
-        if isinstance(outcome, Requeue):
-            if request.ByteSize() + _HEADROOM <= self._bus.nc.max_payload:
-                await self._publisher.publish(request, placed.headers)
-                return outcome
-            outcome = End(outcome.resume, too_large())
-        await self._end(move.worker, request, outcome.refusal)
+        if isinstance(outcome, Requeue) and request.ByteSize() + _HEADROOM > self._bus.nc.max_payload:
+            outcome = ended(outcome.resume, TOO_LARGE)
+            request = with_resume(request, outcome.resume, move.worker)
+        await self._publisher.publish(request, placed.headers)
         return outcome
-
-    async def _end(self, worker: str, request: GenerateRequest, refusal: Refusal | None) -> None:
-        """In the worker's stead: whoever moves it again finds its Close."""
-        now_us = clock.now_us()
-        frame = Frame(
-            edge=request.edge,
-            stead=worker,
-            time_us=now_us,
-            contexts=[request.context],
-            closes=[close_of(request, refusal, now_us)],
-            opens=[Open(request_id=request.request_id, reply=request.reply)],
-        )
-        await self._frames.wait_acked(self._frames.publish(frame))
 
     async def _placements(self, of: Incarnation, only: Collection[int] | None) -> AsyncIterator[Placed]:
         if only is not None:
@@ -278,8 +297,8 @@ class Mover:
                     yield frame
 
 
-def orphan_of(placed: Placed, of: Incarnation, delivered: int | None) -> Orphan | None:
-    """``delivered``: up to which sequence its work went out to the incarnation, if that is known. None: no work."""
+def orphan_of(placed: Placed, delivered: int) -> Orphan | None:
+    """``delivered``: up to which sequence its work went out to the incarnation. None: no work."""
     try:
         work = Work.FromString(placed.data)
     except DecodeError:
@@ -287,9 +306,6 @@ def orphan_of(placed: Placed, of: Incarnation, delivered: int | None) -> Orphan 
     request = work.request
     if len(request.request_id) != REQUEST_ID_BYTES or not request.edge or not request.context.model:
         return None
-    since_us = placed.stored_us - _SKEW_US
-    if of[1] == COPIES:
-        since_us = clock.unix_us(work.placed_time) - _COPY_SKEW_US
     return Orphan(
         sequence=placed.sequence,
         request_id=request.request_id,
@@ -297,17 +313,22 @@ def orphan_of(placed: Placed, of: Incarnation, delivered: int | None) -> Orphan 
         edge=request.edge,
         model=request.context.model,
         resume=request.resume,
-        since_us=since_us,
-        delivered=delivered is None or placed.sequence <= delivered,
+        stored_us=placed.stored_us,
+        delivered=placed.sequence <= delivered,
     )
 
 
-def _fold(frame: Frame, move: Move) -> None:
+def _fold(frame: Frame, wanted: Mapping[bytes, Recovered], worker: str) -> None:
     try:
-        fold(frame, move.found)
+        fold(frame, wanted)
     except (IndexError, ValueError) as error:
         # Its columns do not fit together: no reader takes it.
-        log.error("a frame is broken", extra={"worker": move.worker, "sequence": frame.sequence, "error": str(error)})
+        log.error("a frame is broken", extra={"worker": worker, "sequence": frame.sequence, "error": str(error)})
+
+
+def _incomplete(found: Recovered) -> bool:
+    """A Close stands, whatever was before it."""
+    return found.gap and not found.closed
 
 
 async def _all(steps: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from inferbus.bus.v1.request_pb2 import Work
 from inferbus_bus.connection import Bus, send_now
 from inferbus_bus.consumers import consumer_info
 from inferbus_bus.errors import CONSUMER_NOT_FOUND, StreamApiError, bus_unavailable
+from inferbus_bus.log import rfc3339
 from inferbus_bus.publish import PubAck, Publisher
 from inferbus_contracts.subjects import incarnation_of, message_id, subject_token, work_subject
 from nats.aio.msg import Msg
@@ -28,13 +29,15 @@ _ANSWER_SECONDS = 5.0
 _NOT_FOUND, _NO_MESSAGE = 10043, "no message found"
 # The boot of no incarnation: copies of what is being moved.
 COPIES = 0
+# Of a copy: when the placement was stored.
+_STORED = "InferBus-Stored-Us"
 Incarnation = tuple[str, int]
 _PLACEMENT = re.compile(r"work\.[^.]+\.\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One message of WORK. ``stored_us``: when the broker stored it, by its clock."""
+    """One message of WORK. ``stored_us``: when the broker stored it, by its clock; of a copy, what it is a copy of."""
 
     sequence: int
     stored_us: int
@@ -61,34 +64,43 @@ class PlacedWork:
     async def page(self, of: Incarnation, first: int = 1, count: int = PAGE) -> list[Placed]:
         """The next messages of one incarnation from sequence ``first`` on, about 8 MiB at most; none: no more."""
         request = {"batch": count, "max_bytes": PAGE_BYTES, "seq": first, "next_by_subj": work_subject(*of)}
-        return await self._get(request)
+        return await stored(self._bus, "WORK", request)
+
+    async def since(self, stored_us: int) -> AsyncIterator[list[Placed]]:
+        """All that was stored then (by the broker's clock) or later, whoever has it, in pages."""
+        start: dict[str, Any] = {"start_time": rfc3339(stored_us)}
+        while page := await stored(
+            self._bus, "WORK", {"batch": PAGE, "max_bytes": PAGE_BYTES, "next_by_subj": "work.>", **start}
+        ):
+            yield page
+            start = {"seq": page[-1].sequence + 1}
 
     async def one(self, sequence: int) -> Placed | None:
         """The message at ``sequence``, if it is there still."""
-        found = await self._get({"batch": 1, "seq": sequence, "next_by_subj": "work.>"})
+        found = await stored(self._bus, "WORK", {"batch": 1, "seq": sequence, "next_by_subj": "work.>"})
         return found[0] if found and found[0].sequence == sequence else None
 
-    async def last_delivered(self, of: Incarnation) -> int | None:
-        """Up to which stream sequence its work has gone out to that incarnation; None: nobody knows any more."""
+    async def last_delivered(self, of: Incarnation) -> int:
+        """Up to which stream sequence its work has gone out to that incarnation; 0: nobody knows, as of one that has a
+        successor, whose consumer has the place of its own."""
         worker, boot = of
         try:
             info = await consumer_info(self._bus, "WORK", subject_token(worker))
         except StreamApiError as error:
             if error.err_code != CONSUMER_NOT_FOUND:
                 raise
-            return None
+            return 0
         if info["config"].get("filter_subject") != work_subject(worker, boot):
-            return None
+            return 0
         return int(info["delivered"]["stream_seq"])
 
-    async def copy(self, work: Work, headers: Mapping[str, str]) -> int:
-        """Store ``work`` once more, as nobody's. Returns its sequence. May raise RESOURCE_EXHAUSTED, too."""
-        boot, work.boot = work.boot, COPIES
-        data = work.SerializeToString()
-        ack: PubAck = await self._publisher.publish_raw(
-            work_subject(work.worker, COPIES), data, {**headers, "Nats-Msg-Id": f"{message_id(work)}-moved"}
-        )
-        work.boot = boot
+    async def copy(self, placed: Placed) -> int:
+        """Store ``placed`` once more, as nobody's. Returns its sequence. May raise RESOURCE_EXHAUSTED, too."""
+        work = Work.FromString(placed.data)
+        work.boot = COPIES
+        headers = {**placed.headers, _STORED: str(placed.stored_us), "Nats-Msg-Id": f"{message_id(work)}-moved"}
+        subject = work_subject(work.worker, COPIES)
+        ack: PubAck = await self._publisher.publish_raw(subject, work.SerializeToString(), headers)
         return ack.sequence
 
     async def delete(self, sequence: int) -> None:
@@ -99,37 +111,40 @@ class PlacedWork:
             if error.err_code != _NOT_FOUND and _NO_MESSAGE not in str(error):
                 raise
 
-    async def _get(self, request: dict[str, Any]) -> list[Placed]:
-        placed: list[Placed] = []
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        async def received(msg: Msg) -> None:
-            status = (msg.headers or {}).get("Status")
-            if status is None:
-                placed.append(_placed(msg))
-            elif not done.done():
-                done.set_result(status)
+async def stored(bus: Bus, stream: str, request: dict[str, Any]) -> list[Placed]:
+    """A batch of direct gets, in the broker's words; none: there is nothing that it asks for. Raises InferBusError
+    UNAVAILABLE."""
+    placed: list[Placed] = []
+    done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        inbox = self._bus.inbox("work")
-        stop = await self._bus.listen(inbox, received)
-        try:
-            if not self._bus.connected:
-                raise bus_unavailable("not connected to NATS")
-            send_now(self._bus.nc.publish("$JS.API.DIRECT.GET.WORK", json.dumps(request).encode(), inbox))
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                status = await done
-        except TimeoutError as error:
-            raise bus_unavailable(f"no end of a batch of WORK: {request}") from error
-        finally:
-            await stop()
-        if status not in ("204", "404"):
-            raise bus_unavailable(f"a batch of WORK ended with status {status}: {request}")
-        return placed
+    async def received(msg: Msg) -> None:
+        status = (msg.headers or {}).get("Status")
+        if status is None:
+            placed.append(_placed(msg))
+        elif not done.done():
+            done.set_result(status)
+
+    inbox = bus.inbox("work")
+    stop = await bus.listen(inbox, received)
+    try:
+        if not bus.connected:
+            raise bus_unavailable("not connected to NATS")
+        send_now(bus.nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), inbox))
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            status = await done
+    except TimeoutError as error:
+        raise bus_unavailable(f"no end of a batch of {stream}: {request}") from error
+    finally:
+        await stop()
+    if status not in ("204", "404"):
+        raise bus_unavailable(f"a batch of {stream} ended with status {status}: {request}")
+    return placed
 
 
 def _placed(msg: Msg) -> Placed:
     headers = msg.headers or {}
     trace = {name: value for name, value in headers.items() if name == "traceparent"}
     stamp = datetime.fromisoformat(headers["Nats-Time-Stamp"])
-    stored_us = int(stamp.astimezone(UTC).timestamp() * 1e6)
+    stored_us = int(headers.get(_STORED) or stamp.astimezone(UTC).timestamp() * 1e6)
     return Placed(int(headers["Nats-Sequence"]), stored_us, trace, msg.data)

@@ -27,9 +27,10 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_scheduler.core.decisions import Decision, Outcome
-from inferbus_scheduler.core.placement import Placement, Policy, Verdict, judge, place
+from inferbus_scheduler.core.placement import RESERVED, Placement, Policy, Verdict, judge, place
 from inferbus_scheduler.core.queues import Queues
 from inferbus_scheduler.core.request import Priority, Request
+from inferbus_scheduler.core.turns import terms
 from inferbus_scheduler.decision_log import DecisionLog
 from inferbus_scheduler.dispatch import Dispatcher
 from inferbus_scheduler.draining import Draining
@@ -154,20 +155,30 @@ class SchedulerServicer(SchedulerServiceServicer):
 
     def _would_be(self, request: Request, now: float) -> ExplainResponse:
         hits = self._fleet.matches(request)
-        decision = place(request, self._fleet.view, hits, self._policy(request.model), now)
+        policy = terms(request, self._queues, self._fleet.view, self._policy(request.model), now)
+        if policy is None:
+            return self._now(request, Outcome.QUEUED, "", RESERVED, hits, now)
+        decision = place(request, self._fleet.view, hits, policy, now)
         if isinstance(decision, Placement):
-            return self._now(request, Outcome.PLACED, decision.worker, decision.reason, hits, now)
-        return self._now(request, Outcome.QUEUED, "", decision.reason, hits, now)
+            return self._now(request, Outcome.PLACED, decision.worker, decision.reason, hits, now, policy)
+        return self._now(request, Outcome.QUEUED, "", decision.reason, hits, now, policy)
 
     def _now(
-        self, request: Request, outcome: Outcome, worker: str, reason: str, hits: Mapping[str, int], now: float
+        self,
+        request: Request,
+        outcome: Outcome,
+        worker: str,
+        reason: str,
+        hits: Mapping[str, int],
+        now: float,
+        policy: Policy | None = None,
     ) -> ExplainResponse:
         return ExplainResponse(
             outcome=outcome.value,
             worker=worker,
             reason=reason,
             decision_time=clock.timestamp(clock.now_us()),
-            verdicts=_verdicts(judge(request, self._fleet.views(), hits, self._policy(request.model), now)),
+            verdicts=_verdicts(judge(request, self._fleet.views(), hits, policy or self._policy(request.model), now)),
             attempt=request.attempt,
         )
 

@@ -21,30 +21,29 @@ class Holding(Protocol):
     def drop(self, shard: int) -> None: ...
 
 
-class Ended(Protocol):
-    """Finds what another scheduler has ended."""
+class Settled(Protocol):
+    """Finds what schedulers before this one have placed or ended of a shard."""
 
-    async def look(self, scheduler: str) -> None: ...
+    async def look(self, shard: int) -> None: ...
 
 
 class ShardWork:
     """For :class:`Shards`."""
 
-    def __init__(self, *, intake: Intake, placed: Scan, ended: Ended, queued: Holding) -> None:
+    def __init__(self, *, intake: Intake, placed: Scan, settled: Settled, queued: Holding) -> None:
         self._intake = intake
-        self._ended = ended
+        self._settled = settled
         self._placed = placed
         self._queued = queued
         self._closing: set[asyncio.Task[None]] = set()
         # What was lost may be gained again before it is closed.
         self._one_by_one: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def gained(self, shard: int, before: str) -> None:
-        """What is placed is known, and what the holder ``before`` has ended, and then what waits comes. Raises what the
-        broker says."""
+    async def gained(self, shard: int) -> None:
+        """What is placed is known, and what has ended, and then what waits comes. Raises what the broker says."""
         async with self._one_by_one[shard]:
             await self._placed.scan(shard)
-            await self._ended.look(before)
+            await self._settled.look(shard)
             await self._intake.open(shard)
 
     async def left(self, shard: int) -> None:

@@ -30,6 +30,8 @@ _LOOK_SECONDS = 0.1
 # Of the lease: what is left is for whatever was begun in its last moment.
 _OURS = 0.9
 _RETRY_SECONDS = 0.3
+# As long as a request is kept on REQUESTS.
+_SEEN_SECONDS = 3600.0
 
 
 @dataclass(slots=True)
@@ -45,9 +47,8 @@ class Tenure:
 class Work(Protocol):
     """What is done for shards that are held."""
 
-    async def gained(self, shard: int, before: str) -> None:
-        """It may be acted for until it is left or lost; ``before`` held it, or may have. May raise InferBusError and
-        StreamApiError: then it is left."""
+    async def gained(self, shard: int) -> None:
+        """It may be acted for until it is left or lost. May raise InferBusError and StreamApiError: then it is left."""
 
     async def left(self, shard: int) -> None:
         """Ends all of it in order."""
@@ -75,8 +76,8 @@ class Shards:
         self._back = asyncio.Event()
         self._stopping = False
         self._said: set[int] = set()
-        # Of each lease: the last holder that was seen, besides this process.
-        self._before: dict[str, str] = {}
+        # Schedulers, and when (monotonic seconds) something was heard of them last.
+        self._seen: dict[str, float] = {}
         self._targets: tuple[list[str], list[str]] = ([], [])
         self._shard_of: dict[str, int] = {}
 
@@ -98,6 +99,13 @@ class Shards:
     def members(self) -> list[str]:
         """The schedulers that are alive, by name."""
         return sorted(record.worker for key, record in self._leases.items().items() if key.startswith(MEMBER))
+
+    def seen(self) -> list[str]:
+        """All that may have acted within the last hour, by name: those that are alive, this one included, and those of
+        whom the end was seen, or is still to be seen."""
+        horizon = clock.monotonic() - _SEEN_SECONDS
+        self._seen = {name: at for name, at in self._seen.items() if at >= horizon}
+        return sorted({self._name, *self._seen, *self.members()})
 
     def holders(self) -> dict[str, list[int]]:
         """By each living scheduler's name: the shards that it holds."""
@@ -153,8 +161,11 @@ class Shards:
     def _changed(self, key: str, record: WorkerRecord | None) -> None:
         if not key.startswith("scheduler-"):
             return
-        if record is not None and record != self._record and not key.startswith(MEMBER):
-            self._before[key] = record.worker
+        if key.startswith(MEMBER):
+            # Also that its entry has ended, which the broker says for five minutes, and of those before our start.
+            self._seen[key.removeprefix(MEMBER)] = clock.monotonic()
+        elif record is not None:
+            self._seen[record.worker] = clock.monotonic()
         self._wake.set()
 
     # --- who holds what ------------------------------------------------------------------------------------------
@@ -207,7 +218,7 @@ class Shards:
 
     async def _open(self, shard: int, tenure: Tenure) -> None:
         try:
-            await self._work.gained(shard, self._before.get(_key(shard), self._name))
+            await self._work.gained(shard)
         except (InferBusError, StreamApiError, OSError, TimeoutError) as error:
             log.warning("shard could not be opened", extra={"shard": shard, "error": str(error)})
             if self._held.get(shard) is tenure:

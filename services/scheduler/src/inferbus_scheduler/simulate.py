@@ -59,7 +59,7 @@ def _simulate(options: argparse.Namespace) -> int:
         targets=Targets(options.ttft_target, options.itl_target),
         weights={tenant.name: float(tenant.weight) for tenant in _tenants(options)},
         deaths=Deaths(options.dies_every, options.back_after),
-        delays=replace(Delays(), **dict(options.delay)),
+        delays=replace(_delays(options.overhead), **dict(options.delay)),
     )
     runs: list[Summary] = []
     for name in options.policies:
@@ -128,6 +128,10 @@ def _workload(options: argparse.Namespace) -> Workload:
     known = {field.name for field in fields(Workload)} & vars(options).keys()
     given = {name: getattr(options, name) for name in known}
     return Workload(**given | {"tenants": _tenants(options), "models": (options.model,)})
+
+
+def _delays(overhead: float | None) -> Delays:
+    return Delays() if overhead is None else Delays.of(overhead)
 
 
 def _tenants(options: argparse.Namespace) -> tuple[Tenant, ...]:
@@ -204,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--itl-target", type=float, default=Targets().itl)
     parser.add_argument("--plot", type=Path, help="write an SVG: TTFT and goodput of each policy")
     parser.add_argument("--json", type=Path, help="write all figures")
+    parser.add_argument("--overhead", type=float, metavar="SECONDS", help="of the stack, to a first token, at idle")
     parser.add_argument("--delay", type=_delay, action="append", default=[], metavar="NAME=SECONDS", help="see Delays")
     trace = parser.add_argument_group("a trace from a file")
     trace.add_argument("--trace", type=Path, help="JSON lines; also Mooncake's published form")

@@ -38,6 +38,8 @@ _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.2, 2.0
 _LOOK_AGAIN_SECONDS = (1.0, 6.0)
 # A client may leave while its worker is dead and nobody has noticed yet: the longest is a lease, and a broker's outage.
 _CANCELS, _CANCEL_SECONDS = 50_000, 120.0
+# Of incarnations that are gone: their successors may be here before their work is moved.
+_TAKEN, _TAKEN_SECONDS = 10_000, 600.0
 
 
 @dataclass(slots=True)
@@ -82,6 +84,8 @@ class Takeover:
         self._told = on_moved
         self._deaths = Deaths()
         self._cancels: Remembered[bytes, bool] = Remembered(_CANCELS, _CANCEL_SECONDS)
+        # Up to where each incarnation said that it has taken over its work.
+        self._taken: Remembered[Incarnation, int] = Remembered(_TAKEN, _TAKEN_SECONDS)
         self._lines: dict[str, _Line] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._ready: asyncio.Queue[str] = asyncio.Queue()
@@ -104,7 +108,9 @@ class Takeover:
 
     def on_heartbeat(self, beat: Heartbeat) -> None:
         """Of every worker."""
-        self._recalls.heard(beat, clock.monotonic())
+        now = clock.monotonic()
+        self._taken.put((beat.worker, beat.boot), beat.work_sequence, now)
+        self._recalls.heard(beat, now)
 
     async def scan(self, shard: int) -> None:
         """At the gain of a shard: see :meth:`Orphans.scan`."""
@@ -173,7 +179,8 @@ class Takeover:
             loop.call_later(seconds, look)
 
     async def _move(self, wanted: Wanted) -> None:
-        move = await self._mover.read(wanted.of, wanted.reason, wanted.only, undelivered=wanted.again)
+        taken = self._taken.get(wanted.of, clock.monotonic()) or 0
+        move = await self._mover.read(wanted.of, wanted.reason, wanted.only, undelivered=wanted.again, taken=taken)
         if move.orphans:
             await self._mover.keep(move)
             await self._mover.fence(move)

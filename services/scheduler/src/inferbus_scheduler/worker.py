@@ -1,15 +1,16 @@
 """One incarnation of a worker and its account: what was placed there, and how much of it its heartbeats count."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from inferbus.bus.v1.control_pb2 import EngineStatistics, GpuStatus, Heartbeat
 from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 from inferbus_contracts.ids import REQUEST_ID_BYTES
+from inferbus_contracts.prefixes import CHUNK_TOKENS
 
 from inferbus_scheduler.core.request import Priority, Request
 from inferbus_scheduler.core.running import RunningView
-from inferbus_scheduler.core.score import CHUNK_TOKENS
 from inferbus_scheduler.core.view import WorkerView
 
 # Looked up once: an enum of protobuf costs a microsecond a time.
@@ -72,6 +73,8 @@ class Worker:
         # Sums over both.
         self._way_tokens = self._way_to_read = self._counted_tokens = 0
         self._suspects: set[bytes] = set()
+        # Of both, how many of each class.
+        self._counts: Counter[Priority] = Counter()
         # The lease ended while the broker was away: kept until then, in case it is renewed.
         self.forgotten_at: float | None = None
         # What runs then is given to others.
@@ -154,6 +157,10 @@ class Worker:
             if below is None or placed.view.priority > below:
                 yield placed.now()
 
+    def runs_below(self, above: Priority) -> bool:
+        """Whether it has a placement of a class below ``above``."""
+        return any(count and priority > above for priority, count in self._counts.items())
+
     # --- what it tells -----------------------------------------------------------------------------------------
 
     def heard(self, beat: Heartbeat, now: float) -> list[RunningView]:
@@ -222,6 +229,7 @@ class Worker:
         placed.to_read = view.input_tokens - placed.cached
         if view.suspect and placed.fresh:
             self._suspects.add(view.request_id)
+        self._counts[view.priority] += 1
         if placed.counted:
             self._counted[view.request_id] = placed
             self._counted_tokens += placed.promised
@@ -244,12 +252,12 @@ class Worker:
         placed = self._counted.pop(request_id, None)
         if placed is not None:
             self._counted_tokens -= placed.promised
-            return placed.now()
-        placed = self._way.pop(request_id, None)
-        if placed is None:
+        elif (placed := self._way.pop(request_id, None)) is not None:
+            self._way_tokens -= placed.promised
+            self._way_to_read -= placed.to_read
+        else:
             return None
-        self._way_tokens -= placed.promised
-        self._way_to_read -= placed.to_read
+        self._counts[placed.view.priority] -= 1
         return placed.now()
 
     def view(self, timeout: float) -> WorkerView:

@@ -19,18 +19,18 @@ class Shares:
         return self.batch if priority is Priority.BATCH else self.background
 
 
-def next_class(waiting: Sequence[Priority], passed_over: Mapping[Priority, int], shares: Shares) -> Priority:
-    """Which of the ``waiting`` classes (at least one) is served now.
+def in_turn(waiting: Sequence[Priority], passed_over: Mapping[Priority, int], shares: Shares) -> list[Priority]:
+    """The ``waiting`` classes in the order in which they are served now.
 
     ``passed_over``: turns that others got since the class was last served or began to wait. The most overdue class goes
-    first; if none is overdue, the highest.
+    first, then the highest.
     """
-    overdue = [
-        (shares.patience(priority) - passed_over.get(priority, 0), priority)
-        for priority in waiting
-        if priority is not Priority.INTERACTIVE and passed_over.get(priority, 0) >= shares.patience(priority)
-    ]
-    return min(overdue)[1] if overdue else min(waiting)
+
+    def turn(priority: Priority) -> tuple[int, Priority]:
+        left = shares.patience(priority) - passed_over.get(priority, 0)
+        return (1 if priority is Priority.INTERACTIVE or left > 0 else left, priority)
+
+    return sorted(waiting, key=turn)
 
 
 def after_turn(
@@ -112,10 +112,24 @@ class FairOrder:
                 return entry[2]
             heappop(self._heap)
 
+    def firsts(self, most: int) -> list[str]:
+        """Whose turn it is, and the next ones as things are; at most so many."""
+        found: list[tuple[float, int, str]] = []
+        while self._heap and len(found) < most:
+            entry = heappop(self._heap)
+            account = self._accounts.get(entry[2])
+            if account is not None and account.entry is entry:
+                found.append(entry)
+        for entry in found:
+            heappush(self._heap, entry)
+        return [name for _, _, name in found]
+
     def took_turn(self, name: str, tokens: float) -> None:
-        """It was served: about so many ``tokens`` will be delivered to it."""
+        """It was served: about so many ``tokens`` will be delivered to it. Said before it leaves."""
         account = self._accounts[name]
-        self._now = max(self._now, account.delivered / account.weight)
+        if account.entry is None or self.first() == name:
+            # The order stands where its first one is: who was served past that one does not move it.
+            self._now = max(self._now, account.delivered / account.weight)
         account.owed += tokens
         self._moved(name, account)
 

@@ -12,6 +12,8 @@ from inferbus_contracts.recovery import Recovered
 from inferbus_scheduler.core.admission import Refusal
 
 WORKER_LOST = "worker_lost"
+CANCELLED, TOO_LARGE, TOKEN_GAP = "cancelled", "too_large", "token_gap"
+"""With ``worker_lost`` the words of ``Resume.end``."""
 PATIENCE = 2
 """Fruitless deaths after which a request is ended."""
 TROUBLED_PATIENCE = 4
@@ -32,7 +34,7 @@ class Reason(StrEnum):
 class Orphan:
     """A placement that its worker is not to end: what WORK says of it, without its input.
 
-    ``attempt``: of the placement. ``since_us``: from when on, by the broker's clock, the log may have something of it.
+    ``attempt``: of the placement. ``stored_us``: when that was stored, by the broker's clock, and not by its copy's.
     ``delivered``: False if its worker certainly never had it.
     """
 
@@ -42,7 +44,7 @@ class Orphan:
     edge: str
     model: str
     resume: Resume
-    since_us: int
+    stored_us: int
     delivered: bool = True
 
     @property
@@ -59,10 +61,14 @@ class Requeue:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """It ends after what ``resume`` has; ``refusal`` None: it was cancelled."""
+    """It ends after what ``resume`` has, as ``resume.end`` says."""
 
     resume: Resume
-    refusal: Refusal | None
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """None: it was cancelled."""
+        return refusal_of(self.resume)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +86,19 @@ def fate(orphan: Orphan, found: Recovered, reason: Reason, *, cancelled: bool, p
         return Closed()
     resume = resume_of(orphan, found, reason, now_us)
     if cancelled:
-        return End(resume, None)
+        return ended(resume, CANCELLED)
+    if found.gap:
+        return ended(resume, TOKEN_GAP)
     if resume.fruitless_deaths >= patience and reason is Reason.WORKER_LOST:
-        return End(resume, poisonous(resume.fruitless_deaths))
+        return ended(resume, WORKER_LOST)
     return Requeue(resume)
+
+
+def ended(resume: Resume, end: str) -> End:
+    """``resume``, changed in place, as that of a request that does not go on."""
+    resume.end = end
+    resume.output_tokens = len(resume.token_ids)
+    return End(resume)
 
 
 def resume_of(orphan: Orphan, found: Recovered, reason: Reason, now_us: int) -> Resume:
@@ -107,10 +122,26 @@ def resume_of(orphan: Orphan, found: Recovered, reason: Reason, now_us: int) -> 
 def fruitless_deaths(orphan: Orphan, found: Recovered, reason: Reason) -> int:
     """Attempts in a row, this one included, whose worker died before they had made a token, or a part of an answer
     that has none."""
-    if found.parts or len(found.ids) > len(orphan.resume.token_ids):
-        return 0
+    progressed = found.parts or len(found.ids) > len(orphan.resume.token_ids)
     died = reason is Reason.WORKER_LOST and orphan.delivered
-    return orphan.resume.fruitless_deaths + died
+    return fruitless_after(orphan.resume.fruitless_deaths, progressed=bool(progressed), died=died)
+
+
+def fruitless_after(before: int, *, progressed: bool, died: bool) -> int:
+    """The count of one attempt more. ``died``: its worker did, with the request on it."""
+    return 0 if progressed else before + died
+
+
+def refusal_of(resume: Resume) -> Refusal | None:
+    """Why one with ``resume.end`` ends; None: it was cancelled."""
+    match resume.end:
+        case "cancelled":
+            return None
+        case "too_large":
+            return too_large()
+        case "token_gap":
+            return token_gap()
+    return poisonous(resume.fruitless_deaths)
 
 
 def poisonous(deaths: int) -> Refusal:
@@ -133,11 +164,33 @@ def too_large() -> Refusal:
     )
 
 
+def token_gap() -> Refusal:
+    """The log does not keep as much as it would have to."""
+    return Refusal(
+        ErrorClass.ERROR_CLASS_INTERNAL,
+        TOKEN_GAP,
+        "A part of the answer is not on record any more, so that it cannot go on. Ask again.",
+    )
+
+
 def with_resume(request: GenerateRequest, resume: Resume, worker: str) -> GenerateRequest:
-    """``request``, changed in place: as it goes back to the queue, last on ``worker``."""
+    """``request``, changed in place: as it goes back to the queue, last on ``worker``. If it is only to be ended, it is
+    without all that can be large and that no end needs: so it always fits."""
     request.resume.CopyFrom(resume)
     request.resume.worker = worker
+    if resume.end:
+        _strip(request)
     return request
+
+
+def _strip(request: GenerateRequest) -> None:
+    kind = request.WhichOneof("input")
+    for field in (*((kind,) if kind else ()), "sampling", "constraint", "cache_salt", "prefix"):
+        request.ClearField(field)
+    if kind:
+        getattr(request, kind).SetInParent()  # it tells the operation, which is on the bill
+    request.resume.ClearField("token_ids")
+    request.resume.ClearField("text")
 
 
 class Deaths:

@@ -5,11 +5,12 @@ and taking the best, but looks only at the holders of the request's prefix and a
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from inferbus_scheduler.core.request import Request, base_of
 from inferbus_scheduler.core.score import Weights, for_prefix, parts
-from inferbus_scheduler.core.view import Candidates, ClusterView, Failed, WorkerView
+from inferbus_scheduler.core.view import Candidates, ClusterView, WorkerView
 
 WRONG_MODEL = "wrong_model"
 DRAINING = "draining"
@@ -21,14 +22,29 @@ PREFILL_BACKLOG = "prefill_backlog"
 NO_KV_ROOM = "no_kv_room"
 OVER_TARGET = "over_target"
 SUSPECT = "suspect"
+RESERVED = "reserved"
 # Why one was chosen, or none.
 BEST_SCORE = "best_score"
 PREFIX = "prefix"
 NO_WORKER = "no_worker"
 
 # In the order in which they are looked at: the later, the closer it came to being chosen.
-_OBSTACLES = (WRONG_MODEL, DRAINING, LEASE_EXPIRED, NO_ADAPTER, FULL, PREFILL_BACKLOG, NO_KV_ROOM, OVER_TARGET, SUSPECT)
+_OBSTACLES = (
+    WRONG_MODEL,
+    DRAINING,
+    LEASE_EXPIRED,
+    NO_ADAPTER,
+    FULL,
+    PREFILL_BACKLOG,
+    NO_KV_ROOM,
+    OVER_TARGET,
+    SUSPECT,
+    RESERVED,
+)
 _RANK = {obstacle: rank for rank, obstacle in enumerate(_OBSTACLES)}
+
+# Of max_prefill_tokens who spares takes only one in so many.
+_SPARING_PREFILL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,8 @@ class Policy:
     # A worker that has more than that still to read gets nothing more to read, so that what it must read at once never
     # makes an interactive request wait for long behind a flood: that waits here, in fair order. 0: no bound.
     max_prefill_tokens: int = 8192
+    # For a tenant that runs its whole share while others use the model: of what they all need a part is left to them.
+    sparing: bool = False
     name: str = "inferbus"
 
 
@@ -155,7 +173,30 @@ def too_much(request: Request, worker: WorkerView, policy: Policy) -> str | None
         return OVER_TARGET
     if request.suspect and worker.suspects:
         return SUSPECT
-    return None
+    return RESERVED if policy.sparing and _is_left_to_others(request, worker, policy) else None
+
+
+def _is_left_to_others(request: Request, worker: WorkerView, policy: Policy) -> bool:
+    """Whether ``request`` would take of ``worker`` what those have who run less than their share."""
+    # What makes no tokens is read to its end and never told as read: its time is in its slot.
+    to_read = worker.prefill_tokens if request.output_tokens else 0
+    if to_read and to_read + request.input_tokens > policy.max_prefill_tokens // _SPARING_PREFILL > 0:
+        return True
+    if not worker.kv_blocks or not (worker.active or worker.on_the_way):
+        return False
+    left = worker.kv_tokens_free - worker.kv_tokens_for(request.tokens)
+    return left < part_left(worker.kv_blocks * worker.kv_block_tokens)
+
+
+def part_left(whole: int) -> int:
+    """Of slots, or of tokens of a KV cache: what is left to those who run less than their share."""
+    return whole // 16
+
+
+@lru_cache(maxsize=64)
+def sparing(policy: Policy) -> Policy:
+    """The same, for a tenant that has its share."""
+    return replace(policy, sparing=True)
 
 
 def _not_served(model: str, worker: WorkerView) -> str | None:
@@ -177,18 +218,21 @@ def _contenders(
     request: Request, candidates: Candidates, hits: Mapping[str, int], policy: Policy, now: float
 ) -> tuple[list[WorkerView], str]:
     """Eligible workers, among them the best one; or none, and why."""
-    failed = candidates.failed
-    if failed is not None and failed.request is request and failed.policy == policy:
+    failed = candidates.failed(request, policy)
+    if failed is not None:
         # Nothing but a change can have made a worker eligible.
-        looked_at = [candidates.named[name] for name in failed.changed if name in candidates.named]
+        changed = candidates.changed_since(failed.at)
+        looked_at = [candidates.named[name] for name in changed if name in candidates.named]
         eligible, reason = _eligible(request, looked_at, policy, now)
-        failed.changed.clear()
         reason = max(reason, failed.reason, key=lambda each: _RANK.get(each, 0))
     else:
         eligible, reason = _best_of_zones(request, candidates, policy, now)
         holders = [candidates.named[name] for name in hits if name in candidates.named]
         eligible += _eligible(request, holders, policy, now)[0]
-    candidates.failed = None if eligible else Failed(request, policy, reason)
+    if not eligible:
+        candidates.remember(request, policy, reason)
+    elif failed is not None:
+        candidates.forget(failed)
     return eligible, reason
 
 

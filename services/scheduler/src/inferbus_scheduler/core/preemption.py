@@ -27,6 +27,11 @@ class Bounds:
     # For one request.
     most: int = 8
 
+    @property
+    def above(self) -> Priority:
+        """Classes below this one may be paused."""
+        return Priority.INTERACTIVE if self.background else Priority.BACKGROUND
+
 
 @dataclass(frozen=True, slots=True)
 class Victims:
@@ -36,6 +41,17 @@ class Victims:
     boot: int
     running: tuple[RunningView, ...]
     lost_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoomToCome:
+    """On a worker, for ``request``, which waits for it. ``running`` is paused for that, and no longer counts; none:
+    what was paused for others leaves enough."""
+
+    request: Request
+    worker: str
+    boot: int
+    running: tuple[RunningView, ...] = ()
 
 
 def victims(
@@ -69,6 +85,29 @@ def victims(
         if best is None or rank < best:
             best, found = rank, Victims(worker.name, worker.boot, tuple(chosen), lost)
     return found
+
+
+def with_room_to_come(workers: Iterable[WorkerView], rooms: Sequence[RoomToCome]) -> list[WorkerView]:
+    """The workers as they will be when those victims have gone and those for whom they went have come."""
+    by_worker: dict[tuple[str, int], list[RoomToCome]] = {}
+    for room in rooms:
+        by_worker.setdefault((room.worker, room.boot), []).append(room)
+    return [_as_it_will_be(worker, by_worker.get((worker.name, worker.boot), ())) for worker in workers]
+
+
+def _as_it_will_be(worker: WorkerView, rooms: Sequence[RoomToCome]) -> WorkerView:
+    if not rooms:
+        return worker
+    gone = [running for room in rooms for running in room.running]
+    freed = sum(worker.kv_tokens_for(running.promised_tokens) for running in gone)
+    taken = sum(worker.kv_tokens_for(room.request.tokens) for room in rooms)
+    return replace(
+        worker,
+        active=max(0, worker.active - len(gone)),
+        on_the_way=worker.on_the_way + len(rooms),
+        kv_tokens_promised=worker.kv_tokens_promised - freed + taken,
+        prefill_tokens=worker.prefill_tokens + sum(room.request.input_tokens for room in rooms),
+    )
 
 
 def may_pause(running: RunningView, now: float, bounds: Bounds) -> bool:

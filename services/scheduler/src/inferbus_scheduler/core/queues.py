@@ -6,17 +6,21 @@ A record of requests and nothing else: no clock, no I/O. Every operation but :me
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 
 from inferbus_scheduler.core.admission import QueueState
-from inferbus_scheduler.core.fairness import FairOrder, Shares, after_turn, next_class
+from inferbus_scheduler.core.crowd import Crowd
+from inferbus_scheduler.core.fairness import FairOrder, Shares, after_turn, in_turn
 from inferbus_scheduler.core.request import Priority, Request, base_of
 
 # (tenant, project) -> the weight of the tenant among tenants, and of the project among the tenant's; at least 1.
 Weigh = Callable[[str, str], tuple[int, int]]
 # Placements whose end nobody tells are taken for ended when so many more have been made.
 _TAKEN = 100_000
+# Of one class, and of one tenant in it, so many are looked at where the first ones do not fit.
+_HEADS, _HEADS_OF_TENANT = 8, 3
 
 
 class TenantQueue:
@@ -46,6 +50,15 @@ class TenantQueue:
 
     def first(self) -> Request:
         return next(iter((self.resumed or self.projects[self.order.first()]).values()))
+
+    def heads(self, most: int) -> Iterator[Request]:
+        """The first one, then those that may go past it: of each project one, then of each another one."""
+        lines = [self.resumed.values(), *(self.projects[name].values() for name in self.order.firsts(most))]
+        return islice(_in_rounds(lines), most)
+
+    def is_behind(self, request: Request) -> bool:
+        own = self.resumed if request.attempt > 1 else self.projects[request.project]
+        return len(own) > _HEADS_OF_TENANT
 
     def remove(self, request: Request) -> None:
         self.length -= 1
@@ -82,12 +95,20 @@ class ClassQueue:
     def first(self) -> Request:
         return self._tenants[self._order.first()].first()
 
+    def heads(self) -> Iterator[Request]:
+        """The first one, then those that may go past it: of each tenant one, then of each another one."""
+        lines = [self._tenants[name].heads(_HEADS_OF_TENANT) for name in self._order.firsts(_HEADS)]
+        return islice(_in_rounds(lines), _HEADS)
+
     def remove(self, request: Request) -> None:
         queue = self._tenants[request.tenant]
         queue.remove(request)
         self.length -= 1
         if not queue.length:
             self._order.leave(request.tenant)
+
+    def is_behind(self, request: Request) -> bool:
+        return self._tenants[request.tenant].is_behind(request)
 
     def took_turn(self, request: Request, tokens: int) -> None:
         self._order.took_turn(request.tenant, tokens)
@@ -146,7 +167,18 @@ class ModelQueue:
         waiting = self.waiting()
         if not waiting:
             return None
-        return self.classes[next_class(waiting, self._passed_over, self._shares)].first()
+        return self.classes[in_turn(waiting, self._passed_over, self._shares)[0]].first()
+
+    def heads(self) -> Iterator[Request]:
+        first = self.first()
+        if first is None:
+            return
+        # Mostly it is all that is needed, and to find the others costs several times as much.
+        yield first
+        for priority in in_turn(self.waiting(), self._passed_over, self._shares):
+            for request in self.classes[priority].heads():
+                if request is not first:
+                    yield request
 
     def took_turn(self, priority: Priority) -> None:
         self._passed_over = after_turn(priority, self.waiting(), self._passed_over)
@@ -176,6 +208,10 @@ class Queues:
         # The queues of each base model: of the model itself and of its adapters.
         self._names: dict[str, dict[str, None]] = {}
         self._requests: dict[bytes, Request] = {}
+        # Of those that wait and that others went past: since when.
+        self._overtaken: dict[bytes, float] = {}
+        # By base model: who runs what part of it.
+        self._crowds: dict[str, Crowd] = {}
         self._taken: OrderedDict[bytes, _Taken] = OrderedDict()
 
     def __len__(self) -> int:
@@ -200,14 +236,44 @@ class Queues:
         queue = self._models.get(model)
         return queue.first() if queue is not None else None
 
+    def heads(self, model: str) -> Iterator[Request]:
+        """The first one, and a few of each class that may go past it if it does not fit, in the order of their turns.
+        To be read before the queue changes."""
+        queue = self._models.get(model)
+        return queue.heads() if queue is not None else iter(())
+
+    def is_behind(self, request: Request) -> bool:
+        """Whether it, the last one pushed, is certainly none of :meth:`heads`, since too many of its own stand before
+        it."""
+        return self._models[request.model].classes[request.priority].is_behind(request)
+
+    def overtaken(self, key: bytes, now: float) -> None:
+        """Another one was placed though this one, if it still waits, stands before it."""
+        if key in self._requests:
+            self._overtaken.setdefault(key, now)
+
+    def overtaken_since(self, key: bytes) -> float | None:
+        """When that was said of it first; None: never."""
+        return self._overtaken.get(key)
+
+    def leaves_room(self, request: Request, now: float) -> bool:
+        """Whether its tenant runs so much of the base model that it must leave room to others: see :class:`Crowd`."""
+        crowd = self._crowds.get(base_of(request.model))
+        weight, _ = self._weights(request.tenant, request.project)
+        return crowd is not None and crowd.leaves_room(request.tenant, weight, now)
+
     def take(self, request: Request) -> None:
         """Out of the queue, since it is placed: its class and its tenant have had their turn. KeyError if not there."""
+        if request.key not in self._requests:
+            raise KeyError(request.key)
+        self.ended(request.key)  # placed before under the same name: it counts once
         queue = self._models[request.model]
-        self.remove(request.key)
         # One without any estimate counts as a request all the same.
         tokens = max(1, request.tokens)
         queue.classes[request.priority].took_turn(request, tokens)
+        self.remove(request.key)
         queue.took_turn(request.priority)
+        self._crowds[base_of(request.model)].took(request.tenant)
         self._taken[request.key] = _Taken(request, tokens)
         if len(self._taken) > _TAKEN:
             self.ended(next(iter(self._taken)))
@@ -215,14 +281,21 @@ class Queues:
     def remove(self, key: bytes) -> Request:
         """Out of the queue without a turn. KeyError if it does not wait."""
         request = self._requests.pop(key)
+        self._overtaken.pop(key, None)
+        if request.priority is Priority.INTERACTIVE:
+            self._crowds[base_of(request.model)].waits_no_more(request.tenant)
         self._models[request.model].classes[request.priority].remove(request)
         return request
 
     def ended(self, key: bytes) -> None:
         """The placement is over, or came to nothing; unknown ones are none of ours."""
         taken = self._taken.pop(key, None)
-        if taken is not None and (queue := self._models.get(taken.request.model)) is not None:
-            queue.classes[taken.request.priority].refund(taken.request, taken.tokens)
+        if taken is None:
+            return
+        request = taken.request
+        self._crowds[base_of(request.model)].ended(request.tenant)
+        if (queue := self._models.get(request.model)) is not None:
+            queue.classes[request.priority].refund(request, taken.tokens)
 
     def charge(
         self, model: str, tenant: str, project: str, priority: Priority, input_tokens: int, output_tokens: int
@@ -238,10 +311,6 @@ class Queues:
         if queue is None:
             return 0
         return sum(waiting.length for each, waiting in queue.classes.items() if each <= priority)
-
-    def tenant_queued(self, model: str, tenant: str) -> int:
-        queue = self._models.get(model)
-        return sum(each.queued(tenant) for each in queue.classes.values()) if queue is not None else 0
 
     def state(self, request: Request, rate: float | None = None) -> QueueState:
         """What ``request`` would find, for admission. ``rate``: placements a second; None: not known."""
@@ -286,6 +355,9 @@ class Queues:
                 del names[model]
                 if not names:
                     del self._names[base_of(model)]
+        for base, crowd in list(self._crowds.items()):
+            if base not in self._names and not crowd.running:
+                del self._crowds[base]
 
     def oldest(self) -> Iterator[tuple[str, Priority, int, float]]:
         """(model, class, how many wait, arrival of the oldest) of all that is not empty."""
@@ -303,3 +375,12 @@ class Queues:
             self._names.setdefault(base_of(request.model), {})[request.model] = None
         weights = self._weights(request.tenant, request.project)
         queue.classes[request.priority].push(request, weights, in_front=in_front)
+        crowd = self._crowds.setdefault(base_of(request.model), Crowd())
+        if request.priority is Priority.INTERACTIVE:
+            crowd.asked(request.tenant, weights[0], request.waits_since)
+            crowd.waits(request.tenant)
+
+
+def _in_rounds(lines: Iterable[Iterable[Request]]) -> Iterator[Request]:
+    """The first of each line, then the second of each, and so on."""
+    return (each for each in chain.from_iterable(zip_longest(*lines)) if each is not None)

@@ -6,13 +6,10 @@ All parts but ``prefix`` are of the worker alone, so that workers can be kept in
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inferbus_contracts.prefixes import CHUNK_BYTES
+from inferbus_contracts.prefixes import CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from inferbus_scheduler.core.view import WorkerView
-
-# About 4 bytes of text are a token.
-CHUNK_TOKENS = CHUNK_BYTES // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +18,11 @@ class Weights:
 
     load: float = 1.0
     kv: float = 0.5
-    prefill: float = 0.5
+    prefill: float = 2.0
     prefix: float = 1.0
     cost: float = 0.25
     # Tokens that wait to be read.
-    prefill_scale: float = 4096.0
+    prefill_scale: float = 1024.0
     # Tokens that need not be read.
     prefix_scale: float = 1024.0
     # What an hour of one batch slot costs; a worker whose cost is not known counts as one of this.

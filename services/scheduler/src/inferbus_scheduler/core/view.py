@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, overload
@@ -12,6 +12,9 @@ from inferbus_scheduler.core.score import Weights, alone
 
 if TYPE_CHECKING:
     from inferbus_scheduler.core.placement import Policy
+
+# So many requests that nobody would take are known, and so many changes of workers since.
+_FAILED, _CHANGES = 64, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,15 @@ class Zone:
         return self.taken / self.capacity if self.capacity else 1.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Failed:
-    """The last request that no worker would take: as long as it waits, only workers that changed are looked at."""
+    """A request that no worker would take: as long as it waits, only workers are looked at that changed since ``at``
+    (how many changes there had been)."""
 
     request: Request
     policy: "Policy"
     reason: str
-    changed: set[str] = field(default_factory=set)
+    at: int
 
 
 class Candidates(Sequence[WorkerView]):
@@ -109,7 +113,7 @@ class Candidates(Sequence[WorkerView]):
     As a sequence: those with room, best first (the score without a prefix, ties by name), then those without.
     """
 
-    __slots__ = ("_keys", "_weights", "failed", "full", "named", "zones")
+    __slots__ = ("_changes", "_failed", "_first_change", "_keys", "_weights", "full", "named", "zones")
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -117,7 +121,41 @@ class Candidates(Sequence[WorkerView]):
         self.named: dict[str, WorkerView] = {}
         self.zones: dict[str, Zone] = {}
         self.full: dict[str, WorkerView] = {}
-        self.failed: Failed | None = None
+        # The last ones that failed, by request and whether the policy was sparing; and the last names put.
+        self._failed: dict[tuple[bytes, bool], Failed] = {}
+        self._changes: list[str] = []
+        self._first_change = 0
+
+    @property
+    def slots(self) -> int:
+        """Of all, taken or not."""
+        return sum(zone.capacity for zone in self.zones.values())
+
+    @property
+    def free(self) -> int:
+        """Slots; less than 0 where workers have taken more than they said that they would."""
+        return sum(zone.capacity - zone.taken for zone in self.zones.values())
+
+    def failed(self, request: Request, policy: "Policy") -> Failed | None:
+        """If it is known that nobody would take it, but perhaps for those that changed since."""
+        found = self._failed.get((request.request_id, policy.sparing))
+        if found is None or found.request is not request or found.at < self._first_change or found.policy != policy:
+            return None
+        return found
+
+    def changed_since(self, at: int) -> set[str]:
+        return set(self._changes[at - self._first_change :])
+
+    def remember(self, request: Request, policy: "Policy", reason: str) -> None:
+        """Nobody takes it as things are. Of many such ones the last are known."""
+        key = (request.request_id, policy.sparing)
+        self._failed.pop(key, None)
+        self._failed[key] = Failed(request, policy, reason, self._first_change + len(self._changes))
+        if len(self._failed) > _FAILED:
+            del self._failed[next(iter(self._failed))]
+
+    def forget(self, failed: Failed) -> None:
+        self._failed.pop((failed.request.request_id, failed.policy.sparing), None)
 
     def put(self, worker: WorkerView) -> None:
         """At its place in the order; what was there of that name goes."""
@@ -137,8 +175,10 @@ class Candidates(Sequence[WorkerView]):
             zone.workers.insert(at, worker)
         else:
             self.full[name] = worker
-        if self.failed is not None:
-            self.failed.changed.add(name)
+        self._changes.append(name)
+        if len(self._changes) >= 2 * _CHANGES:
+            del self._changes[:_CHANGES]
+            self._first_change += _CHANGES
 
     def remove(self, name: str) -> None:
         """KeyError if it is not there."""

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from inferbus_contracts.prefixes import CHUNK_TOKENS
+
 from inferbus_scheduler.core.running import RunningView
-from inferbus_scheduler.core.score import CHUNK_TOKENS
 from inferbus_scheduler.core.simulate.engine import Engine, Generation
 from inferbus_scheduler.core.view import WorkerView
 

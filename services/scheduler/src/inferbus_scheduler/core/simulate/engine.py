@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from math import ceil
 
-from inferbus_runtime.kv_model import CHUNK_TOKENS, KvModel
+from inferbus_contracts.prefixes import CHUNK_TOKENS
+from inferbus_runtime.kv_model import KvModel
 from inferbus_runtime.timing_model import TimingModel
 
 from inferbus_scheduler.core.request import Priority, Request
@@ -80,7 +81,7 @@ class Told:
     ended: list[Generation] = field(default_factory=list)
     started: list[Generation] = field(default_factory=list)
     cache: dict[int, bool] = field(default_factory=dict)
-    """By chunk, whether its KV cache holds it now, of those that came or went."""
+    """By chunk, whether its KV cache holds it, of those that came or went: as far as :meth:`Engine.tell_cache` says."""
 
     @property
     def stored(self) -> list[int]:
@@ -122,7 +123,9 @@ class Engine:
         self.told = Told()
         self.waiting: deque[Generation] = deque()
         self.reading: deque[Generation] = deque()
+        # Of those that are not read, as heartbeats tell it: what the KV cache holds of them is counted, too.
         self.prefill_tokens = 0
+        self.cache_news: dict[int, bool] = {}
         self.kv: KvModel | None = None
         timing = self.kind.timing
         if timing.kv_blocks:
@@ -135,10 +138,15 @@ class Engine:
         self._decoding: list[tuple[int, int, Generation]] = []
 
     def _stored(self, chunk: int) -> None:
-        self.told.cache[chunk] = True
+        self.cache_news[chunk] = True
 
     def _removed(self, chunk: int) -> None:
-        self.told.cache[chunk] = False
+        self.cache_news[chunk] = False
+
+    def tell_cache(self) -> None:
+        """What came and went is for telling."""
+        self.told.cache.update(self.cache_news)
+        self.cache_news.clear()
 
     @property
     def active(self) -> int:
@@ -214,7 +222,8 @@ class Engine:
         else:
             self._decoding = [entry for entry in self._decoding if entry[2] is not generation]
             heapify(self._decoding)
-        self.prefill_tokens -= self._unread.pop(generation.key, 0)
+        if self._unread.pop(generation.key, None) is not None:
+            self.prefill_tokens -= generation.to_read
         if self.kv is not None:
             self.kv.end(generation.key)
         self.told.ended.append(generation)
@@ -269,7 +278,6 @@ class Engine:
             self.waiting.popleft()
             self._measures.read(generation.to_read, hits, again=generation.attempt > 1)
             self._unread[generation.key] -= hits
-            self.prefill_tokens -= hits
             self.reading.append(generation)
             if len(self.reading) == 1:
                 self._read_next(now)
@@ -284,7 +292,8 @@ class Engine:
         """The first prompt, and those that take no time: each gets a token in the next step."""
         while self.reading and self._read_at <= now:
             generation = self.reading.popleft()
-            self.prefill_tokens -= self._unread.pop(generation.key)
+            del self._unread[generation.key]
+            self.prefill_tokens -= generation.to_read
             if self.kv is not None:
                 self.kv.read(generation.key)
             if not self._decoding:

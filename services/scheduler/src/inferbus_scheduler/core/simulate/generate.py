@@ -10,10 +10,10 @@ from itertools import accumulate
 from math import exp, log
 from typing import Protocol
 
-from inferbus_contracts.prefixes import MAX_CHUNKS
+from inferbus_contracts.prefixes import CHUNK_TOKENS, MAX_CHUNKS
 
 from inferbus_scheduler.core.request import Priority
-from inferbus_scheduler.core.simulate.trace import CHUNK_TOKENS, Arrival, group_prefix
+from inferbus_scheduler.core.simulate.trace import Arrival, group_prefix
 
 MAX_TOKENS = 100_000
 # Chats of a tenant that may still get a turn; then the oldest is over.

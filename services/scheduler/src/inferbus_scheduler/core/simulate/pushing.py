@@ -103,6 +103,9 @@ class Pushing:
         workers.set(engine, workers.requests[engine.name] + 1)
         self._hands.send(generation, engine)
 
+    def died(self, lost: Sequence[Generation], now: float) -> None:
+        """What it had comes back, to fail."""
+
     def returned(self, generation: Generation, now: float, *, died: bool) -> None:
         self._hands.refuse(generation, WORKER_LOST, failed=True)
 

@@ -94,18 +94,29 @@ def page(title: str, runs: Sequence[Summary], targets: Targets) -> str:
 def replayed(result: Replay, policy: str) -> str:
     """The recorded choices beside those of another policy."""
     share = result.same / result.choices if result.choices else 1.0
-    rows = (
+    rows = [
         ("prefix chunks held, mean", result.recorded.prefix_chunks, result.other.prefix_chunks),
         ("load, mean", result.recorded.load, result.other.load),
         ("tokens to read before it, mean", result.recorded.prefill_tokens, result.other.prefill_tokens),
-    )
+    ]
+    if result.costs_differ:
+        rows.append(("cost of a slot's hour, mean", result.recorded.slot_cost, result.other.slot_cost))
     lines = [
         f"{result.decisions:,} placements, {result.choices:,} of them among several workers; "
         f"{policy} chooses as recorded in {share:.1%}",
         f"{'of the chosen workers':32}{'recorded':>12}{policy:>12}",
         *(f"{title:32}{one:>12.3f}{other:>12.3f}" for title, one, other in rows),
+        *_unknown(result),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _unknown(result: Replay) -> Iterable[str]:
+    """What the records do not tell."""
+    if not result.costs:
+        yield "The scores do not say what workers cost: all count as equally dear."
+    yield "Who could be chosen is as recorded. Of workers with equal scores the recorded one is taken: zones, and whom"
+    yield "a request avoids, are not recorded. What a choice changes for those after it, only a run of the trace tells."
 
 
 def _plot(

@@ -30,12 +30,22 @@ class Delays:
     """From a token to the client."""
     told: float = 0.001
     """From an end to the scheduler's knowing of the room."""
+    read_told: float = 0.02
+    """From the end of a prompt's reading to the scheduler's knowing that there is less to read."""
     cache_told: float = 0.1
-    """Changes of a KV cache are told together, at most so late."""
+    """Changes of a KV cache are told together, at every multiple of it."""
     moved: float = 0.02
     """From a pause to its being in the queue again."""
     noticed: float = 0.3
     """From a worker's death to the scheduler's knowing it, and having read the log."""
+
+    @classmethod
+    def of(cls, overhead: float) -> "Delays":
+        """Of a stack where a request that finds it idle waits ``overhead`` seconds for its first token beyond what its
+        engine takes: in equal parts on its way to the scheduler, to the engine, and back. A heartbeat takes such a
+        part, too."""
+        part = overhead / 3
+        return cls(acceptance=part, hand_over=part, delivery=part, told=part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,10 @@ class Policy(Protocol):
     """Who decides. It is told what the real scheduler is told, and no sooner."""
 
     def arrived(self, generation: Generation, now: float) -> None: ...
+
+    def died(self, lost: Sequence[Generation], now: float) -> None:
+        """The death of a worker was noticed. ``lost``: what it took along, at least one; they are ``returned`` next."""
+        ...
 
     def returned(self, generation: Generation, now: float, *, died: bool) -> None:
         """It was paused, or its worker has gone: it goes on elsewhere, or is refused. ``died``: of one that had it."""
@@ -119,6 +133,7 @@ class Run:
         self._open = 0
         # When the next heartbeat of a worker is due that has something to say.
         self._telling: dict[str, float] = {}
+        self._telling_cache: set[str] = set()
         self._looks_at = _NEVER
         self._policy = policy(self, self.engines)
 
@@ -193,6 +208,12 @@ class Run:
         if engine.alive and engine.boot == boot:
             self._policy.heard(engine, at)
 
+    def _cache_due(self, engine: Engine, boot: int) -> None:
+        if engine.alive and engine.boot == boot:
+            self._telling_cache.discard(engine.name)
+            engine.tell_cache()
+            self._policy.heard(engine, self.now)
+
     def _returned(self, generation: Generation, died: bool) -> None:
         self._policy.returned(generation, self.now, died=died)
 
@@ -206,8 +227,8 @@ class Run:
         self._follow(engine)
         if engine.told.ended:
             self._tell(engine)
-        elif engine.told.started or engine.told.cache:
-            self._tell(engine, self._delays.cache_told)
+        elif engine.told.started:
+            self._tell(engine, self._delays.read_told)
 
     def _deliver(self, generation: Generation, engine: Engine, boot: int) -> None:
         if engine.alive and engine.boot == boot:
@@ -222,9 +243,12 @@ class Run:
             return
         lost = engine.die(self.now)
         self._telling.pop(engine.name, None)
+        self._telling_cache.discard(engine.name)
         noticed = self.now + self._delays.noticed
         self._at(noticed, _Event.NOTICED, partial(self._noticed, engine, boot))
         self._at(self.now + self._deaths.back_after, _Event.BACK, partial(self._back, engine))
+        if lost:
+            self._at(noticed, _Event.RETURN, lambda: self._policy.died(lost, self.now))
         for generation in lost:
             self._lost(generation, noticed)
 
@@ -265,6 +289,11 @@ class Run:
         at = engine.next_at()
         if at != _NEVER:
             self._at(max(at, self.now), _Event.ENGINE, partial(self._engine_due, engine, engine.version))
+        if engine.cache_news and engine.name not in self._telling_cache:
+            self._telling_cache.add(engine.name)
+            every = self._delays.cache_told
+            told_at = (self.now // every + 1) * every if every else self.now
+            self._at(told_at + self._delays.told, _Event.HEARD, partial(self._cache_due, engine, engine.boot))
 
     def _tell(self, engine: Engine, delay: float | None = None) -> None:
         at = self.now + (self._delays.told if delay is None else delay)

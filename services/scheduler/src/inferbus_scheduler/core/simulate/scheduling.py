@@ -13,6 +13,7 @@ from inferbus_scheduler.core.deadlines import Deadlines
 from inferbus_scheduler.core.drain_rate import DrainRate
 from inferbus_scheduler.core.estimates import OutputMeans
 from inferbus_scheduler.core.fairness import Shares
+from inferbus_scheduler.core.migration import WORKER_LOST, Deaths, fruitless_after
 from inferbus_scheduler.core.placement import Placement, Policy, Rejection
 from inferbus_scheduler.core.policies import Pick
 from inferbus_scheduler.core.preemption import victims
@@ -21,10 +22,9 @@ from inferbus_scheduler.core.request import Priority, Request
 from inferbus_scheduler.core.simulate.desk import Desk
 from inferbus_scheduler.core.simulate.engine import Engine, Generation
 from inferbus_scheduler.core.simulate.run import Hands
+from inferbus_scheduler.core.turns import serve
 from inferbus_scheduler.core.view import Candidates, ClusterView
 
-WORKER_LOST = "worker_lost"
-_FRUITLESS_DEATHS = 2
 # Of many that hold a prefix these are asked for first.
 _BEST = 8
 # So often what waits is looked at, as the real one does.
@@ -67,6 +67,7 @@ class Scheduling:
         self._deadlines = Deadlines()
         self._rate = DrainRate()
         self._lengths = OutputMeans()
+        self._deaths = Deaths()
         self._arrivals = 0
 
     # --- what comes in ---------------------------------------------------------------------------------------------
@@ -91,15 +92,18 @@ class Scheduling:
             self._rate.prune(now)
         self._queue(generation, request, now)
 
+    def died(self, lost: Sequence[Generation], now: float) -> None:
+        self._deaths.died(now, explained=not all(_progressed(generation) for generation in lost))
+
     def returned(self, generation: Generation, now: float, *, died: bool) -> None:
         before = generation.request
         desk = self._desks.get(generation.worker)
         if desk is not None and generation in desk:
             self._release(desk, generation)
-        fruitless = generation.delivered == before.resumed_tokens
-        if died:
-            generation.fruitless_deaths = generation.fruitless_deaths + 1 if fruitless else 0
-        if generation.fruitless_deaths >= _FRUITLESS_DEATHS:
+        generation.fruitless_deaths = fruitless_after(
+            generation.fruitless_deaths, progressed=_progressed(generation), died=died
+        )
+        if died and generation.fruitless_deaths >= self._deaths.patience(now):
             self._hands.refuse(generation, WORKER_LOST, failed=True)
             return
         expected = self._lengths.expected(before.model, generation.arrival.max_tokens or None)
@@ -128,7 +132,8 @@ class Scheduling:
             if desk is not None:
                 self._forget(desk, now)
             desk = self._desks[engine.name] = Desk(engine)
-            self._unserved.pop(engine.kind.model, None)
+            if self._unserved.pop(engine.kind.model, None) is not None:
+                self._rate.serving(engine.kind.model, True, now)
         told = engine.told
         output = 0
         for generation in told.ended:
@@ -168,7 +173,8 @@ class Scheduling:
             return
         self._queues.push(request)
         self._waiting[request.key] = generation
-        self._pump(request.model, now)
+        if not self._queues.is_behind(request):
+            self._pump(request.model, now)
         if request.key in self._waiting:
             self._check(request.key, now)
             self._hands.look_at(now + _TICK)
@@ -181,6 +187,8 @@ class Scheduling:
         outcome = overdue(request, unserved_since=unserved, limits=self._settings.limits, now=now)
         if isinstance(outcome, Refusal):
             self._queues.remove(key)
+            if self._queues.first(request.model) is None:
+                self._rate.emptied(request.model, now)
             del self._waiting[key]
             self._refuse(generation, outcome)
         else:
@@ -191,15 +199,18 @@ class Scheduling:
 
     def _pump(self, model: str, now: float) -> None:
         """Place as long as somebody waits and there is room."""
-        policy = self._settings.policy
-        while (request := self._queues.first(model)) is not None:
-            hits = self._hits(request)
-            decision = self._pick(request, self._view, hits, policy, now)
+
+        def offer(request: Request, policy: Policy) -> str:
+            decision = self._pick(request, self._view, self._hits(request), policy, now)
             if isinstance(decision, Rejection):
-                if not self._make_room(request, now):
-                    return
-                continue
+                return decision.reason
             self._send(request, decision, now)
+            return ""
+
+        def ask(request: Request) -> bool:
+            return self._make_room(request, now)
+
+        serve(self._queues, self._view, model, self._settings.policy, now, offer=offer, ask=ask)
 
     def _hits(self, request: Request) -> Mapping[str, int]:
         if not request.prefix:
@@ -274,3 +285,9 @@ class Scheduling:
         self._pausable[model].pop(name, None)
         if not self._candidates[model]:
             self._unserved[model] = now
+            self._rate.serving(model, False, now)
+
+
+def _progressed(generation: Generation) -> bool:
+    """Its last attempt made a token."""
+    return generation.delivered > generation.request.resumed_tokens

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inferbus_contracts.prefixes import MAX_CHUNKS
+from inferbus_contracts.prefixes import CHUNK_TOKENS, MAX_CHUNKS
 
 from inferbus_scheduler.core.request import Priority
 
-CHUNK_TOKENS = 64
-"""Tokens of a chunk of :mod:`inferbus_contracts.prefixes` (256 bytes, about four bytes a token)."""
 _CLASSES = {priority.name.lower(): priority for priority in Priority}
 # An id of a chunk has a group and a place in it, MAX_CHUNKS at most; both fit 64 bits.
 _PLACE_BITS = 16
