@@ -71,22 +71,30 @@ class Desk:
         await self.budget(tenant, amount)
         return secret
 
-    async def call(self, tenant: str) -> bytes:
-        """A call that may cost 1. Raises InferBusError."""
+    async def call(self, tenant: str, choices: int = 1) -> bytes:
+        """A call each of whose choices may cost 1. Raises InferBusError."""
         now_us = clock.now_us()
         first = request_id(now_us // 1000, os.urandom(16), "edge")[:15] + b"\0"
-        request = GenerateRequest(prompt=PromptInput(text="x"), sampling=Sampling(max_tokens=1))
+        requests = tuple(
+            GenerateRequest(
+                prompt=PromptInput(text="x"), sampling=Sampling(max_tokens=1), input_counted_elsewhere=choice > 0
+            )
+            for choice in range(choices)
+        )
         key = KeyRecord(key_id="k", tenant_id=tenant, project_id="p")
-        plan = Plan("completion", MODEL.name, False, (request,), {"api": "completions", "n": 1})
+        plan = Plan("completion", MODEL.name, False, requests, {"api": "completions", "n": choices})
         await self.edge.reserve(first, key, plan, MODEL, now_us)
         return first
 
-    def end(self, tenant: str, first: bytes, tokens: int, attempt: int = 1) -> None:
+    def end(
+        self, tenant: str, request: bytes, tokens: int, attempt: int = 1, model: str = MODEL.name, read: int = 0
+    ) -> None:
+        """``read``: tokens of the input."""
         close = Close(
-            request_id=first, usage=Usage(output_tokens=tokens), finish_reason=FinishReason.FINISH_REASON_STOP,
-            operation=Operation.OPERATION_CHAT, attempt=attempt,
+            request_id=request, usage=Usage(input_tokens=read, output_tokens=tokens),
+            finish_reason=FinishReason.FINISH_REASON_STOP, operation=Operation.OPERATION_CHAT, attempt=attempt,
         )  # fmt: skip
-        self.edge.on_frame(Frame(contexts=[RequestContext(tenant_id=tenant, model=MODEL.name)], closes=[close]))
+        self.edge.on_frame(Frame(contexts=[RequestContext(tenant_id=tenant, model=model)], closes=[close]))
 
     async def accepts(self, tenant: str) -> bool:
         try:

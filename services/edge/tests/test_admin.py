@@ -290,7 +290,9 @@ async def test_relays(nats_server: Any, rig: Any, tmp_path: Any) -> None:
         assert (await admin.post("/inferbus/v1/audit", json={"x": 1})).status == 400
 
 
-async def test_the_fleet_is_what_all_schedulers_that_are_there_see(nats_server: Any, rig: Any, tmp_path: Any) -> None:
+async def test_the_fleet_is_what_all_schedulers_that_are_there_see(
+    nats_server: Any, rig: Any, tmp_path: Any, worker: Any
+) -> None:
     one, two = Scheduler("a"), Scheduler("b", on_the_way=4)
     async with (
         neighbours(one) as first,
@@ -309,6 +311,9 @@ async def test_the_fleet_is_what_all_schedulers_that_are_there_see(nats_server: 
         assert (asked.node, asked.grace.ToMilliseconds()) == ("rack-1", 2500)
         missing = await admin.post("/inferbus/v1/fleet/drain", json={"worker": "nobody", "grace": None})
         assert (missing.status, (await missing.json())["error"]["code"]) == (404, "worker_not_found")
+    (event,) = await audited(worker, "rack-1")
+    assert (event.action, event.actor_key_id) == ("fleet.drain_requested", "key_admin")
+    assert json.loads(event.details) == {"node": "rack-1", "grace": "2.500s"}
 
 
 @pytest.mark.parametrize(

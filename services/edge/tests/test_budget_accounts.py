@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from inferbus.bus.v1.frame_pb2 import Fence, Frame
 from inferbus.bus.v1.registry_pb2 import BudgetLedgerRecord, DeploymentRecord, PriceRecord
+from inferbus_contracts.ids import choice_id
 from inferbus_rating import ledger as ledgers
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
@@ -140,6 +141,40 @@ async def test_what_a_dearer_fallback_would_cost_is_reserved(desk: Desk) -> None
         assert await desk.accepts("accounts-fallen"), "the asked model answered: the rest is free again"
     finally:
         await desk.deployments.delete(MODEL.name)
+
+
+async def test_choices_that_are_answered_by_different_fallbacks_cost_no_more_than_was_reserved(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One has dear prompts, the other dear answers: the worst call has its first choice from the one, the others from
+    the other."""
+    tenant, reads, writes = "accounts-mixed", "accounts-reads", "accounts-writes"
+    await desk.budget(tenant, "49")
+    for model, read, made in ((reads, "1000000", "0"), (writes, "0", "4000000")):
+        price = PriceRecord(rate_version=f"{model}-1", model=model, currency="USD")
+        price.input_per_million, price.output_per_million = read, made
+        await desk.prices.put(price.rate_version, price)
+    await desk.deployments.put(MODEL.name, DeploymentRecord(model=MODEL.name, fallbacks=[reads, writes]))
+    try:
+        async with asyncio.timeout(30):
+            while True:  # until the edge has heard of all of them
+                first = await desk.call(tenant, choices=3)
+                try:
+                    second = await desk.call(tenant, choices=3)
+                except InferBusError:
+                    break
+                for one in (first, second):
+                    for choice in range(3):
+                        desk.end(tenant, choice_id(one, choice), 0)
+                await asyncio.sleep(0.05)
+        desk.end(tenant, choice_id(first, 0), 0, model=reads, read=17)
+        for choice in (1, 2):
+            desk.end(tenant, choice_id(first, choice), 1, model=writes)
+        with pytest.raises(InferBusError):
+            await desk.call(tenant, choices=3)
+    finally:
+        await desk.deployments.delete(MODEL.name)
+    assert "a call cost more than was reserved" not in caplog.text
 
 
 async def test_the_end_of_a_worker_that_was_taken_over_from_settles_nothing(desk: Desk) -> None:

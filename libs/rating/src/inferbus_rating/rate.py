@@ -58,19 +58,18 @@ def cost(usage: Usage, rate: Rate, *, first_choice: bool, answered: bool) -> Dec
     return rounded(charge)
 
 
-def most(rate: Rate, input_tokens: int, output_tokens: int, choices: int) -> Decimal:
-    """What a call can cost at most: the sum over its ``choices`` is never more.
+def most(rate: Rate, input_tokens: int, output_tokens: int, *, first_choice: bool) -> Decimal:
+    """What one choice of a call can cost at most, rounded up: :func:`cost` of such a choice is never more.
 
-    ``input_tokens`` of the call (the first choice alone bears the input), ``output_tokens`` of each choice.
+    ``input_tokens``: that it bears (of several choices of one prompt the first alone does).
     """
     per_input = max(rate.input_per_million, rate.cached_input_per_million)
     per_output = max(rate.output_per_million, rate.reasoning_per_million)
-    output = EXACT.multiply(Decimal(output_tokens), per_output)
-    other = EXACT.multiply(EXACT.divide(output, MILLION), rate.factor)
-    call = EXACT.divide(EXACT.fma(Decimal(input_tokens), per_input, output), MILLION)
-    first = max(EXACT.multiply(EXACT.add(call, rate.per_call), rate.factor), rate.minimum)
-    # Each choice is rounded by itself, so each bound is rounded up by itself.
-    return EXACT.fma(Decimal(choices - 1), _up(other), _up(first))
+    total = EXACT.fma(Decimal(input_tokens), per_input, EXACT.multiply(Decimal(output_tokens), per_output))
+    charge = EXACT.divide(total, MILLION)
+    if not first_choice:
+        return _up(EXACT.multiply(charge, rate.factor))
+    return _up(max(EXACT.multiply(EXACT.add(charge, rate.per_call), rate.factor), rate.minimum))
 
 
 def _up(value: Decimal) -> Decimal:

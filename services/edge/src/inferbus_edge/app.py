@@ -124,7 +124,9 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     HealthRoutes(not_ready).add_to(routes)
     bounds = Reports(auth, limits, of_tenant=config.max_reports, of_operators=config.max_operator_reports)
     reports = routes.within(bounds.bound)
-    admin = AdminRoutes(auth=auth, desk=directory.keys, schedulers=schedulers, meter=meter, body_timeout=wait)
+    admin = AdminRoutes(
+        auth=auth, desk=directory.keys, schedulers=schedulers, meter=meter, publisher=publisher, body_timeout=wait
+    )
     admin.add_to(routes, reports)
     TenantRoutes(auth, directory.tenants, wait).add_to(routes)
     DeploymentRoutes(auth, schedulers, publisher, wait).add_to(routes)

@@ -23,11 +23,12 @@ from inferbus_edge.budget_holder import Holder
 from inferbus_edge.budget_records import BudgetRecords, HardBudget
 from inferbus_edge.core.budgets import (
     ZERO,
-    bound_of,
+    bounds_of,
     charge_of,
     exhausted,
     is_readable,
     most_of,
+    most_of_any,
     other_currency,
     rate_of,
     unreadable,
@@ -159,18 +160,17 @@ class Budgets:
     ) -> Decimal:
         """What the call may cost at most, whoever answers it. Raises InferBusError as :meth:`reserve`."""
         book = self._records.book()
-        need = ZERO
+        answers: list[tuple[Decimal, ...]] = []
         for name in self._records.answering(plan.model):
             answering = model if name == plan.model else self._model_of(name) or ModelRecord(name=name)
             if not is_readable(book, key, name):
                 raise unreadable()
             rate = rate_of(book, key, plan, answering, accepted_us)
-            most = most_of(rate, bound_of(plan, answering))
-            need = max(need, most)
-            for one in budgets if most > ZERO else ():
+            answers.append(most_of(rate, bounds_of(plan, answering)))
+            for one in budgets if any(answers[-1]) else ():
                 if one.budget.currency != rate.currency:
                     raise other_currency(_kind(one.budget), one.budget.currency)
-        return need
+        return most_of_any(answers)
 
     async def _with_room(self, budgets: list[HardBudget], need: Decimal, accepted_us: int) -> list[Account]:
         """The budgets' accounts, each with that much free. What they have is to be held before the next await."""

@@ -4,6 +4,7 @@ A bound must hold whatever the engine does, so it counts bytes where tokens are 
 least, and what a chat template adds is allowed for.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -38,17 +39,19 @@ _MENDED = timedelta(seconds=30)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """``input_tokens`` of the whole call, ``output_tokens`` of each choice."""
+    """Of one choice. ``input_tokens``: that it bears."""
 
     input_tokens: int
     output_tokens: int
-    choices: int
 
 
-def bound_of(plan: Plan, model: ModelRecord) -> Bound:
+def bounds_of(plan: Plan, model: ModelRecord) -> tuple[Bound, ...]:
+    """Of each choice, if ``model`` answers it."""
     context = model.context_length
-    inputs = sum(_input(one, context) for one in plan.requests if not one.input_counted_elsewhere)
-    return Bound(inputs, max(_output(one, context) for one in plan.requests), len(plan.requests))
+    return tuple(
+        Bound(0 if one.input_counted_elsewhere else _input(one, context), _output(one, context))
+        for one in plan.requests
+    )
 
 
 def rate_of(book: PriceBook, key: KeyRecord, plan: Plan, model: ModelRecord, accepted_us: int) -> Rate:
@@ -68,8 +71,18 @@ def is_readable(book: PriceBook, key: KeyRecord, model: str) -> bool:
     )
 
 
-def most_of(rate: Rate, bound: Bound) -> Decimal:
-    return most(rate, bound.input_tokens, bound.output_tokens, bound.choices)
+def most_of(rate: Rate, bounds: Sequence[Bound]) -> tuple[Decimal, ...]:
+    """What each choice of a call can cost at most."""
+    return tuple(
+        most(rate, bound.input_tokens, bound.output_tokens, first_choice=number == 0)
+        for number, bound in enumerate(bounds)
+    )
+
+
+def most_of_any(answers: Iterable[Sequence[Decimal]]) -> Decimal:
+    """What the call can cost at most, by :func:`most_of` of each model that may answer: each choice may be answered by
+    another one of them."""
+    return sum((max(choice) for choice in zip(*answers, strict=True)), ZERO)
 
 
 def charge_of(book: PriceBook, close: Close, context: RequestContext) -> Decimal:

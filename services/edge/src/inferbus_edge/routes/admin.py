@@ -13,10 +13,13 @@ from inferbus.meter.v1.meter_pb2 import AuditRequest, GetLiveRequest, GetUsageRe
 from inferbus.meter.v1.meter_pb2_grpc import MeterServiceStub
 from inferbus.scheduler.v1.scheduler_pb2 import DrainWorkersRequest
 from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
+from inferbus_bus.publish import Publisher
 from inferbus_runtime.errors import invalid
 
 from inferbus_edge.auth import ADMIN, Auth
+from inferbus_edge.core.organization_audit import Change
 from inferbus_edge.keys import KeyDesk
+from inferbus_edge.routes.announce import announce
 from inferbus_edge.routes.messages import answer, as_dict, body_object, only, parse
 from inferbus_edge.routes.relay import configured, named, ndjson, relay
 from inferbus_edge.routes.tenants import KeyRoutes
@@ -28,7 +31,7 @@ _AUDIT_SECONDS = 3600.0
 
 
 class AdminRoutes:
-    """``meter``: a channel to it, None if the operator named none."""
+    """``meter``: a channel to it, None if the operator named none. ``publisher`` must have been started."""
 
     def __init__(
         self,
@@ -37,9 +40,11 @@ class AdminRoutes:
         desk: KeyDesk,
         schedulers: Schedulers,
         meter: grpc.aio.Channel | None,
+        publisher: Publisher,
         body_timeout: timedelta,
     ) -> None:
         self._auth = auth
+        self._publisher = publisher
         self._keys = KeyRoutes(auth, desk, body_timeout)
         self._schedulers = schedulers
         self._meter = None if meter is None else MeterServiceStub(meter)
@@ -74,8 +79,9 @@ class AdminRoutes:
         return json_response(orjson.dumps(shown), call.request_id)
 
     async def drain(self, call: Call) -> web.StreamResponse:
-        """Workers finish and leave; what still runs after the grace goes on at others."""
-        self._admin(call)
+        """Workers finish and leave; what still runs after the grace goes on at others. AUDIT is told that it was asked,
+        before it is known whether there is such a worker: of several some may drain although the answer is an error."""
+        actor = self._admin(call)
         body = await body_object(call, self._body_timeout)
         only(body, ("worker", "node", "grace"))
         asked = {name: value for name, value in body.items() if value is not None}
@@ -86,6 +92,11 @@ class AdminRoutes:
         request = parse(asked, DrainWorkersRequest())
         if not (request.worker or request.node):
             raise invalid("A worker and a node have a name.", param=next(iter(asked)))
+        details = as_dict(request)
+        target = request.worker or request.node
+        await announce(
+            self._publisher, Change("fleet.drain_requested", actor.key_id, actor.tenant_id, target, details=details)
+        )
         drained = await self._schedulers.ask(lambda channel: SchedulerServiceStub(channel).DrainWorkers, request)
         return answer(call, drained)
 
