@@ -19,6 +19,7 @@ from bench import (
     overhead,
     placement,
     prefixes,
+    scheduler_memory,
     simulator,
     throughput,
 )
@@ -36,6 +37,7 @@ BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, Any]]] = {
     "neighbour": (neighbour.run, {"seconds": 5.0}),
     "placement": (placement.run, {"rounds": 1000}),
     "prefixes": (prefixes.run, {"turns": 1}),
+    "scheduler_memory": (scheduler_memory.run, {"requests": 20_000, "every": 5_000}),
     "simulator": (simulator.run, {"seconds": 8.0, "policies": ("inferbus",)}),
 }
 
@@ -58,11 +60,12 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, help="of each window")
     parser.add_argument("--rounds", type=int, help="engines: windows of each side and level")
     parser.add_argument("--tokens", type=int, help="ingest, analytics: how many")
+    parser.add_argument("--requests", type=int, help="scheduler_memory: how many")
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHES):
         parser.error(f"no such bench: {', '.join(sorted(unknown))}")
     names = options.names or list(BENCHES)
-    asked = {name: getattr(options, name) for name in ("only", "seconds", "rounds", "tokens")}
+    asked = {name: getattr(options, name) for name in ("only", "seconds", "rounds", "tokens", "requests")}
     given = {name: value for name, value in asked.items() if value is not None}
     for name in names:
         if strange := given.keys() - inspect.signature(BENCHES[name][0]).parameters:

@@ -22,14 +22,14 @@ from inferbus_contracts.subjects import message_id, token_subject
 from inferbus_edge.measure import Timing
 from inferbus_edge.sinks import Nowhere
 from inferbus_edge.streaming import Answer, Streams
-from inferbus_scheduler.core.migration import Closed, End, Orphan, Reason, Requeue, fate, with_resume
+from inferbus_scheduler.core.migration import Closed, Orphan, Reason, fate, refusal_of, with_resume
 
 NOW_US = 1_795_000_000_000_000
 CONTEXT = RequestContext(tenant_id="t", project_id="p", key_id="k", model="m", revision="r")
 EDGE = "e"
 WORKERS = ("w0", "w1", "w2")
 COPIES = 0
-PATIENCE = 3
+PATIENCE = 2
 Placement = tuple[str, int]
 
 
@@ -113,8 +113,13 @@ class Machine(RuleBasedStateMachine):
         # Message ids, by stream: what has one of them is stored once.
         self.work_ids: dict[str, int] = {}
         self.queue_ids: set[str] = set()
+        # Of each attempt that was given back: the tokens before it.
+        self.tokens_before: dict[tuple[bytes, int], list[int]] = {}
         self.sequence = 0
         self.boots = 0
+        # Of each request, by the laws of the log: the attempt that counts, and how many ends do.
+        self.attempts: dict[bytes, int] = {}
+        self.ended: dict[bytes, int] = {}
         self.asked: dict[bytes, Asked] = {}
         self.incarnations = [self.started(worker) for worker in WORKERS[:2]]
         self.moves: list[Generator[None, None, None]] = []
@@ -139,7 +144,18 @@ class Machine(RuleBasedStateMachine):
         """Stored, and read by the edge."""
         frame.edge, frame.time_us = EDGE, NOW_US + len(self.log)
         self.log.append(Frame.FromString(frame.SerializeToString()))
+        self.count(frame)
         self.streams.on_frame(self.log[-1], len(self.log))
+
+    def count(self, frame: Frame) -> None:
+        said = [(fence.request_id, fence.attempt) for fence in frame.fences]
+        said += [(frame.request_ids, attempt) for attempt in frame.attempt]  # one request a frame
+        for close in frame.closes:
+            said.append((close.request_id, close.attempt or 1))
+            if (close.attempt or 1) >= self.attempts.get(close.request_id, 1):
+                self.ended[close.request_id] = self.ended.get(close.request_id, 0) + 1
+        for request, attempt in said:
+            self.attempts[request] = max(attempt, self.attempts.get(request, 1))
 
     def store_work(self, work: Work, name: str) -> int:
         if name not in self.work_ids:
@@ -147,10 +163,11 @@ class Machine(RuleBasedStateMachine):
             self.work[self.work_ids[name]] = ((work.worker, work.boot), Work.FromString(work.SerializeToString()))
         return self.work_ids[name]
 
-    def store_request(self, request: GenerateRequest) -> None:
+    def store_request(self, request: GenerateRequest, tokens: Sequence[int] = ()) -> None:
         if message_id(request) not in self.queue_ids:
             self.queue_ids.add(message_id(request))
             self.queue[self.next_sequence()] = GenerateRequest.FromString(request.SerializeToString())
+            self.tokens_before[request.request_id, request.resume.attempt] = list(tokens)
 
     def close(
         self, worker: str, request: GenerateRequest, attempt: int, tokens: list[int], reason: str, stead: str
@@ -211,15 +228,20 @@ class Machine(RuleBasedStateMachine):
 
     def place(self, sequence: int, incarnation: Incarnation) -> None:
         request = self.queue[sequence]
-        attempt = request.resume.attempt
-        if request.request_id in self.cancels and not any(
-            message_id(Work(request=request, attempt=attempt)) == name for name in self.work_ids
-        ):
-            self.close("s", request, attempt, list(request.resume.token_ids), "CANCELLED", "")
-            self.work_ids[message_id(Work(request=request, attempt=attempt))] = 0  # it is settled
+        attempt, end = request.resume.attempt, request.resume.end
+        name = message_id(Work(request=request, attempt=attempt))
+        if name not in self.work_ids and (end or request.request_id in self.cancels):
+            how = "ERROR" if end and refusal_of(request.resume) is not None else "CANCELLED"
+            tokens = self.tokens_before[request.request_id, attempt]
+            assert len(tokens) == (request.resume.output_tokens if end else len(request.resume.token_ids))
+            self.close("s", request, attempt, tokens, how, "")
+            self.work_ids[name] = 0  # it is settled
             return
-        work = Work(request=request, worker=incarnation.worker, boot=incarnation.boot, attempt=attempt or 1)
-        self.store_work(work, message_id(work))
+        if end:
+            return  # it comes again
+        self.store_work(
+            Work(request=request, worker=incarnation.worker, boot=incarnation.boot, attempt=attempt or 1), name
+        )
 
     # --- workers ---
 
@@ -400,15 +422,10 @@ class Machine(RuleBasedStateMachine):
             )
             if not isinstance(outcome, Closed):
                 request = GenerateRequest.FromString(works[orphan.sequence].request.SerializeToString())
-                with_resume(request, outcome.resume, worker)
-                self.asked[orphan.request_id].deaths = max(
-                    self.asked[orphan.request_id].deaths, outcome.resume.fruitless_deaths
-                )
-            if isinstance(outcome, Requeue):
-                self.store_request(request)
-            elif isinstance(outcome, End) and self.may_end(orphan):
-                how = "CANCELLED" if outcome.refusal is None else "ERROR"
-                self.close("s", request, orphan.next_attempt, list(outcome.resume.token_ids), how, worker)
+                tokens = list(outcome.resume.token_ids)
+                asked = self.asked[orphan.request_id]
+                asked.deaths = max(asked.deaths, outcome.resume.fruitless_deaths)
+                self.store_request(with_resume(request, outcome.resume, worker), tokens)
             self.moved.add((worker, orphan.request_id, orphan.attempt))
             yield
             self.work.pop(orphan.sequence, None)
@@ -416,10 +433,6 @@ class Machine(RuleBasedStateMachine):
             if orphan.sequence in copies:
                 self.work.pop(copies[orphan.sequence], None)
                 yield
-
-    def may_end(self, orphan: Orphan) -> bool:
-        """A shard has one scheduler at a time: what another one has moved back to the queue meanwhile is not ended."""
-        return not any(name.startswith(f"{orphan.request_id.hex()}-{orphan.next_attempt}") for name in self.queue_ids)
 
     # --- what must hold ---
 
@@ -429,6 +442,7 @@ class Machine(RuleBasedStateMachine):
             assert [token % 1000 for token in asked.client.tokens] == list(range(len(asked.client.tokens)))
             assert len(asked.client.tokens) <= asked.length
             assert asked.client.ends <= 1
+            assert self.ended.get(asked.answer.first, 0) <= 1
             error = asked.answer.error
             if error is not None:
                 assert (error.reason == "worker_lost" and asked.deaths >= PATIENCE) or (
@@ -440,12 +454,16 @@ class Machine(RuleBasedStateMachine):
         if deed == "a token":
             self.makes(incarnation, generation, 1)
         elif deed.startswith("its end"):
-            self.makes(incarnation, generation, 2)
+            left = self.asked[generation.request].length - len(generation.tokens)
+            self.makes(incarnation, generation, left)
             self.ends(incarnation, generation, "LENGTH")
             if deed.endswith("acknowledged"):
                 self.settle(incarnation, generation)
         elif deed == "its death":
             incarnation.alive = incarnation.known = False
+        elif deed == "a cancel":
+            self.asked[generation.request].cancelled = True
+            self.cancels.add(generation.request)
 
     def come_to_an_end(self) -> None:
         """Everybody is gone; the next scheduler and a new worker end all that there is."""
@@ -480,7 +498,7 @@ class Machine(RuleBasedStateMachine):
 def orphan_of(sequence: int, work: Work) -> Orphan:
     return Orphan(
         sequence=sequence, request_id=work.request.request_id, attempt=work.attempt or 1, edge=EDGE, model="m",
-        resume=work.request.resume, since_us=0,
+        resume=work.request.resume, stored_us=0,
     )  # fmt: skip
 
 
@@ -488,27 +506,34 @@ TestMigration = Machine.TestCase
 TestMigration.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
-DEEDS = ("nothing", "a token", "its end", "its end, acknowledged", "its death")
+DEEDS = ("nothing", "a token", "its end", "its end, acknowledged", "its death", "a cancel")
 
 
+@pytest.mark.parametrize("suspect", [False, True])
 @pytest.mark.parametrize("deed", DEEDS)
 @pytest.mark.parametrize("reason", [Reason.DRAINED, Reason.WORKER_LOST])
 def test_a_living_worker_does_something_at_each_step_of_a_move_that_is_broken_off_at_each_step(
-    deed: str, reason: Reason
+    deed: str, reason: Reason, suspect: bool
 ) -> None:
-    """All courses with one request: whoever is killed or wakes in whichever moment."""
+    """All courses with one request: whoever is killed, leaves or wakes in whichever moment. The next move is no death:
+    so it may come to another end. ``suspect``: one more death without a token is too many."""
     steps = 9
     for at in range(steps):
         for broken_off in range(at, steps):
             machine = Machine()
             machine.asks(3)
             (sequence,) = machine.queue
+            if suspect:
+                machine.queue[sequence].resume.attempt = 2
+                machine.queue[sequence].resume.fruitless_deaths = PATIENCE - 1
+                machine.tokens_before[machine.queue[sequence].request_id, 2] = []
             incarnation = machine.incarnations[0]
             machine.place(sequence, incarnation)
             del machine.queue[sequence]
             (placement,) = machine.work
             generation = machine.take(incarnation, placement, opens=False)
-            machine.makes(incarnation, generation, 1)
+            if not suspect:
+                machine.makes(incarnation, generation, 1)
             move = machine.move((incarnation.worker, incarnation.boot), [placement], reason)
             for step in range(broken_off):
                 if step == at:
