@@ -138,9 +138,11 @@ class Edge:
         return (await self.record(worker)).boot
 
     async def record(self, worker: str) -> WorkerRecord:
-        """What the fleet is told of it now."""
+        """What the fleet is told of it now. Raises LookupError once its entry has run out."""
         subject = f"$KV.fleet.{subject_token(worker)}"
         answer = await self.bus.api("STREAM.MSG.GET.KV_fleet", {"last_by_subj": subject})
+        if "data" not in answer["message"]:  # the broker's own mark of that
+            raise LookupError(f"the fleet has no entry of {worker}")
         return WorkerRecord.FromString(base64.b64decode(answer["message"]["data"]))
 
     def moved(self, request: GenerateRequest) -> GenerateRequest:
