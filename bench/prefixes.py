@@ -33,9 +33,7 @@ class Turn:
 
 def system_prompt(number: int) -> str:
     words = random.Random(number)
-    return " ".join(
-        words.choice(("sea", "fox", "moon", "bread", "king", "rain", "song", "stone")) for _ in range(SYSTEM_WORDS)
-    )
+    return " ".join(words.choice(WORDS) for _ in range(SYSTEM_WORDS))
 
 
 async def turn(http: aiohttp.ClientSession, url: str, key: str, messages: list[dict[str, str]]) -> tuple[Turn, str]:
@@ -62,7 +60,8 @@ async def turn(http: aiohttp.ClientSession, url: str, key: str, messages: list[d
 
 
 async def trace(url: str, key: str, turns: int) -> list[Turn]:
-    """The same chats in the same order, AT_ONCE at once."""
+    """The same chats in the same order, AT_ONCE at once. In each round another one: people do not take turns, and a
+    fixed order of an even number would give round robin on two workers the very placement that it does not know of."""
     found: list[Turn] = []
     chats = [
         [
@@ -71,18 +70,20 @@ async def trace(url: str, key: str, turns: int) -> list[Turn]:
         ]
         for number in range(CHATS)
     ]
-    order = [chat for _ in range(turns) for chat in chats]
+    draw = random.Random(turns)
+    order = [number for _ in range(turns) for number in draw.sample(range(CHATS), CHATS)]
     gate = asyncio.Semaphore(AT_ONCE)
     locks = [asyncio.Lock() for _ in chats]
 
-    async def one(http: aiohttp.ClientSession, number: int, messages: list[dict[str, str]]) -> None:
-        async with locks[number % CHATS], gate:
+    async def one(http: aiohttp.ClientSession, number: int) -> None:
+        messages = chats[number]
+        async with locks[number], gate:
             took, said = await turn(http, url, key, messages)
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "And then?"}]
             found.append(took)
 
     async with aiohttp.ClientSession() as http:
-        await asyncio.gather(*(one(http, number, chat) for number, chat in enumerate(order)))
+        await asyncio.gather(*(one(http, number) for number in order))
     return found
 
 

@@ -206,6 +206,17 @@ def test_program_prints_plots_and_plays_a_saved_trace_as_it_was_made(tmp_path):
     assert json.loads(figures.read_text()) == json.loads(again.read_text())
 
 
+def test_program_plays_with_other_weights(tmp_path):
+    hits = []
+    for weight in (0, 10):
+        figures = tmp_path / f"{weight}.json"
+        options = ("--policies", "inferbus", "--seconds", 30, "--rate", 40, "--json", figures)
+        played = simulate(*options, "--weight", f"prefix={weight}")
+        assert played.returncode == 0, played.stderr
+        hits.append(json.loads(figures.read_text())[0]["hit_rate"])
+    assert hits[1] > hits[0]
+
+
 def test_program_reads_a_mixed_fleet_and_names_what_is_wrong_with_a_file(tmp_path):
     fleet, trace, log = (tmp_path / name for name in ("f.json", "t.jsonl", "d.bin"))
     kind = {"name": "a", "count": 1, "timing": {"step_seconds": 0.01}}

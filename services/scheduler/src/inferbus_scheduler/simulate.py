@@ -27,6 +27,7 @@ from inferbus_scheduler.core.simulate.measures import Summary, Targets
 from inferbus_scheduler.core.simulate.replay import replay
 from inferbus_scheduler.core.simulate.report import page, replayed, sketch, table
 from inferbus_scheduler.core.simulate.run import Deaths, Delays
+from inferbus_scheduler.core.simulate.scheduling import Settings
 from inferbus_scheduler.core.simulate.trace import Arrival, Defaults, TraceError, line_of, parse
 from inferbus_scheduler.export_decisions import export
 
@@ -60,6 +61,7 @@ def _simulate(options: argparse.Namespace) -> int:
         weights={tenant.name: float(tenant.weight) for tenant in _tenants(options)},
         deaths=Deaths(options.dies_every, options.back_after),
         delays=replace(_delays(options.overhead), **dict(options.delay)),
+        settings=Settings(policy=_policy(options)),
     )
     runs: list[Summary] = []
     for name in options.policies:
@@ -81,11 +83,14 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    weights = replace(Weights(), **dict(options.weight))
-    policy = replace(Policy(), weights=weights, name="other" if options.weight else "inferbus")
+    policy = replace(_policy(options), name="other" if options.weight else "inferbus")
     messages = _messages(BytesIO(options.decisions.read_bytes()), options.decisions)
     _print(replayed(replay(messages, policy), policy.name))
     return 0
+
+
+def _policy(options: argparse.Namespace) -> Policy:
+    return Policy(weights=replace(Weights(), **dict(options.weight)))
 
 
 def _messages(source: BytesIO, path: Path) -> Iterator[PlacementDecisions]:
@@ -210,6 +215,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="write all figures")
     parser.add_argument("--overhead", type=float, metavar="SECONDS", help="of the stack, to a first token, at idle")
     parser.add_argument("--delay", type=_delay, action="append", default=[], metavar="NAME=SECONDS", help="see Delays")
+    parser.add_argument(
+        "--weight", type=_weight, action="append", default=[], metavar="NAME=VALUE",
+        help="of a part of the score by which inferbus picks",
+    )  # fmt: skip
     trace = parser.add_argument_group("a trace from a file")
     trace.add_argument("--trace", type=Path, help="JSON lines; also Mooncake's published form")
     trace.add_argument("--speed", type=float, default=1.0, help="how much faster than the file says")
@@ -240,9 +249,6 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--decisions", type=Path, help="PlacementDecisions, each after its length as a varint")
     replay.add_argument("--export-decisions", type=Path, metavar="FILE", help="write what the stack of --home decided")
     replay.add_argument("--home", type=Path, default=Path(".inferbus"), help="folder of that stack")
-    replay.add_argument(
-        "--weight", type=_weight, action="append", default=[], metavar="NAME=VALUE", help="of the score's parts"
-    )
     return parser
 
 
