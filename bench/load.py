@@ -58,6 +58,10 @@ class Connection(asyncio.Protocol):
         if self.done is not None and not self.done.done():
             self.done.set_exception(ConnectionError(f"connection lost: {exc}"))
 
+    @property
+    def closed(self) -> bool:
+        return self.transport is None or self.transport.is_closing()
+
     def ask(self, request: bytes) -> asyncio.Future[Answer]:
         self.done = asyncio.get_running_loop().create_future()
         self.buffer.clear()

@@ -102,6 +102,7 @@ async def played(stack: Stack, arrivals: Sequence[Arrival]) -> list[Answer]:
 
     async def ask(arrival: Arrival, request: bytes) -> Answer:
         await asyncio.sleep(began + arrival.time - loop.time())
+        free[:] = [one for one in free if not one.closed]  # the edge closes what is idle for long
         connection = free.pop() if free else await connect(stack.chat_url)
         answer = await connection.ask(request)
         free.append(connection)
