@@ -74,6 +74,20 @@ def test_flood_of_long_answers_holds_not_the_last_places():
     assert compared("inferbus", flooded, setup).tenant_ttft_p99["calm"] <= 1.5 * before
 
 
+def test_flood_of_prompts_leaves_a_worker_that_reads_nothing():
+    """Of a prompt that an engine has begun to read nothing can be taken back: who asks now and then meets none."""
+    slow = TimingModel(0.02, 0.0, 8_000.0, kv_blocks=8192, kv_block_tokens=16)
+    setup = Setup((WorkerKind("w", 4, slow, capacity=32),))
+    calm = Workload(4.0, 60.0, (Tenant("calm"),), input_tokens=500.0, output_tokens=16.0, spread=0.1, chat_share=0.0)
+    flood = Workload(45.0, 60.0, (Tenant("flood"),), input_tokens=500.0, spread=0.1, chat_share=0.0)
+    alone = list(generate(calm, Random(1)))
+    flooded = sorted([*alone, *generate(flood, Random(2))], key=lambda arrival: arrival.time)
+    before = compared("inferbus", alone, setup).tenant_ttft_p99["calm"]
+    ours = compared("inferbus", flooded, setup)
+    assert ours.tenant_ttft_p99["calm"] <= 1.5 * before
+    assert ours.done == len(flooded)
+
+
 @pytest.mark.parametrize("weights", [(1, 1, 2), (1, 3)])
 def test_tokens_of_tenants_that_ask_for_too_much_come_in_proportion_to_their_weights(weights):
     tenants = tuple(Tenant(f"t{weight}{at}", 1.0, weight) for at, weight in enumerate(weights))

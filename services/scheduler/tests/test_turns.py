@@ -282,6 +282,7 @@ def test_several_that_wait_are_each_placed_as_soon_as_a_change_lets_them(changes
         present[changed.name] = changed
         candidates.put(changed)
         decision = place(asked[which], view, {}, POLICY, 0.0)
+        assert candidates.readers == sum(one.room > 0 and not one.prefill_tokens for one in present.values())
         anew = place(asked[which], ClusterView.of(present.values(), Weights()), {}, POLICY, 0.0)
         assert isinstance(decision, Placement) == isinstance(anew, Placement)
         if isinstance(decision, Placement):
@@ -304,7 +305,7 @@ def test_what_is_large_and_of_a_lower_class_gets_its_turn_beside_a_steady_stream
 
 
 def test_batch_work_that_must_leave_room_does_not_hold_back_what_its_tenant_asks_at_once() -> None:
-    world = World(worker(capacity=64, active=1, prefill_tokens=400))
+    world = World(worker(capacity=64, active=1, prefill_tokens=200))
     flood = [request("t", input_tokens=0) for _ in range(20)]
     world.pushed(*flood)
     assert world.serve() == flood

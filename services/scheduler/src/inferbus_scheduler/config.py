@@ -38,7 +38,7 @@ class Config(ServiceConfig):
     policy: Literal["inferbus", "round_robin", "least_requests", "random"] = "inferbus"
     """How a worker is picked of those that may be: by score; the others are there to be compared with."""
     max_prefill_tokens: int = Field(default=8192, ge=0)
-    """Input that a worker may still have to read and yet get more; above it, requests wait in fair order. An eighth of
+    """Input that a worker may still have to read and yet get more; above it, requests wait in fair order. A 32nd of
     it for a tenant that must leave room to others. 0: any."""
     decisions_kept: int = Field(default=4096, ge=1)
     """Recent requests whose decision Explain can tell; the oldest is forgotten first."""

@@ -44,7 +44,9 @@ _OBSTACLES = (
 _RANK = {obstacle: rank for rank, obstacle in enumerate(_OBSTACLES)}
 
 # Of max_prefill_tokens who spares takes only one in so many.
-_SPARING_PREFILL = 8
+_SPARING_PREFILL = 32
+# Of fewer workers one that reads nothing is too large a part.
+_MANY_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Policy:
     max_prefill_tokens: int = 8192
     # For a tenant that runs its whole share while others use the model: of what they all need a part is left to them.
     sparing: bool = False
+    # For such a tenant while few workers have nothing to read: it has none of them read what takes long.
+    keeps_readers: bool = False
     name: str = "inferbus"
 
 
@@ -178,10 +182,11 @@ def too_much(request: Request, worker: WorkerView, policy: Policy) -> str | None
 
 def _is_left_to_others(request: Request, worker: WorkerView, policy: Policy) -> bool:
     """Whether ``request`` would take of ``worker`` what those have who run less than their share."""
-    # What makes no tokens is read to its end and never told as read: its time is in its slot.
-    to_read = worker.prefill_tokens if request.output_tokens else 0
-    if to_read and to_read + request.input_tokens > policy.max_prefill_tokens // _SPARING_PREFILL > 0:
-        return True
+    if request.output_tokens:  # what makes no tokens is read to its end and never told as read: its time is in its slot
+        takes_a_reader = worker.prefill_tokens or policy.keeps_readers
+        spared = policy.max_prefill_tokens // _SPARING_PREFILL
+        if takes_a_reader and worker.prefill_tokens + request.input_tokens > spared > 0:
+            return True
     if not worker.kv_blocks or not (worker.active or worker.on_the_way):
         return False
     left = worker.kv_tokens_free - worker.kv_tokens_for(request.tokens)
@@ -193,10 +198,16 @@ def part_left(whole: int) -> int:
     return whole // 16
 
 
+def readers_left(workers: int) -> int:
+    """Of so many workers: how many with room and nothing to read are left to those who run less than their share. Of a
+    prompt that an engine has begun to read nothing can be taken back."""
+    return max(1, part_left(workers)) if workers >= _MANY_WORKERS else 0
+
+
 @lru_cache(maxsize=64)
-def sparing(policy: Policy) -> Policy:
+def sparing(policy: Policy, *, keeps_readers: bool = False) -> Policy:
     """The same, for a tenant that has its share."""
-    return replace(policy, sparing=True)
+    return replace(policy, sparing=True, keeps_readers=keeps_readers)
 
 
 def _not_served(model: str, worker: WorkerView) -> str | None:

@@ -18,6 +18,7 @@ from inferbus_scheduler.core.placement import (
     SUSPECT,
     Policy,
     part_left,
+    readers_left,
     sparing,
 )
 from inferbus_scheduler.core.queues import Queues
@@ -99,7 +100,14 @@ class Rejected:
 
 
 def _needs(request: Request, policy: Policy) -> tuple[int, ...]:
-    return policy.sparing, request.suspect, request.output_tokens > 0, request.input_tokens, request.tokens
+    return (
+        policy.sparing,
+        policy.keeps_readers,
+        request.suspect,
+        request.output_tokens > 0,
+        request.input_tokens,
+        request.tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,4 +169,6 @@ def terms(request: Request, queues: Queues, view: ClusterView, policy: Policy, n
     candidates = view.candidates.get(base_of(request.model))
     if candidates is None or not queues.leaves_room(request, now):
         return policy
-    return sparing(policy) if candidates.free > part_left(candidates.slots) else None
+    if candidates.free <= part_left(candidates.slots):
+        return None
+    return sparing(policy, keeps_readers=candidates.readers <= readers_left(len(candidates)))

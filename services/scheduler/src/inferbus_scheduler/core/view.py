@@ -113,7 +113,7 @@ class Candidates(Sequence[WorkerView]):
     As a sequence: those with room, best first (the score without a prefix, ties by name), then those without.
     """
 
-    __slots__ = ("_changes", "_failed", "_first_change", "_keys", "_weights", "full", "named", "zones")
+    __slots__ = ("_changes", "_failed", "_first_change", "_keys", "_weights", "full", "named", "readers", "zones")
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -121,6 +121,8 @@ class Candidates(Sequence[WorkerView]):
         self.named: dict[str, WorkerView] = {}
         self.zones: dict[str, Zone] = {}
         self.full: dict[str, WorkerView] = {}
+        # How many have room and nothing to read.
+        self.readers = 0
         # The last ones that failed, by request and whether the policy was sparing; and the last names put.
         self._failed: dict[tuple[bytes, bool], Failed] = {}
         self._changes: list[str] = []
@@ -173,6 +175,7 @@ class Candidates(Sequence[WorkerView]):
             at = bisect_left(zone.keys, key)
             zone.keys.insert(at, key)
             zone.workers.insert(at, worker)
+            self.readers += not worker.prefill_tokens
         else:
             self.full[name] = worker
         self._changes.append(name)
@@ -190,6 +193,7 @@ class Candidates(Sequence[WorkerView]):
         if key is not None:
             at = bisect_left(zone.keys, key)
             del zone.keys[at], zone.workers[at]
+            self.readers -= not worker.prefill_tokens
         else:
             del self.full[name]
         if not zone.capacity and not any(other.zone == worker.zone for other in self.named.values()):
