@@ -94,8 +94,23 @@ async def test_what_may_be_on_the_log_stays_reserved_and_what_was_not_sent_does_
                 async with http.post("/v1/chat/completions", json=rig.chat(model, max_tokens=tokens)) as answer:
                     return answer.status, (await answer.json()).get("error", {}).get("code", "")
 
-            runs = asyncio.create_task(ask(4))  # while it runs, the edge keeps some of its grant
+            begun = asyncio.Event()
+
+            async def watched() -> bytes:
+                body = rig.chat(model, max_tokens=4, stream=True)
+                async with http.post("/v1/chat/completions", json=body) as answer:
+                    lines = []
+                    async for line in answer.content:
+                        lines.append(line)
+                        if b'"content":"a"' in line:
+                            begun.set()
+                    return lines[-2]
+
+            runs = asyncio.create_task(watched())  # while it runs, the edge keeps some of its grant
             request = await worker.take(model)
+            # Whose answer has begun, its acceptance has come: the broker may hand on a request before it says so.
+            tokens = worker.say(request, ["a"])
+            await asyncio.wait_for(begun.wait(), 10)
             stand_still(server.pid)
             lost = asyncio.create_task(ask(1))
             await asyncio.sleep(0.3)
@@ -103,8 +118,8 @@ async def test_what_may_be_on_the_log_stays_reserved_and_what_was_not_sent_does_
             assert await lost == (503, "bus_unavailable")
             assert await ask(1) == (503, "bus_unavailable")  # certainly not sent
             await server.start()
-            worker.close(request, worker.say(request, ["a"]))
-            assert await runs == (200, "")
+            worker.close(request, tokens)
+            assert await runs == b"data: [DONE]\n"
             await until(lambda: desk.granted("lost") == 2, 30.0)
             (grant,) = desk.ledger("lost")[1].grants
             assert not grant.ended
