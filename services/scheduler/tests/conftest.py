@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 import pytest_asyncio
 from inferbus.bus.v1.control_pb2 import Heartbeat, Recall, RunningRequests, Served
@@ -20,6 +21,8 @@ from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord, WorkerState
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import PriorityClass
+from inferbus.scheduler.v1.scheduler_pb2 import ExplainRequest, ExplainResponse
+from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.consumers import delete_consumer
 from inferbus_bus.errors import StreamApiError
@@ -32,20 +35,23 @@ from inferbus_contracts.ids import uuid7
 from inferbus_contracts.subjects import work_subject
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.rpc import channel
 from inferbus_stack.nats import NatsServer
 from nats.errors import BadSubscriptionError
 
 _names = itertools.count(1)
+# Longer than anything stands still here. A test that needs one to end says how long it is.
+LEASE = timedelta(seconds=60)
 
 
-async def until(condition: Callable[[], object], timeout: float = 20.0) -> None:
+async def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)
 
 
 class SchedulerProcess:
-    """``python -m inferbus_scheduler`` on ``url``."""
+    """``python -m inferbus_scheduler`` on ``url``. Its own leases last for long, if a test does not say otherwise."""
 
     def __init__(self, folder: Path, url: str, name: str = "scheduler-under-test") -> None:
         self._folder = folder
@@ -53,27 +59,44 @@ class SchedulerProcess:
         self.name = name
         self._process: asyncio.subprocess.Process | None = None
         self._starts = 0
+        self._token: str | None = None
         self.ready: dict[str, str] = {}
 
     async def start(self, **settings: str) -> None:
         self._starts += 1
+        self._token = settings.get("RPC_TOKEN")
         ready = self._folder / f"ready-{self.name}-{self._starts}.json"
         variables = {
             "NAME": self.name, "NATS_URL": self._url, "READY_FILE": str(ready), "ACK_WAIT": "1s",
-            "METRICS_ADDRESS": "127.0.0.1:0", "DIE_WITH_PARENT": "true", **settings,
+            "LEASE_TTL": "60s", "METRICS_ADDRESS": "127.0.0.1:0", "DIE_WITH_PARENT": "true", **settings,
         }  # fmt: skip
         environ = {**os.environ, **{f"INFERBUS_SCHEDULER_{name}": value for name, value in variables.items()}}
         with self.log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "inferbus_scheduler", env=environ, stdout=log, stderr=log
             )
-        await until(lambda: ready.exists() or self._process.returncode is not None)
+        await until(lambda: ready.exists() or self._process.returncode is not None, 60.0)
         assert ready.exists(), self.log_file.read_text()
         self.ready = json.loads(ready.read_text())
 
     @property
     def log_file(self) -> Path:
         return self._folder / f"{self.name}.log"
+
+    async def says(self, asked: ExplainRequest, holds: Callable[[ExplainResponse], object]) -> None:
+        """Returns when its answer is one that ``holds``, or at once if the process has ended."""
+        if self._process is None:
+            return
+        async with asyncio.timeout(30), channel(self.ready["grpc"], self._token) as grpc_channel:
+            stub = SchedulerServiceStub(grpc_channel)
+            while True:
+                try:
+                    if holds(await stub.Explain(asked)):
+                        return
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.NOT_FOUND:
+                        raise
+                await asyncio.sleep(0.01)
 
     def send(self, what: signal.Signals) -> None:
         self._process.send_signal(what)
@@ -113,6 +136,7 @@ class Worker:
         self.made = 0
         self.work_sequence = 0
         self.silent = False
+        self.lease = LEASE
         self._fleet = Registry(bus, "fleet", WorkerRecord)
         self._models = Registry(bus, "models", ModelRecord)
         self._queue: WorkQueue | None = None
@@ -152,7 +176,7 @@ class Worker:
     async def register(self, **fields: object) -> None:
         for name, value in fields.items():
             setattr(self.record, name, value)
-        await self._fleet.put(self.name, self.record, ttl=timedelta(seconds=2))
+        await self._fleet.put(self.name, self.record, ttl=self.lease)
 
     async def leave(self) -> None:
         """As if killed: no heartbeat, no renewal; the lease is taken away at once."""
@@ -280,7 +304,7 @@ class Edge:
         return message.request_id
 
     async def publish(self, message: GenerateRequest, headers: dict[str, str] | None = None) -> None:
-        await self._publisher.publish(message, headers)
+        await self._publisher.publish(message, headers, timeout=20.0)
 
     def _received(self, frame: Frame, sequence: int) -> None:
         self.frames.append(frame)
@@ -296,6 +320,7 @@ class Stage:
         self, server: NatsServer, bus: Bus, scheduler: SchedulerProcess, stack: AsyncExitStack, folder: Path
     ) -> None:
         self.server, self.bus, self.scheduler = server, bus, scheduler
+        self._schedulers = [scheduler]
         self._stack = stack
         self._folder = folder
 
@@ -304,15 +329,23 @@ class Stage:
         scheduler = SchedulerProcess(self._folder, self.server.url, name)
         self._stack.push_async_callback(scheduler.end, signal.SIGKILL)
         await scheduler.start(**settings)
+        self._schedulers.append(scheduler)
         return scheduler
 
     def model(self) -> str:
         return f"model-{next(_names)}"
 
     async def worker(self, model: str, capacity: int = 4, name: str = "", **of_model: object) -> Worker:
+        """All schedulers have heard it when this returns."""
         worker = Worker(self.bus, name or f"worker-{next(_names)}", model, capacity)
         await worker.start(**of_model)
         self._stack.push_async_callback(worker.stop)
+
+        def heard(answer: ExplainResponse) -> bool:
+            return any(each.worker == worker.name and each.reason != "lease_expired" for each in answer.verdicts)
+
+        for scheduler in self._schedulers:
+            await scheduler.says(ExplainRequest(model=model), heard)
         return worker
 
     async def edge(self) -> Edge:
@@ -322,20 +355,28 @@ class Stage:
         return edge
 
     async def known(self, model: str) -> None:
-        """A model in the registry that nobody serves."""
+        """A model in the registry that nobody serves; all schedulers have seen it when this returns."""
         models = Registry(self.bus, "models", ModelRecord)
         await models.start()
         await models.put(model, ModelRecord(name=model))
         await models.stop()
+        for scheduler in self._schedulers:
+            await scheduler.says(ExplainRequest(model=model), lambda answer: answer.reason != "model_not_found")
+
+    async def queued(self, *request_ids: bytes) -> None:
+        """Returns when the first scheduler has read these, and they wait there. What is submitted comes by REQUESTS and
+        what workers and clients do by other ways, so neither is before the other by itself."""
+        for request_id in request_ids:
+            await self.scheduler.says(ExplainRequest(request_id=request_id), lambda answer: answer.outcome == "queued")
 
     async def requests_left(self) -> int:
         """What is on REQUESTS, acknowledged by nobody."""
         info = await self.bus.api("STREAM.INFO.REQUESTS")
         return int(info["state"]["messages"])
 
-    async def nothing_left(self, timeout: float = 20.0) -> None:
+    async def nothing_left(self, timeout: float = 30.0, but: int = 0) -> None:
         async with asyncio.timeout(timeout):
-            while await self.requests_left():
+            while await self.requests_left() > but:
                 await asyncio.sleep(0.05)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from externalscaler.externalscaler_pb2_grpc import ExternalScalerStub
 from inferbus.bus.v1.decision_pb2 import ScalingDecision
 from inferbus.bus.v1.registry_pb2 import DeploymentRecord
@@ -69,6 +70,7 @@ class Desk:
         await self.deployments.start()
         self._stack.push_async_callback(self.deployments.stop)
         settle = settings.pop("settle", 0.2)
+        self.deciding = settings.pop("deciding", True)
         self.scaler = Scaler(
             bus=self.bus, publisher=self.publisher, fleet=self.workers, deployments=self.deployments, name=name,
             decides=lambda: self.deciding, settings=ScalingSettings(**settings), interval=0.05, settle=settle,
@@ -139,6 +141,9 @@ class Broker:
 @asynccontextmanager
 async def broker(folder: Path) -> AsyncIterator[Broker]:
     async with AsyncExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        # What is set is seen when the call returns, also where all stands still for a while.
+        patch.setattr("inferbus_scheduler.deployments._SEEN_SECONDS", 30.0)
         server = await stack.enter_async_context(NatsServer(folder / "nats"))
         bus = await stack.enter_async_context(connect(BusConfig(server.url, "admin")))
         await ensure_streams(bus)

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections import Counter
+from datetime import timedelta
 
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.request_pb2 import Work
@@ -12,6 +13,8 @@ from inferbus_bus.publish import Publisher
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from inferbus_scheduler.endings import close_of
+
+from services.scheduler.tests.conftest import LEASE
 
 
 async def finish_all(workers, stop: asyncio.Event) -> None:
@@ -52,7 +55,7 @@ async def test_a_scheduler_killed_under_load_loses_nothing_and_places_nothing_tw
         await stage.scheduler.end(signal.SIGKILL)
         await stage.scheduler.start()
     sent = await loading
-    await wait_until(lambda: len({each for worker in workers for each in worker.taken}) == len(sent))
+    await wait_until(lambda: len({each for worker in workers for each in worker.taken}) == len(sent), timeout=60)
     await stage.nothing_left()
     stop.set()
     await finishing
@@ -63,19 +66,24 @@ async def test_a_scheduler_killed_under_load_loses_nothing_and_places_nothing_tw
 
 
 async def test_a_broker_killed_under_load_loses_nothing_and_kills_no_worker(new_stage, wait_until) -> None:
-    stage = await new_stage(HEARTBEAT_TIMEOUT="1s")
+    stage = await new_stage(HEARTBEAT_TIMEOUT="1s", LEASE_TTL="2s")
     model = stage.model()
     workers = [await stage.worker(model, capacity=2) for _ in range(2)]
     edge, stop = await stage.edge(), asyncio.Event()
     finishing = asyncio.create_task(finish_all(workers, stop))
     loading = asyncio.create_task(load(edge, model, 400))
     await asyncio.sleep(0.4)
+    for worker in workers:
+        worker.lease = timedelta(seconds=6)
+        await worker.register()
     await stage.server.kill()
+    for worker in workers:
+        worker.lease = LEASE
     # Longer than a lease lives and than a worker may be silent.
-    await asyncio.sleep(3)
+    await asyncio.sleep(7)
     await stage.server.start()
     sent = await loading
-    await wait_until(lambda: set(sent) <= {each for worker in workers for each in worker.taken}, timeout=40)
+    await wait_until(lambda: set(sent) <= {each for worker in workers for each in worker.taken}, timeout=60)
     await stage.nothing_left(timeout=30)
     stop.set()
     await finishing
@@ -87,11 +95,12 @@ async def test_a_broker_killed_under_load_loses_nothing_and_kills_no_worker(new_
 
 
 async def test_what_waits_survives_a_broker_outage_in_order(new_stage, wait_until) -> None:
-    stage = await new_stage(HEARTBEAT_TIMEOUT="1s", QUEUE_TIMEOUT="10s")
+    stage = await new_stage(HEARTBEAT_TIMEOUT="1s", QUEUE_TIMEOUT="60s", LEASE_TTL="2s")
     model = stage.model()
     worker, edge = await stage.worker(model, capacity=1), await stage.edge()
     sent = [await edge.submit(model) for _ in range(5)]
     await wait_until(lambda: sent[0] in worker.running)
+    await stage.queued(*sent[1:])
     await stage.server.kill()
     await asyncio.sleep(1.5)
     await stage.server.start()
@@ -119,13 +128,14 @@ async def test_what_a_killed_scheduler_has_ended_without_saying_so_is_not_ended_
     worker, edge = await stage.worker(model), await stage.edge()
     await stage.scheduler.end(signal.SIGKILL)
     ended, message = edge.request(model), edge.request(model)
+    # Before its end, as always: nothing older than what waits is read.
+    for each in (ended, message):
+        await edge.publish(each)
     frames = FramePublisher(BusConfig(stage.server.url, "dead"), worker=stage.scheduler.name, boot=1)
     await frames.start()
     close = close_of(ended, None, clock.now_us())
     frames.publish(Frame(edge=edge.name, time_us=clock.now_us(), contexts=[ended.context], closes=[close]))
     await frames.stop()
-    for each in (ended, message):
-        await edge.publish(each)
     await stage.scheduler.start()
     await wait_until(lambda: message.request_id in worker.running)
     await stage.nothing_left()
@@ -150,7 +160,7 @@ async def test_what_runs_already_is_not_ended_in_the_queue_when_it_comes_again(n
         await publisher.publish(work)
     overdue = await edge.submit(model, expires_in=-1)
     await stage.scheduler.start()
-    await wait_until(lambda: edge.closed)
+    await wait_until(lambda: edge.closed and len(worker.taken) == 2)
     await stage.nothing_left()
     assert edge.closed == [overdue]
     assert sorted(worker.taken) == sorted((first.request_id, moved.request_id))

@@ -63,7 +63,7 @@ async def test_a_flooded_shard_leaves_the_others_their_part_and_all_stays_bounde
 
 
 async def test_a_model_is_served_while_another_ones_flood_fills_all_that_may_be_held(new_stage, wait_until) -> None:
-    stage = await new_stage(MAX_HELD="20")
+    stage = await new_stage(MAX_HELD="20", QUEUE_TIMEOUT="600s")
     flooded = stage.model()
     while model_shard(calm := stage.model()) == (shard := model_shard(flooded)):
         pass
@@ -79,6 +79,4 @@ async def test_a_model_is_served_while_another_ones_flood_fills_all_that_may_be_
         worker.finish(next(iter(worker.running)))
     assert worker.taken == sent
     assert not edge.closed
-    async with asyncio.timeout(10):
-        while await stage.requests_left() > len(waiting):
-            await asyncio.sleep(0.05)
+    await stage.nothing_left(but=len(waiting))

@@ -122,7 +122,7 @@ class Worker:
 
     async def placed(self, work: Work) -> bytes:
         work.placed_time.CopyFrom(clock.timestamp(clock.now_us()))
-        ack = await self.stage.publisher.publish(work, {"traceparent": "00-1-1-01"})
+        ack = await self.stage.publisher.publish(work, {"traceparent": "00-1-1-01"}, timeout=30.0)
         assert not ack.duplicate
         self.sequences[work.request.request_id] = ack.sequence
         return work.request.request_id

@@ -70,6 +70,7 @@ async def test_a_request_whose_workers_die_twice_before_a_token_is_stopped(
 ) -> None:
     stage = await new_stage()
     model, edge = stage.model(), await stage.edge()
+    await stage.known(model)
     request = await edge.submit(model)
     for _ in range(2):
         worker = await stage.worker(model)
