@@ -15,6 +15,7 @@ from tests.harness.local import Stack
 
 BODY = {"model": "synthetic", "messages": [{"role": "user", "content": "go"}], "max_tokens": 1}
 LONG = BODY | {"max_tokens": 100, "stream": True}  # two seconds
+LONGER = LONG | {"max_tokens": 400}
 
 
 def caller(key: str) -> httpx.AsyncClient:
@@ -25,9 +26,11 @@ def reason(answer: httpx.Response) -> str:
     return str(answer.json()["error"]["code"])
 
 
-async def left_after_its_first_event(http: httpx.AsyncClient, url: str, **headers: str) -> str:
+async def left_after_its_first_event(
+    http: httpx.AsyncClient, url: str, body: dict[str, Any] = LONG, **headers: str
+) -> str:
     """The name of a stream whose client is gone."""
-    async with http.stream("POST", f"{url}/chat/completions", json=LONG, headers=headers) as answer:
+    async with http.stream("POST", f"{url}/chat/completions", json=body, headers=headers) as answer:
         assert answer.status_code == 200
         await anext(answer.aiter_bytes())
         return answer.headers["x-inferbus-stream"]
@@ -37,10 +40,10 @@ async def test_who_leaves_and_lets_it_run_on_still_holds_a_place(fast_stack: Sta
     key = await fast_stack.new_key(limits={"concurrent_requests": 1})
     url = fast_stack.base_url
     async with caller(key) as http:
-        await left_after_its_first_event(http, url, **{"x-inferbus-hold": "60"})
+        await left_after_its_first_event(http, url, LONGER, **{"x-inferbus-hold": "60"})
         refused = await http.post(f"{url}/chat/completions", json=BODY)
         assert (refused.status_code, reason(refused)) == (429, "rate_limit_exceeded")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await http.post(f"{url}/chat/completions", json=BODY)).status_code == 429:
                 await asyncio.sleep(0.1)
 
@@ -139,7 +142,7 @@ async def test_a_stored_stream_is_stored_although_its_client_has_gone(fast_stack
                 names.append("resp_" + answer.headers["x-inferbus-stream"].replace("-", ""))
                 if not background:
                     await answer.aread()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(await stored(fast_stack, names)) < len(names):
             await asyncio.sleep(0.1)
 
@@ -148,7 +151,7 @@ async def test_what_failed_in_the_background_is_streamed_as_what_happened(stack:
     body = {"model": MODEL, "input": "word " * 9000, "background": True}
     async with caller(stack.api_key) as http:
         made = (await http.post(f"{stack.base_url}/responses", json=body)).json()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await http.get(f"{stack.base_url}/responses/{made['id']}")).json()["status"] != "failed":
                 await asyncio.sleep(0.1)
         again = await http.get(f"{stack.base_url}/responses/{made['id']}", params={"stream": "true"})

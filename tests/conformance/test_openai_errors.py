@@ -91,13 +91,13 @@ async def test_rate_limit(stack: Stack, http: httpx.AsyncClient) -> None:
             assert error.value.response.headers["x-ratelimit-remaining-requests"] == "0"
     one = await stack.new_key(limits={"concurrent_requests": 1})
     async with openai_client(stack, api_key=one) as limited:
-        body = {**BODY, "max_completion_tokens": 200}
+        body = {**BODY, "max_completion_tokens": 2000}
         stream = await limited.chat.completions.create(**body, stream=True)
         await anext(aiter(stream))
         with pytest.raises(openai.RateLimitError):
             await limited.chat.completions.create(**BODY)
         await stream.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     await limited.chat.completions.create(**BODY)

@@ -67,7 +67,7 @@ async def synthetic(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S
 
 @pytest_asyncio.fixture(scope="module")
 async def document(synthetic: Stack) -> Any:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         return (await http.get(f"{synthetic.root_url}/openapi.json")).json()
 
 

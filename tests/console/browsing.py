@@ -23,7 +23,7 @@ async def visit(
     )
     faults: list[str] = []
     page = await context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(30_000)
 
     def complained(message: ConsoleMessage) -> None:
         known = any(f"status of {status}" in message.text for status in expected)

@@ -11,13 +11,15 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.console.browsing import visit
 from tests.harness.local import Stack, running
 
 MODEL = "synthetic"
 _OPTIONS = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP *.console.test 127.0.0.1"]
+# Its own bound is 5 s.
+expect.set_options(timeout=30_000)
 Visit = Callable[..., AbstractAsyncContextManager[Page]]
 
 
@@ -52,7 +54,7 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest_asyncio.fixture(scope="session")
 async def keys(stack: Stack) -> Keys:
     """Tenants "acme" and "globex" and their keys."""
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {stack.admin_key}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {stack.admin_key}"}, timeout=60) as http:
         for tenant, name in (("acme", "Acme Ltd."), ("globex", "Globex")):
             made = await http.post(f"{stack.root_url}/inferbus/v1/tenants", json={"tenant_id": tenant, "name": name})
             made.raise_for_status()
@@ -69,7 +71,7 @@ async def traffic(stack: Stack, keys: Keys) -> int:
     asked = [(keys.caller, "ann"), (keys.caller, "bob"), (other, "bob"), (keys.caller, "ann"), (foreign, "eve")]
     async with httpx.AsyncClient(timeout=60) as http:
         await asyncio.gather(*(_chat(http, stack, key, user) for key, user in asked))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await _counted(http, stack) < len(asked):
                 await asyncio.sleep(0.1)
     return len(asked) - 1

@@ -45,7 +45,7 @@ async def figure(page: Page, label: str, part: str = "value") -> str:
 
 
 async def told(stack: Stack, key: str, query: dict[str, str]) -> list[dict[str, Any]]:
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
         answer = await http.get(f"{stack.root_url}/inferbus/v1/analytics", params=query)
         answer.raise_for_status()
         rows: list[dict[str, Any]] = answer.json().get("rows", [])

@@ -14,13 +14,13 @@ from tests.console.browsing import WIDTHS, picture, unreadable
 from tests.console.conftest import MODEL, Keys, Visit
 from tests.harness.local import Stack
 
-LENGTH = 600
+LENGTH = 2500
 
 
 @pytest_asyncio.fixture(scope="session")
 async def tenant(stack: Stack, keys: Keys) -> str:
     """The secret of an administrator of a tenant that no other test counts the requests of."""
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}, timeout=60) as http:
         made = await http.post(f"{stack.root_url}/inferbus/v1/tenants", json={"tenant_id": "initech"})
         made.raise_for_status()
     return await stack.new_key(tenant_id="initech", project_id="tps", scopes=["tenant_admin"])
@@ -48,7 +48,7 @@ async def interrupted(stack: Stack, keys: Keys, tenant: str, traffic: int) -> di
 
 async def _ended(stack: Stack, request_id: str, key: str) -> dict[str, Any]:
     """Once its end, and what its edge says of it, are in the tables."""
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
         while True:
             found = await http.get(f"{stack.root_url}/inferbus/v1/requests/{request_id}")
             shown: dict[str, Any] = found.json()
@@ -148,7 +148,7 @@ async def test_a_tenant_sees_its_own_without_the_inside(
         assert "Resumed" in text
         for inside in ("worker-", "edge-", "meter-", "sequence"):
             assert inside not in text
-        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}) as http:
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}, timeout=60) as http:
             foreign = await http.get(f"{stack.root_url}/inferbus/v1/requests", params={"tenant": "acme"})
         other = foreign.json()["requests"][0]["request_id"]
         await _open(page, stack, f"requests/{other}")

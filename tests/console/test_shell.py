@@ -87,7 +87,7 @@ async def test_colours_are_chosen_and_kept(console: Visit, stack: Stack, keys: K
 
 async def test_nothing_that_the_api_says_becomes_markup(console: Visit, stack: Stack, keys: Keys) -> None:
     name = "<img src=x onerror=document.title='broken'><b>bold</b>"
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}, timeout=60) as http:
         url = f"{stack.root_url}/inferbus/v1/tenants"
         (await http.post(url, json={"tenant_id": "hostile", "name": name})).raise_for_status()
     async with console(keys.admin) as page:
@@ -125,7 +125,7 @@ async def test_a_brand_is_made_seen_and_shown_under_its_domain(
         await expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
         await picture(page, pictures, "brand_edited")
     port = urlsplit(stack.root_url).port
-    async with httpx.AsyncClient() as http, asyncio.timeout(10):
+    async with httpx.AsyncClient(timeout=60) as http, asyncio.timeout(60):
         while (await http.get(f"http://localhost:{port}/console/brand.json")).json()["display_name"] != "Acme AI":
             await asyncio.sleep(0.05)
         assert (await http.get(f"{stack.root_url}/console/brand.json")).json()["display_name"] == "InferBus"
@@ -139,7 +139,7 @@ async def test_a_visitor_of_the_domain_sees_the_brand_before_he_signs_in(
         "logo": base64.b64encode(LOGO).decode(),
     }  # fmt: skip
     root = f"http://globex.console.test:{urlsplit(stack.root_url).port}"
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}, timeout=60) as http:
         await http.delete(f"{stack.root_url}/inferbus/v1/tenants/acme/brand")
         path = f"{stack.root_url}/inferbus/v1/tenants/globex/brand"
         (await http.put(path, json=brand)).raise_for_status()
@@ -157,7 +157,7 @@ async def test_a_visitor_of_the_domain_sees_the_brand_before_he_signs_in(
 
 
 async def _revoke(stack: Stack, secret: str) -> None:
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {secret}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {secret}"}, timeout=60) as http:
         own = (await http.get(f"{stack.root_url}/inferbus/v1/key")).json()["key"]["key_id"]
         admin = {"Authorization": f"Bearer {stack.admin_key}"}
         (await http.delete(f"{stack.root_url}/inferbus/v1/keys/{own}", headers=admin)).raise_for_status()

@@ -1,5 +1,6 @@
 """The pages about usage and cost: what they show is what the API says, of the role's own."""
 
+import asyncio
 import csv
 import io
 import random
@@ -75,7 +76,7 @@ async def test_a_tenant_sees_its_own_and_nothing_of_others(
 async def test_costs_are_the_apis_to_the_last_digit(
     console: Visit, stack: Stack, keys: Keys, traffic: int, role: str
 ) -> None:
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}, timeout=60) as http:
         rows = (await http.get(f"{stack.root_url}/inferbus/v1/costs?tenant=acme")).json()["rows"]
     (amount,) = [row["amount"] for row in rows]
     async with console(getattr(keys, role)) as page:
@@ -235,8 +236,11 @@ async def budget(stack: Stack, keys: Keys) -> str:
     wanted = {
         "tenant_id": "acme", "period": "month", "currency": "USD", "amount": "0.0001", "thresholds": ["0.5", "0.8"],
     }  # fmt: skip
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}) as http:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {keys.admin}"}, timeout=60) as http:
         (await http.put(f"{stack.root_url}/inferbus/v1/budgets", json=wanted)).raise_for_status()
         credit = {"credit_id": "c1", "tenant_id": "acme", "currency": "USD", "amount": "25.00", "note": "Invoice 7"}
         (await http.post(f"{stack.root_url}/inferbus/v1/credits", json=credit)).raise_for_status()
+        for kind in ("budgets", "credits"):  # the meter has them
+            while not (await http.get(f"{stack.root_url}/inferbus/v1/{kind}")).json().get(kind):
+                await asyncio.sleep(0.05)
     return "month"

@@ -49,11 +49,23 @@ class Market:
         self._secrets = [key["secret"], await self.stack.new_key(tenant_id=TENANT, project_id="p")]
         self._urls = [f"{url}/chat/completions" for url in self.stack.edge_urls]
         await self._admin("POST", "/prices", price)
+        named = {"key": {"key_id": key["key"]["key_id"]}, "tenant": {}}
+        for scope, secret in zip(("key", "tenant"), self._secrets, strict=True):
+            await self._set(named[scope], "0.000001")
+            await self._refused_everywhere(secret)  # so all edges have heard of it
         for scope, amount in self.amounts.items():
-            budget = {"tenant_id": TENANT, "period": "BUDGET_PERIOD_MONTH", "currency": "USD", "hard": True}
-            named = {"key_id": key["key"]["key_id"]} if scope == "key" else {}
-            await self._admin("PUT", "/budgets", {**budget, **named, "amount": str(amount)})
-        await asyncio.sleep(1)  # until all edges have heard of it
+            await self._set(named[scope], str(amount))
+
+    async def _set(self, named: dict[str, str], amount: str) -> None:
+        budget = {"tenant_id": TENANT, "period": "BUDGET_PERIOD_MONTH", "currency": "USD", "hard": True}
+        await self._admin("PUT", "/budgets", {**budget, **named, "amount": amount})
+
+    async def _refused_everywhere(self, secret: str) -> None:
+        body = {"model": "synthetic", "messages": [{"role": "user", "content": "go"}], "max_tokens": 1}
+        async with asyncio.timeout(60):
+            for url in self._urls:
+                while await self._ask(url, body, {"Authorization": f"Bearer {secret}"}) != 429:
+                    await asyncio.sleep(0.1)
 
     async def client(self, number: int) -> None:
         """``number``: also which key it has."""
@@ -123,7 +135,9 @@ async def test_whoever_dies_no_hard_budget_is_passed(tmp_path: Path, seed: int, 
             for name in source.sample(VICTIMS, len(VICTIMS)):
                 await asyncio.sleep(source.uniform(0.2, 1.2))
                 await dies(stack, name)
-        await asyncio.sleep(2)
+        async with asyncio.timeout(120):  # all is spent, however slow the machine is
+            while not market.got[429]:
+                await asyncio.sleep(0.1)
         market.open = False
         await asyncio.gather(*clients)
         # Also what an edge holds of calls of which it does not know what became: it is settled like any dead edge's.
@@ -136,7 +150,7 @@ async def test_whoever_dies_no_hard_budget_is_passed(tmp_path: Path, seed: int, 
 async def settled(stack: Stack, world: World, market: Market) -> None:
     async with books(stack) as known:
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 while any(one.grants for one in known.items().values()):
                     await asyncio.sleep(0.2)
         except TimeoutError:

@@ -132,12 +132,14 @@ async def test_a_worker_that_is_cut_off_is_replaced_after_its_lease_and_comes_ba
                     moment = time.monotonic()
                     _ip("link", "set", cable, "down")
                     await asyncio.sleep(LEASE_SECONDS + 5)
+                    away = time.monotonic() - moment
                     _ip("link", "set", cable, "up")
                     await asyncio.sleep(5)
                 found = gaps(load, [("cut off", moment)])
                 report(found)
                 assert found, "nobody ran on the worker that was cut off"
-                assert max(silence for silence, _ in found["cut off"]) < LEASE_SECONDS + 5
+                # All went on before the cable was back.
+                assert max(silence for silence, _ in found["cut off"]) < away
                 # It is born again, and takes work.
                 async with loaded(stack, forms, 4):
                     await until_running_there(stack)

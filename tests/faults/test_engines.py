@@ -146,7 +146,7 @@ async def triton(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OnTr
         server = await parts.enter_async_context(triton_server.triton(folder, address, ["tensorrt_llm"]))
         variables = {
             **PATIENCE, "MODEL": "sea", "TRITON__URL": server.grpc, "TRITON__TOKENIZER": str(tokenizer),
-            "TRITON__CONTROL": "reload", "TRITON__PROBE_INTERVAL": "1s", "TRITON__PROBE_TIMEOUT": "2s",
+            "TRITON__CONTROL": "reload", "TRITON__PROBE_INTERVAL": "1s", "TRITON__PROBE_TIMEOUT": "8s",
             "TRITON__START_TIMEOUT": "30s",
         }  # fmt: skip
         environ = {f"INFERBUS_WORKER_{name}": value for name, value in variables.items()}

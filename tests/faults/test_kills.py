@@ -24,8 +24,10 @@ async def expected_text(client: openai.AsyncOpenAI, tokens: int) -> str:
     return answer.choices[0].message.content
 
 
-async def stream_text(client: openai.AsyncOpenAI, tokens: int, leave_after: int | None = None) -> str | None:
-    """The whole streamed text; None if the client left half-way."""
+async def stream_text(
+    client: openai.AsyncOpenAI, tokens: int, leave_after: int | None = None, begun: asyncio.Event | None = None
+) -> str | None:
+    """The whole streamed text; None if the client left half-way. ``begun`` is set with its first token."""
     text = ""
     count = 0
     stream = await client.chat.completions.create(**BODY, max_tokens=tokens, stream=True)
@@ -33,6 +35,8 @@ async def stream_text(client: openai.AsyncOpenAI, tokens: int, leave_after: int 
         if chunk.choices and chunk.choices[0].delta.content:
             text += chunk.choices[0].delta.content
             count += 1
+            if begun is not None:
+                begun.set()
             if leave_after is not None and count >= leave_after:
                 await stream.close()
                 return None
@@ -115,8 +119,11 @@ async def test_the_broker_dies_under_load_and_no_stream_loses_or_repeats_a_token
     async with running(tmp_path / "home", "synthetic", variables=variables) as stack, open_client(stack) as client:
         tokens = 300
         expected = await expected_text(client, tokens)
-        streams = [asyncio.create_task(stream_text(client, tokens)) for _ in range(16)]
-        await asyncio.sleep(1.5)
+        begun = [asyncio.Event() for _ in range(16)]
+        streams = [asyncio.create_task(stream_text(client, tokens, begun=one)) for one in begun]
+        for one in begun:
+            await one.wait()
+        await asyncio.sleep(1)
         with stack.nothing_restarts():
             old = stack.kill("nats")
             async with httpx.AsyncClient() as http:
@@ -140,7 +147,7 @@ async def test_the_broker_dies_under_load_and_no_stream_loses_or_repeats_a_token
 
 async def until_serving(stack: Stack) -> None:
     async with httpx.AsyncClient() as http:
-        for _ in range(100):
+        for _ in range(600):
             answer = await http.post(
                 stack.chat_url, json={**BODY, "max_tokens": 1},
                 headers={"Authorization": f"Bearer {stack.api_key}"}, timeout=30,
@@ -154,10 +161,12 @@ async def until_serving(stack: Stack) -> None:
 @pytest.mark.timeout(300)
 async def test_scheduler_and_worker_die_and_streams_go_on_where_they_were(tmp_path: Path) -> None:
     async with running(tmp_path / "home", "synthetic", variables=ITL) as stack, open_client(stack) as client:
-        tokens = 1500  # 15 s: tokens have been delivered before each kill, and are still to come after it
+        tokens = 2500  # 25 s: tokens have been delivered before each kill, and are still to come after it
         expected = await expected_text(client, tokens)
-        streams = [asyncio.create_task(stream_text(client, tokens)) for _ in range(8)]
-        await asyncio.sleep(1)
+        begun = [asyncio.Event() for _ in range(8)]
+        streams = [asyncio.create_task(stream_text(client, tokens, begun=one)) for one in begun]
+        for one in begun:
+            await one.wait()
         await stack.restarted("scheduler", stack.kill("scheduler"))
         await asyncio.sleep(0.5)
         await stack.restarted("worker-0", stack.kill("worker-0"))

@@ -76,7 +76,7 @@ async def caller(stack: Stack) -> AsyncIterator[Caller]:
 
 async def billed(stack: Stack, request_id: str) -> dict[str, Any]:
     """The one row of it, once it is there."""
-    for _ in range(200):
+    for _ in range(600):
         found = await rows(stack, f"SELECT * FROM charges WHERE request_id = '{request_id}'")
         if found:
             assert len(found) == 1
@@ -86,7 +86,7 @@ async def billed(stack: Stack, request_id: str) -> dict[str, Any]:
 
 
 async def delivered(stack: Stack, request_id: str, count: int = 1) -> list[tuple[str, int]]:
-    for _ in range(200):
+    for _ in range(600):
         found = await rows(
             stack, f"SELECT `end`, tokens FROM deliveries_once WHERE request_id = '{request_id}' ORDER BY ALL"
         )
@@ -107,11 +107,11 @@ async def test_a_whole_answer_is_billed_whole(stack: Stack, caller: Caller) -> N
 
 
 async def test_a_client_that_left_pays_for_what_was_generated(stack: Stack, caller: Caller) -> None:
-    request_id, _ = await caller.part(asked(400))
+    request_id, _ = await caller.part(asked(4000))
     row = await billed(stack, request_id)
     tokens = int(row["output_tokens"])
     assert (row["finish_reason"], row["error_reason"]) == ("cancelled", "")
-    assert 0 < tokens < 400
+    assert 0 < tokens < 4000
     assert float(row["charge"]) > 0
     ((end, reached),) = await delivered(stack, request_id)
     assert end == "client_gone"
@@ -120,17 +120,17 @@ async def test_a_client_that_left_pays_for_what_was_generated(stack: Stack, call
 
 async def test_a_stream_that_is_resumed_at_another_edge_is_billed_once(stack: Stack, caller: Caller) -> None:
     hold = {"x-inferbus-hold": "30"}
-    request_id, last = await caller.part(asked(40), **hold)
+    request_id, last = await caller.part(asked(600), **hold)
     other = f"{stack.edge_urls[1]}/chat/completions"
     headers = {"Authorization": f"Bearer {stack.api_key}", "Last-Event-ID": last, **hold}
     async with httpx.AsyncClient(timeout=60) as http:
         rest = await http.post(other, headers=headers)
     assert rest.text.rstrip().endswith("[DONE]")
     row = await billed(stack, request_id)
-    assert (row["finish_reason"], int(row["output_tokens"])) == ("length", 40)
+    assert (row["finish_reason"], int(row["output_tokens"])) == ("length", 600)
     ends = await delivered(stack, request_id, 2)
     assert [end for end, _ in ends] == ["client_gone", "complete"]
-    assert ends[1][1] == 40
+    assert ends[1][1] == 600
 
 
 async def test_a_retry_under_one_idempotency_key_is_billed_once(stack: Stack, caller: Caller) -> None:
@@ -174,8 +174,18 @@ async def export(stack: Stack) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
+async def all_minutes_over(stack: Stack) -> None:
+    """A replay works out the sums of minutes that are over, by half a minute, and an audit looks at those only: what is
+    open for one of them and over for the other one would differ."""
+    query = "SELECT toUnixTimestamp(toStartOfMinute(max(end_time))) + 92 - toUnixTimestamp(now()) AS left FROM bills"
+    (found,) = await rows(stack, query)
+    await asyncio.sleep(max(0, int(found["left"])))
+
+
+@pytest.mark.timeout(300)
 async def test_tables_emptied_and_made_from_the_log_again_export_the_same_bytes(stack: Stack) -> None:
     """The last one: with all that the others have left on the log."""
+    await all_minutes_over(stack)
     summary = await audited(stack)
     assert int(summary["requests"]) == 6
     before = await export(stack)

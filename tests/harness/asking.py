@@ -81,7 +81,7 @@ async def bills(stack: Stack, since_us: int, count: int) -> list[dict[str, Any]]
     )
     headers = {"X-ClickHouse-User": store["user"], "X-ClickHouse-Key": store["password"]}
     rows: list[dict[str, Any]] = []
-    async with httpx.AsyncClient() as http, asyncio.timeout(30):
+    async with httpx.AsyncClient(timeout=60) as http, asyncio.timeout(90):
         while len(rows) < count:
             await asyncio.sleep(0.1)
             answer = await http.post(store["url"], content=query, headers=headers)

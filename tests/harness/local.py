@@ -94,7 +94,7 @@ class Stack:
             made = await http.post(f"{self.root_url}/inferbus/v1/keys", json=asked, headers=admin)
             made.raise_for_status()
             secret: str = made.json()["secret"]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 for url in self.edge_urls:
                     while (await _status(http, f"{url}/models", secret)) == 401:
                         await asyncio.sleep(0.02)

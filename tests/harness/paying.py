@@ -206,7 +206,7 @@ async def world_of(stack: Stack) -> AsyncIterator[World]:
         price = {"rate_version": VERSION, "currency": "USD", "tenant_id": "default", **PRICE}
         made = await http.post(f"{stack.root_url}/inferbus/v1/prices", json=price, headers=admin)
         assert made.status_code == 201, made.text
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await _version(http, stack, admin)) != VERSION:
                 await asyncio.sleep(0.05)
         try:

@@ -27,7 +27,7 @@ VIOLATIONS = {
 }
 
 
-async def until(condition, timeout: float = 10.0) -> None:
+async def until(condition, timeout: float = 30.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)
@@ -104,7 +104,8 @@ async def test_what_the_broker_refuses_each_time_is_tried_with_pauses(nats_serve
         changes = Changes(bus)
         await bus.nc.subscribe("x" * 5000)  # beside Bus.listen, which would not take it
         await asyncio.sleep(1.5)
-        assert 3 <= changes.lost <= 16
+        assert changes.lost <= 16
+        await until(lambda: changes.lost >= 3)
 
 
 async def test_a_callback_that_fails_does_not_keep_the_connection_away(bus: Bus) -> None:
@@ -159,7 +160,7 @@ async def turns_of_the_loop(count: int) -> None:
 
 async def ended_by_a_cancel(task: asyncio.Task[object]) -> None:
     assert task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=5)
+    done, _ = await asyncio.wait({task}, timeout=30)
     assert done, "it goes on"
     assert task.cancelled(), "it did not hear it"
 
@@ -248,5 +249,5 @@ async def test_the_end_is_told_though_the_rest_cannot_be_sent_any_more(tmp_path:
                 send_now(nc.publish("nobody.hears", b"x" * (1 << 20)))
             await asyncio.sleep(0.5)
         os.kill(server.pid, signal.SIGKILL)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await ended.wait()

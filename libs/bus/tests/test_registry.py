@@ -11,9 +11,10 @@ from inferbus_bus.streams import bucket_config, ensure_streams
 from inferbus_contracts.subjects import BUCKETS, subject_token
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
+from nats.aio.msg import Msg
 
 
-async def until(condition, timeout: float = 10.0) -> None:
+async def until(condition, timeout: float = 30.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)
@@ -33,11 +34,16 @@ async def delete_briefly(bus: Bus, name: str, bucket: str = "models") -> PubAck:
     return await publisher.publish_raw(f"$KV.{bucket}.{subject_token(name)}", b"", headers)
 
 
+async def last_stored(bus: Bus, bucket: str, name: str) -> Msg:
+    subject = f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{subject_token(name)}"
+    return await bus.nc.request(subject, b"", timeout=30)
+
+
 async def nothing_left(bus: Bus, name: str, bucket: str = "models") -> None:
     """Returns when the broker knows nothing of the entry any more."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
-            last = await bus.nc.request(f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{subject_token(name)}", b"")
+            last = await last_stored(bus, bucket, name)
             if last.headers and last.headers.get("Status") == "404":
                 return
             await asyncio.sleep(0.05)
@@ -79,12 +85,11 @@ async def test_who_deletes_what_he_knows_does_not_delete_what_came_after_it(bus:
 
 async def test_a_leased_entry_ends_by_itself_and_watchers_see_it(bus: Bus) -> None:
     fleet = await registry(bus, "fleet", WorkerRecord)
-    gone = asyncio.Event()
-    fleet.on_change(lambda name, record: gone.set() if (name, record) == ("w-ttl", None) else None)
+    told: list[WorkerRecord | None] = []
+    fleet.on_change(lambda name, record: told.append(record) if name == "w-ttl" else None)
     await fleet.put("w-ttl", WorkerRecord(worker="w-ttl"), ttl=timedelta(seconds=1))
-    await until(lambda: fleet.get("w-ttl") is not None)
-    async with asyncio.timeout(5):
-        await gone.wait()
+    await until(lambda: len(told) == 2)
+    assert told == [WorkerRecord(worker="w-ttl"), None]
     assert fleet.get("w-ttl") is None
 
 
@@ -106,9 +111,10 @@ async def test_a_lease_is_held_by_one_and_handed_on(bus: Bus) -> None:
     order: list[str] = []
 
     async def holder(name: str) -> None:
-        async with hold(bus, "test-lease", name, timedelta(seconds=2)) as lease:
+        async with hold(bus, "test-lease", name, timedelta(seconds=6)) as lease:
             order.append(f"{name} in")
-            await asyncio.sleep(2.5)  # longer than the ttl: it is renewed
+            if len(order) == 1:
+                await asyncio.sleep(7.5)  # longer than the ttl: it is renewed
             assert not lease.lost.is_set()
             order.append(f"{name} out")
 
@@ -122,7 +128,7 @@ async def test_a_deletion_leaves_no_trace_for_ever(bus: Bus, bucket: str) -> Non
     entries = await registry(bus, bucket)
     await entries.create("gone/", ModelRecord(name="x"))
     await entries.delete("gone/")
-    last = await bus.nc.request(f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{subject_token('gone/')}", b"")
+    last = await last_stored(bus, bucket, "gone/")
     assert last.headers is not None
     assert last.headers["KV-Operation"] == "DEL"
     assert last.headers["Nats-TTL"] == "120s"
@@ -174,7 +180,8 @@ async def test_deletions_do_not_add_up_in_memory(bus: Bus, monkeypatch: pytest.M
     for number in range(50):
         await models.put(f"grown-{number}", ModelRecord())
         await delete_briefly(bus, f"grown-{number}")
-    await models.put("grown-0", ModelRecord())  # it is there again: not to be forgotten
+    again = await models.put("grown-0", ModelRecord())  # it is there again: not to be forgotten
+    await until(lambda: models.revision("grown-0") == again.sequence)  # the deletions came before it
     await asyncio.sleep(1.5)
     last = await delete_briefly(bus, "grown-last")
     await until(lambda: models.revision("grown-last") == last.sequence)

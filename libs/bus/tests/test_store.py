@@ -41,7 +41,7 @@ async def test_a_deleted_or_expired_entry_can_be_created_again(bus: Bus) -> None
     await store.delete("gone")
     assert await store.get("gone") is None
     await store.create("gone", IdempotencyRecord(edge="b"), timedelta(seconds=1))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await store.get("gone") is not None:
             await asyncio.sleep(0.1)
     await store.create("gone", IdempotencyRecord(edge="c"))
@@ -56,7 +56,7 @@ async def test_a_deletion_leaves_no_trace_for_ever(bus: Bus) -> None:
     await store.create("acme/gone", IdempotencyRecord(edge="a"))
     await store.delete("acme/gone")
     subject = "$KV.idempotency." + subject_token("acme/gone")
-    last = await bus.nc.request(f"$JS.API.DIRECT.GET.KV_idempotency.{subject}", b"")
+    last = await bus.nc.request(f"$JS.API.DIRECT.GET.KV_idempotency.{subject}", b"", timeout=30)
     assert last.headers is not None
     assert last.headers["KV-Operation"] == "DEL"
     assert last.headers["Nats-TTL"] == "300s"

@@ -147,9 +147,9 @@ async def test_what_is_held_is_kept_alive_and_a_nak_delivers_again(bus: Bus) -> 
     publish = await publisher(bus)
     await publish.publish(work("wq-alive", 1))
     got: list[Delivery] = []
-    await queue(bus, "wq-alive", got.append, ack_wait=0.6)
+    await queue(bus, "wq-alive", got.append, ack_wait=7.5)
     await until(lambda: got)
-    await asyncio.sleep(2)
+    await asyncio.sleep(9)
     assert len(got) == 1
     got[0].nak()
     await until(lambda: len(got) == 2)
@@ -163,10 +163,10 @@ async def test_what_a_dead_holder_held_goes_to_the_next(bus: Bus, nats_server: N
     await publish.publish(work("wq-dead", 1))
     got: list[Delivery] = []
     async with connect(BusConfig(nats_server.url, "wq-dead-holder")) as holder:
-        first = await queue(holder, "wq-dead", got.append, ack_wait=1.0)
+        first = await queue(holder, "wq-dead", got.append, ack_wait=6.0)
         await until(lambda: got)
         await first.close()
-    await queue(bus, "wq-dead", got.append, ack_wait=1.0)
+    await queue(bus, "wq-dead", got.append, ack_wait=6.0)
     await until(lambda: len(got) == 2)
     assert got[1].deliveries == 2
     got[1].ack()
@@ -178,13 +178,13 @@ async def test_the_broker_forgets_a_consumer_that_nobody_asks_for_as_long_as_was
     async def opened(worker: str) -> WorkQueue:
         made = WorkQueue(
             bus, stream="WORK", durable=worker, subject=work_subject(worker, 1), on_delivery=lambda _: None,
-            in_flight=10, inactive=timedelta(seconds=1),
+            in_flight=10, inactive=timedelta(seconds=5),
         )  # fmt: skip
         await made.start()
         return made
 
     stays, leaves = await opened("wq-stays"), await opened("wq-leaves")
-    assert (await consumer_info(bus, "WORK", "wq-leaves"))["config"]["inactive_threshold"] == 1_000_000_000
+    assert (await consumer_info(bus, "WORK", "wq-leaves"))["config"]["inactive_threshold"] == 5_000_000_000
     await leaves.stop()
     await leaves.close()
 

@@ -39,12 +39,12 @@ def test_a_key_lives_from_create_to_revoke(stack: RunningStack) -> None:
     made = stack.json("keys", "create", "--tenant", "acme", "--project", "web", "--name", "test")
     key_id, url = made["key"]["key_id"], stack.content["base_url"]
     remote = ("--url", url, "--key", made["secret"])
-    until(lambda: stack.run("models", *remote, check=False).exit_code == 0, 5)
+    until(lambda: stack.run("models", *remote, check=False).exit_code == 0, 30)
     listed = next(key for key in stack.json("keys", "list")["keys"] if key["key_id"] == key_id)
     assert (listed["tenant_id"], listed["project_id"], listed["name"]) == ("acme", "web", "test")
     assert made["secret"] not in stack.run("keys", "list").stdout
     stack.run("keys", "revoke", key_id)
-    until(lambda: stack.run("models", *remote, check=False).exit_code == 2, 5)
+    until(lambda: stack.run("models", *remote, check=False).exit_code == 2, 30)
 
 
 def test_a_plain_key_is_no_admin_key(stack: RunningStack) -> None:

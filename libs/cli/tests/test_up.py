@@ -148,9 +148,9 @@ def test_whatever_is_killed_comes_back_and_no_token_is_lost(launch: Launch, tmp_
     before = stack.pids()
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not set(stack.pids().values()) & set(before.values()), 60)
+    until(lambda: not set(stack.pids().values()) & set(before.values()), 90)
     assert set(stack.pids()) == set(before)
-    until(lambda: stack.run("chat", "hello", "--max-tokens", "5", check=False).exit_code == 0, 30)
+    until(lambda: stack.run("chat", "hello", "--max-tokens", "5", check=False).exit_code == 0, 60)
     assert "was killed by SIGKILL; starting it again" in stack.output
     stack.run("audit")
     stack.end()
@@ -167,7 +167,7 @@ def test_nothing_is_left_behind_and_the_next_start_continues(
     assert len(family) >= 1 + len(before["services"])
     exit_code = stack.end(how)
     assert exit_code == (0 if how is signal.SIGINT else -signal.SIGKILL)
-    until(lambda: all_gone(family), 5)
+    until(lambda: all_gone(family), 30)
     if how is signal.SIGINT:
         assert not (tmp_path / "stack" / "stack.json").exists()
 
@@ -195,12 +195,12 @@ def test_a_stop_lets_a_running_stream_end(launch: Launch, tmp_path: Path) -> Non
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_stop_while_it_starts_leaves_nothing(tmp_path: Path, signals: int) -> None:
     stack = RunningStack(tmp_path / "stack")
-    until(lambda: "nats is ready" in stack.output, 30)
+    until(lambda: "nats is ready" in stack.output, 60)
     family = stack.family()
     for _ in range(signals):
         stack.process.send_signal(signal.SIGINT)
-    assert stack.process.wait(30) == 0, stack.output
-    until(lambda: all_gone(family), 5)
+    assert stack.process.wait(60) == 0, stack.output
+    until(lambda: all_gone(family), 30)
     assert not (tmp_path / "stack" / "stack.json").exists()
 
 
@@ -210,7 +210,7 @@ def test_a_second_signal_ends_it_at_once(launch: Launch, tmp_path: Path) -> None
     for one in family[1:]:
         one.suspend()  # none of them listens any more
     stack.process.send_signal(signal.SIGINT)
-    until(lambda: "stopping edge-0" in stack.output, 10)
+    until(lambda: "stopping edge-0" in stack.output, 30)
     stack.process.send_signal(signal.SIGINT)
     stack.process.wait(10)
-    until(lambda: all_gone(family), 5)
+    until(lambda: all_gone(family), 30)

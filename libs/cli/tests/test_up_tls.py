@@ -90,7 +90,7 @@ def test_the_edge_is_known_by_the_names_that_it_was_given(stack: RunningStack, c
 
 def test_plain_text_gets_no_answer_and_does_no_harm(stack: RunningStack) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(stack.content["base_url"].replace("https://", "http://") + "/models")
+        httpx.get(stack.content["base_url"].replace("https://", "http://") + "/models", timeout=60)
     assert stack.json("chat", "hello", "--max-tokens", "5")["output_tokens"] == 5
 
 

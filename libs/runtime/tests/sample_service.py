@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Literal
 
-from inferbus_runtime import rpc
+from inferbus_runtime import lifecycle, rpc
 from inferbus_runtime.config import ServiceConfig
 from inferbus_runtime.errors import unavailable
 from inferbus_runtime.lifecycle import Process, main
@@ -17,7 +17,15 @@ log = get_logger("sample")
 
 class Config(ServiceConfig):
     script: Literal[
-        "plain", "task_dies", "wire_fails", "wire_hangs", "drain_hangs", "drain_fails", "close_hangs", "callback_fails"
+        "plain",
+        "task_dies",
+        "wire_fails",
+        "wire_hangs",
+        "drain_hangs",
+        "drain_fails",
+        "close_hangs",
+        "close_stuck",
+        "callback_fails",
     ] = "plain"
     """What goes wrong."""
 
@@ -33,8 +41,9 @@ async def noted(name: str, hang: bool = False) -> AsyncIterator[None]:
             await asyncio.Event().wait()
 
 
-async def background(dies: bool) -> None:
+async def background(wired: asyncio.Event, dies: bool) -> None:
     try:
+        await wired.wait()
         await asyncio.sleep(0.2 if dies else 3600)
         raise unavailable("sample_gone", "Gone.", retry_after=timedelta(seconds=1), diagnostic="it had to be")
     finally:
@@ -42,9 +51,13 @@ async def background(dies: bool) -> None:
 
 
 async def wire(config: Config, process: Process) -> dict[str, str]:
-    script = config.script
-    await process.enter(noted("store", hang=script == "close_hangs"))
-    process.spawn(background(dies=script == "task_dies"), "background")
+    script, wired = config.script, asyncio.Event()
+    if script in ("close_hangs", "close_stuck"):
+        lifecycle.CLOSE_TIMEOUT_SECONDS = 60.0
+    if script == "close_stuck":
+        lifecycle.FORCED_CLOSE_SECONDS = 60.0
+    await process.enter(noted("store", hang=script in ("close_hangs", "close_stuck")))
+    process.spawn(background(wired, dies=script == "task_dies"), "background")
     server = await process.enter(rpc.serve(config.grpc_address, lambda server: None, (), None))
     await process.enter(noted("last"))
 
@@ -57,6 +70,7 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
 
     process.on_drain(lambda: drain("first"))
     process.on_drain(lambda: drain("second"))
+    wired.set()
     if script == "wire_fails":
         raise OSError("nothing to connect to")
     if script == "wire_hangs":

@@ -91,7 +91,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
 
 async def health(stub: health_pb2_grpc.HealthStub) -> int:
-    return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status
+    return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)).status
 
 
 async def test_starts_serves_and_stops_in_order(start: Start) -> None:
@@ -181,26 +181,31 @@ async def test_a_second_signal_ends_the_drain(start: Start) -> None:
 async def test_a_second_signal_hurries_a_close_that_hangs(start: Start) -> None:
     sample = await start(SCRIPT="close_hangs")
     await sample.line("ready")
-    began = time.monotonic()
     sample.process.send_signal(signal.SIGTERM)
     await sample.line("drain")
     while "store" not in sample.parts("close"):
         await asyncio.sleep(0.01)
+    began = time.monotonic()
     sample.process.send_signal(signal.SIGTERM)
     assert await sample.ended() == 3
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 6  # of 60
     assert "noted" in (await sample.line("closing did not end in time"))["stuck"]
 
 
+def catches(pid: int, signum: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1]
+    return bool(int(mask, 16) >> (signum - 1) & 1)
+
+
 async def test_a_third_signal_kills(start: Start) -> None:
-    sample = await start(SCRIPT="close_hangs")
+    sample = await start(SCRIPT="close_stuck")
     await sample.line("ready")
     sample.process.send_signal(signal.SIGTERM)
     await sample.line("drain")
     sample.process.send_signal(signal.SIGTERM)
-    while len([line for line in sample.lines if line["message"] == "signal"]) < 2:
+    while catches(sample.process.pid, signal.SIGTERM):
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)  # the handler resets the signals after it has logged
     sample.process.send_signal(signal.SIGTERM)
     assert await sample.ended() == -signal.SIGTERM
 
@@ -231,7 +236,7 @@ async def test_dies_with_its_parent(tmp_path: Path) -> None:
     child = psutil.Process(json.loads(ready_file.read_text())["pid"])
     parent.kill()
     await parent.wait()
-    gone, _ = await asyncio.to_thread(psutil.wait_procs, [child], timeout=5)
+    gone, _ = await asyncio.to_thread(psutil.wait_procs, [child], timeout=30)
     assert gone
 
 

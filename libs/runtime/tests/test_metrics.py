@@ -37,7 +37,7 @@ async def test_serves_over_http_and_stops() -> None:
     metrics.FRAMES_PUBLISHED.inc(0)
 
     def scrape(address: str) -> str:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
             return str(answer.read().decode())
 
     async with serve_metrics("127.0.0.1:0") as address:

@@ -24,7 +24,7 @@ time.sleep(300)
 """
 
 
-def spec(folder: Path, mode: str, stop_seconds: float = 5.0) -> ChildSpec:
+def spec(folder: Path, mode: str, stop_seconds: float = 30.0) -> ChildSpec:
     ready = folder / "ready.json"
     return ChildSpec(
         name=f"a {mode} service",
@@ -37,7 +37,7 @@ def spec(folder: Path, mode: str, stop_seconds: float = 5.0) -> ChildSpec:
 
 
 async def gone(pid: int) -> bool:
-    for _ in range(300):
+    for _ in range(3000):
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
         await asyncio.sleep(0.01)

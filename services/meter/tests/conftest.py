@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, PriorityClass, Usage
 from inferbus.meter.v1.meter_pb2 import AuditRequest, AuditResponse, AuditSummary
 from inferbus.meter.v1.meter_pb2_grpc import MeterServiceStub
+from inferbus.meter.v1.prices_pb2 import ListPricesRequest
+from inferbus.meter.v1.prices_pb2_grpc import PriceServiceStub
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.streams import ensure_streams
 from inferbus_contracts.ids import uuid7
@@ -56,7 +59,7 @@ class ClickHouseServer:
                 "--port", str(self.port), "--users", str(users), "--ready-file", str(ready), "--no-query-log",
                 "--memory-mib", "2048", stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not ready.exists():
                 if self._process.returncode is not None:
                     raise RuntimeError((self.folder / "log").read_text()[-2000:])
@@ -131,7 +134,7 @@ class MeterProcess:
                 stderr=log,
                 start_new_session=True,
             )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not self._ready.exists():
                 assert self._process.returncode is None, self.log()
                 await asyncio.sleep(0.02)
@@ -159,10 +162,19 @@ class MeterProcess:
         async with self.channel() as channel:
             yield MeterServiceStub(channel)
 
+    async def knows_price(self, version: str) -> None:
+        """Returns when what it brings from now on is charged by it."""
+        async with asyncio.timeout(30), self.channel() as channel:
+            api, known = PriceServiceStub(channel), set[str]()
+            while version not in known:
+                await asyncio.sleep(0.02)
+                found = await api.ListPrices(ListPricesRequest(), wait_for_ready=True)
+                known = {one.record.rate_version for one in found.prices}
+
     async def audit(self, **request: Any) -> tuple[AuditSummary, list[AuditResponse]]:
-        events = []
+        events, asked = [], AuditRequest(**{"timeout": timedelta(seconds=120), **request})
         async with self.api() as api:
-            async for event in api.Audit(AuditRequest(**request), wait_for_ready=True):
+            async for event in api.Audit(asked, wait_for_ready=True):
                 events.append(event)
         assert events[-1].WhichOneof("event") == "summary"
         assert any(event.HasField("progress") for event in events)

@@ -37,7 +37,7 @@ LIMITS = FlushLimits(100_000, timedelta(milliseconds=50), timedelta(seconds=2))
 BOOK = PriceBook.of(
     [PriceRecord(rate_version="v1", currency="USD", input_per_million="0.15", output_per_million="0.6")]
 )
-TTL = timedelta(seconds=2)
+TTL = timedelta(seconds=10)
 MONEY = "SELECT * EXCEPT (end_user, tags) FROM charges ORDER BY ALL"
 ADA, BOB, CARL = "ada@example.com", "bob's \\ phone", "carl@example.com"
 TEXT = "canary-of-a-prompt"

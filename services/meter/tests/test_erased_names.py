@@ -67,7 +67,7 @@ async def test_who_asks_now_does_not_wait_for_all_who_asked_lately(own_bus: Any,
         for tenant in ("one", "two", "three"):
             await asked(tenant, done=True)
         eraser = Noting(store, KeptAnswers(own_bus), partial(asked, "late", done=False))
-        task = asyncio.create_task(keep_erased(own_bus, "m", timedelta(seconds=2), erasures, eraser))
+        task = asyncio.create_task(keep_erased(own_bus, "m", timedelta(seconds=10), erasures, eraser))
         try:
             async with asyncio.timeout(20):
                 while len(eraser.erased) < 4:

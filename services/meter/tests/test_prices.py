@@ -163,6 +163,8 @@ async def test_prices_of_before_versions_were_keys_are_in_the_book(api, own_bus)
     old = PriceRecord(model="default", rate_version="default-1", currency="USD", input_per_million="1")
     await registry.put("default", old)
     await registry.stop()
+    while not await states(api):
+        await asyncio.sleep(0.02)
     assert (await refusal(api.CreatePrice(price("default-1"))))[1] == "price_exists"
     await api.CreatePrice(price("new", model="default"))
     assert await states(api) == {"default-1": FOLLOWED, "new": IN_FORCE}
@@ -178,7 +180,7 @@ async def test_what_a_record_that_is_no_price_was_before_counts_for_nobody(api, 
     await registry.start()
     await registry.put("m-1", PriceRecord(rate_version="m-1", model="m", currency="USD", input_per_million="two"))
     async with follow_prices(own_bus) as later:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (found := await states(api)) != {"base": IN_FORCE}:
                 assert set(found) == {"base", "m-1"}
                 await asyncio.sleep(0.02)

@@ -465,7 +465,7 @@ async def test_deliveries_of_a_stream_made_anew_are_brought(own_bus, store) -> N
         wanted |= await tell(count)
         deliveries = DeliveryIngest(FrameLog(own_bus, "DELIVERIES"), store)
         task = asyncio.create_task(deliveries.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while deliveries.position < count:
                 await asyncio.sleep(0.02)
         assert await brought() == wanted
@@ -487,7 +487,7 @@ async def test_deliveries_are_compared_and_a_count_changed_by_hand_is_named(own_
         for _ in range(2):  # the second one goes on where the table ends
             deliveries = DeliveryIngest(messages, store)
             task = asyncio.create_task(deliveries.run())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while deliveries.position < 2:
                     await asyncio.sleep(0.02)
             task.cancel()
@@ -558,10 +558,10 @@ async def test_a_replay_whose_caller_has_left_is_over_before_another_may_begin(o
 async def test_a_meter_that_may_only_insert_says_so_and_a_second_replay_waits_its_turn(own_bus, store) -> None:
     ingest = Ingest(FrameLog(own_bus), store, lambda: BOOK, LIMITS, "m-1")
 
-    async def ask(may: Store | None) -> str:
+    async def ask(may: Store | None, timeout: timedelta = timedelta(seconds=20)) -> str:
         servicer = ReplayServicer(own_bus, FrameLog(own_bus), may, ingest, SimpleNamespace(book=BOOK), "m")  # type: ignore[arg-type]
         request = ReplayRequest()
-        request.timeout.FromMilliseconds(300)
+        request.timeout.FromTimedelta(timeout)
         try:
             events = [event async for event in servicer.Replay(request, None)]  # type: ignore[arg-type]
         except InferBusError as error:
@@ -569,6 +569,6 @@ async def test_a_meter_that_may_only_insert_says_so_and_a_second_replay_waits_it
         return events[-1].summary.not_held
 
     assert await ask(None) == "replay_not_configured"
-    async with hold(own_bus, LEASE, "another", timedelta(seconds=5)):
-        assert await ask(store) == "replay_running"
+    async with hold(own_bus, LEASE, "another", timedelta(seconds=30)):
+        assert await ask(store, timedelta(milliseconds=300)) == "replay_running"
     assert await ask(store) == "the stream is empty: nothing was touched"

@@ -218,6 +218,7 @@ async def test_meters_store_and_broker_die_and_every_token_is_there_once_and_can
     try:
         await asyncio.gather(meters.start("a"), meters.start("b"))
         await create_price(meters.running["a"])
+        await asyncio.gather(*(one.knows_price(PRICE.rate_version) for one in meters.running.values()))
         async with asyncio.TaskGroup() as group:
             group.create_task(load.run(trial.tokens))
             for number, event in enumerate(events, start=1):

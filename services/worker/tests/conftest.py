@@ -24,7 +24,8 @@ from inferbus_runtime import clock
 
 
 class WorkerProcess:
-    """``python -m inferbus_worker`` with a name of its own, or another ``program`` that runs one."""
+    """``python -m inferbus_worker`` with a name of its own, or another ``program`` that runs one. Its lease is so long
+    that no machine which stands still for a moment takes it: tests of the lease set one of their own."""
 
     program: tuple[str, ...] = ("-m", "inferbus_worker")
 
@@ -33,7 +34,7 @@ class WorkerProcess:
         self.ready_file = folder / f"{name}.json"
         self._variables = {
             "NAME": name, "NATS_URL": nats_url, "READY_FILE": str(self.ready_file), "ENGINE": "synthetic",
-            "SYNTHETIC__ITL": "5ms", **variables,
+            "SYNTHETIC__ITL": "5ms", "LEASE_TTL": "60s", **variables,
         }  # fmt: skip
         self.process: asyncio.subprocess.Process | None = None
 
@@ -43,7 +44,7 @@ class WorkerProcess:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, *self.program, env={**os.environ, **environ}
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not self.ready_file.exists():
                 assert self.process.returncode is None, "the worker did not start"
                 await asyncio.sleep(0.02)
@@ -56,7 +57,7 @@ class WorkerProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    async def ended(self, timeout: float = 20.0) -> int:
+    async def ended(self, timeout: float = 60.0) -> int:
         assert self.process is not None
         return await asyncio.wait_for(self.process.wait(), timeout)
 
@@ -130,7 +131,8 @@ class Edge:
         boot = await self.incarnation(worker) if boot is None else boot
         now = clock.timestamp(clock.now_us())
         await self._publisher.publish(
-            Work(request=request, worker=worker, boot=boot, attempt=request.resume.attempt, placed_time=now)
+            Work(request=request, worker=worker, boot=boot, attempt=request.resume.attempt, placed_time=now),
+            timeout=30.0,
         )
         return received
 
@@ -140,7 +142,7 @@ class Edge:
     async def record(self, worker: str) -> WorkerRecord:
         """What the fleet is told of it now. Raises LookupError once its entry has run out."""
         subject = f"$KV.fleet.{subject_token(worker)}"
-        answer = await self.bus.api("STREAM.MSG.GET.KV_fleet", {"last_by_subj": subject})
+        answer = await self.bus.api("STREAM.MSG.GET.KV_fleet", {"last_by_subj": subject}, timeout=30.0)
         if "data" not in answer["message"]:  # the broker's own mark of that
             raise LookupError(f"the fleet has no entry of {worker}")
         return WorkerRecord.FromString(base64.b64decode(answer["message"]["data"]))
@@ -163,7 +165,7 @@ class Edge:
             made.resume.first_started_time.CopyFrom(clock.timestamp(so_far.first_started_us))
         return made
 
-    async def until(self, condition: Callable[[], Any], timeout: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], Any], timeout: float = 60.0) -> None:
         async with asyncio.timeout(timeout):
             while not condition():
                 self._moved.clear()

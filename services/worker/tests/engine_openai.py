@@ -77,6 +77,8 @@ async def kill(engine: Any) -> None:
 
     async def revive() -> None:
         await asyncio.sleep(_DOWN_SECONDS)
+        while engine._health is not None and engine._health.died is None:
+            await asyncio.sleep(0.05)  # one that is back before that was not gone
         await engine.tests_server.start()
 
     task = asyncio.create_task(revive())

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from inferbus.bus.v1.request_pb2 import GenerateRequest
+from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus_bus.connection import Bus
 
 # What a worker of capacity 1 has asked for, or holds, when it asks for nothing more.
@@ -21,17 +21,21 @@ async def fill(bus: Bus, edge: Any, worker: Any) -> list[GenerateRequest]:
     return full
 
 
-async def steal(bus: Bus, worker: Any, count: int) -> None:
-    """Take that much in the stead of a full worker, as if the connection had broken on the way."""
-    inbox, taken = bus.inbox("thief"), list[bytes]()
+async def steal(bus: Bus, worker: Any, *lost: GenerateRequest) -> None:
+    """Take these in the stead of a full worker, as if the connection had broken on the way. What else the broker gives
+    out, because it has not heard of it for a while, the worker has already."""
+    inbox, taken = bus.inbox("thief"), set[bytes]()
+    asked = asyncio.Event()
 
     async def took(msg: Any) -> None:
         if msg.data:
-            taken.append(msg.data)
+            taken.add(Work.FromString(msg.data).request.request_id)
+        asked.set()  # also when it says that there was nothing
 
     await bus.listen(inbox, took)
-    pull = b'{"batch": %d, "expires": 5000000000}' % count
-    await bus.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.WORK.{worker.name}", pull, inbox)
-    async with asyncio.timeout(30):
-        while len(taken) < count:
-            await asyncio.sleep(0.02)
+    pull = b'{"batch": 1, "expires": 5000000000}'
+    async with asyncio.timeout(60):
+        while not taken >= {request.request_id for request in lost}:
+            asked.clear()
+            await bus.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.WORK.{worker.name}", pull, inbox)
+            await asked.wait()

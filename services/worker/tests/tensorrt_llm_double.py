@@ -209,7 +209,7 @@ class Double:
     statistics: list[Any] = field(default_factory=list)
     kv_events: list[Any] = field(default_factory=list)
     shutdowns: int = 0
-    shutdown_takes: float = 0.0
+    may_shut_down: threading.Event = field(default_factory=threading.Event)
     refuses: Exception | None = None
 
     @property
@@ -287,7 +287,7 @@ class LLM:
 
     def shutdown(self) -> None:
         assert threading.current_thread() is not threading.main_thread(), "it blocks"
-        threading.Event().wait(self.double.shutdown_takes)
+        self.double.may_shut_down.wait(60)
         self.double.shutdowns += 1
 
 
@@ -313,6 +313,7 @@ class FloatTensor(list[float]):
 def install(monkeypatch: Any, folder: Path, **changes: Any) -> Double:
     """Puts the double where ``import tensorrt_llm`` finds it, until the test ends. ``changes``: names of llmapi."""
     double = Double(folder)
+    double.may_shut_down.set()
     LLM.double = double
     api = types.ModuleType("tensorrt_llm.llmapi")
     for one in (

@@ -57,10 +57,10 @@ async def test_an_answer_whose_beginning_is_older_than_its_placement_goes_on_who
         for request in (whole, holed):
             await edge.place(worker.name, request)
             await log.wait_acked(log.publish(tokens(worker, request, 4, 2)))
-        await steal(bus, worker, 2)
+        await steal(bus, worker, whole, holed)
         for request in full:
             bus.send(Cancel(request_id=request.request_id))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(closes) < 2:
                 await asyncio.sleep(0.02)
     assert found[whole.request_id].ids == list(range(10)), "its max_tokens, as if it had made all of them"

@@ -75,7 +75,7 @@ async def test_an_attempt_waits_until_the_engine_has_ended_the_last_one(
     bus: Bus, edge: Any, received_type: Any
 ) -> None:
     """The engine knows both by one name: what it still says of the first is not the second's."""
-    request, third = edge.request("say something", max_tokens=80), edge.request("say something", max_tokens=1000)
+    request, third = (edge.request("say something", max_tokens=10_000) for _ in range(2))
     received, ended = (edge.received.setdefault(one.request_id, received_type()) for one in (request, third))
     async with generating(bus, "w-slow", Slow, Fence()) as (generations, frames):
         generations.add(begun(request))
@@ -84,10 +84,12 @@ async def test_an_attempt_waits_until_the_engine_has_ended_the_last_one(
         assert not generations.running
         await generations.idle()
         await frames.wait_acked(frames._sequence)
-        generations.add(begun(edge.moved(request), attempt=2))
+        moved = edge.moved(request)
+        moved.sampling.max_tokens = len(moved.resume.token_ids) + 60
+        generations.add(begun(moved, attempt=2))
         assert len(generations.running) == 1
         await edge.closed(received)
-        assert received.ids == [index % 29 for index in range(80)]
+        assert received.ids == [index % 29 for index in range(moved.sampling.max_tokens)]
         assert received.attempts == [1, 2]
         assert (received.close.attempt, received.close.finish_reason) == (2, FinishReason.FINISH_REASON_LENGTH)
         # Cancelled while it waits, it ends as soon as the last one has.

@@ -212,7 +212,7 @@ async def test_worker_with_the_real_engine(edge: Any, new_worker: Callable[..., 
         return next(child for child in children if "inferbus_worker.engines.llama_cpp_server" in child.cmdline())
 
     def story() -> Any:
-        request = edge.request("Write a story about the sea.", max_tokens=40)
+        request = edge.request("Write a story about the sea.", max_tokens=150)
         request.sampling.temperature = 0.0
         return request
 
@@ -220,11 +220,13 @@ async def test_worker_with_the_real_engine(edge: Any, new_worker: Callable[..., 
     await edge.closed(undisturbed)
     disturbed = [await edge.place(worker.name, story()) for _ in range(3)]
     await edge.until(lambda: all(len(one.ids) > 5 for one in disturbed))
-    os.kill(engine_process().pid, signal.SIGKILL)
+    killed = engine_process()
+    os.kill(killed.pid, signal.SIGKILL)
     await edge.closed(*disturbed)
     for one in disturbed:
         assert one.ids == undisturbed.ids
         assert one.attempts == [1]
     child = engine_process()
+    assert child != killed
     await worker.kill()
-    await asyncio.to_thread(child.wait, 5)
+    await asyncio.to_thread(child.wait, 60)

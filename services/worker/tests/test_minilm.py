@@ -259,7 +259,7 @@ class Driver:
 
     async def stop(self) -> None:
         await self.engine.stop()
-        await asyncio.wait_for(self.reader, 5)
+        await asyncio.wait_for(self.reader, 60)
 
 
 def engine_of(**changes: object) -> MiniLm:
@@ -475,7 +475,7 @@ async def test_a_fault_of_the_engine_itself_is_its_death_and_a_new_start_works()
     driver.engine._queues.append(deque())  # an empty queue: no batch can be made of it
     answer = driver.submit("hello world")
     with pytest.raises(EngineDiedError):
-        await asyncio.wait_for(driver.reader, 10)
+        await asyncio.wait_for(driver.reader, 60)
     assert answer.end is None
     await driver.engine.stop()
     await driver.start()

@@ -10,7 +10,7 @@ VARIABLES = {
     "INFERBUS_WORKER_SYNTHETIC__ITL": "5ms",
     "INFERBUS_WORKER_CONTEXT_LENGTH": "8192",
     "INFERBUS_SCHEDULER_MAX_QUEUED": str(QUEUE),
-    "INFERBUS_SCHEDULER_QUEUE_TIMEOUT": "2s",
+    "INFERBUS_SCHEDULER_QUEUE_TIMEOUT": "8s",
 }
 # Tokens that nobody waits for.
 ENDLESS = 8000
@@ -19,8 +19,8 @@ CASES: dict[str, Case] = {}
 
 
 async def brief_edge(world: World) -> None:
-    """``edge-brief``: another edge, where a request may take two seconds in all."""
-    await world.add("edge", "edge-brief", REQUEST_TIMEOUT="2s")
+    """``edge-brief``: another edge, where a request may take eight seconds in all."""
+    await world.add("edge", "edge-brief", REQUEST_TIMEOUT="8s")
 
 
 def case(act: Case) -> Case:

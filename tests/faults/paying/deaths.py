@@ -59,11 +59,11 @@ async def drained_for_good(world: World) -> None:
 async def drained(world: World) -> None:
     """To another worker of the model."""
     workers = await world.serve_twice("handed-over", SYNTHETIC__ITL="20ms", DRAIN_TIMEOUT="2s")
-    task = asyncio.ensure_future(world.stream(asked(300, "handed-over")))
+    task = asyncio.ensure_future(world.stream(asked(800, "handed-over")))
     (await world.busy(workers)).signal(signal.SIGTERM)
     seen = await task
-    assert (seen.words, seen.error) == (300, "")
-    await world.billed(seen.request_id, row("length", 300, attempt=2))
+    assert (seen.words, seen.error) == (800, "")
+    await world.billed(seen.request_id, row("length", 800, attempt=2))
 
 
 @case
@@ -85,12 +85,12 @@ async def worker_killed(world: World) -> None:
     """Another one goes on."""
     workers = await world.serve_twice("moving", SYNTHETIC__ITL="20ms")
     seen = Streamed()
-    task = asyncio.ensure_future(world.stream(asked(300, "moving"), into=seen))
+    task = asyncio.ensure_future(world.stream(asked(800, "moving"), into=seen))
     await seen.begun.wait()
     (await world.busy(workers)).signal(signal.SIGKILL)
     await task
-    assert (seen.words, seen.error) == (300, "")
-    await world.billed(seen.request_id, row("length", 300, attempt=2))
+    assert (seen.words, seen.error) == (800, "")
+    await world.billed(seen.request_id, row("length", 800, attempt=2))
 
 
 @case
@@ -118,7 +118,7 @@ async def worker_lost(world: World) -> None:
 
 async def edge_scene(world: World) -> tuple[Streamed, Streamed]:
     """An edge dies under two clients: one comes back elsewhere, the other one nowhere."""
-    edge = await world.add("edge", "edge-mortal", ORPHAN_HOLD="5s")
+    edge = await world.add("edge", "edge-mortal", ORPHAN_HOLD="15s")
     back, gone = Streamed(), Streamed()
     calls = [
         asyncio.ensure_future(world.stream(asked(tokens), "edge-mortal", into=one))

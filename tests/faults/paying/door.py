@@ -15,7 +15,7 @@ def _admin(world: World) -> dict[str, str]:
 async def door_scene(world: World) -> Streamed:
     """Every status of an edge that refuses, its drain included; the stream that it cuts off for that."""
     stack = world.stack
-    edge = await world.add("edge", "edge-full", MAX_ACTIVE_REQUESTS="1", DRAIN_TIMEOUT="2s")
+    edge = await world.add("edge", "edge-full", MAX_ACTIVE_REQUESTS="1", DRAIN_TIMEOUT="10s")
     other = await stack.new_key(models=["another"])
     admin = await stack.new_key(scopes=["admin"], tenant_id="operator")
     slow = await stack.new_key(limits={"requests_per_minute": 1})

@@ -81,7 +81,7 @@ class Server:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def terminate(self, timeout: float = 30) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -113,7 +113,7 @@ def start_server(folder: Path, *extra: str) -> Server:
         process = subprocess.Popen(
             arguments, stdout=output, stderr=output, env=os.environ | {"SECRET_ENV": "canary-env"}
         )
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 90
     while not ready.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()

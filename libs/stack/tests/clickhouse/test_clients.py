@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import time
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
@@ -132,9 +131,12 @@ async def test_the_async_client_runs_statements_side_by_side(server: Server, cli
         autogenerate_session_id=False,
     )  # fmt: skip
     try:
-        started = time.monotonic()
-        await asyncio.gather(*(made.query("SELECT sleep(0.5)") for _ in range(4)))
-        assert time.monotonic() - started < 1.5
+        slow = [asyncio.create_task(made.query("SELECT /*beside*/ sleep(3)")) for _ in range(3)]
+        beside = "SELECT count() FROM system.processes WHERE query LIKE '%/*beside*/%' AND query NOT LIKE '%processes%'"
+        async with asyncio.timeout(30):
+            while await asyncio.to_thread(server.value, beside) != "3":
+                await asyncio.sleep(0.05)
+        await asyncio.gather(*slow)
         await made.insert("kinds", [row(n) for n in range(100)])
         assert (await made.query("SELECT count() FROM kinds")).result_rows == [(100,)]
         async with await made.query_row_block_stream("SELECT number FROM numbers(300000)") as stream:

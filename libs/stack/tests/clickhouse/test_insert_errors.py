@@ -164,7 +164,7 @@ def spools(server: Server) -> int:
 
 
 def wait_for_spools(server: Server, count: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while spools(server) != count:
         assert time.monotonic() < deadline
         time.sleep(0.01)

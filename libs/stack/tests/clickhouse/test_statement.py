@@ -110,9 +110,9 @@ def test_settings_inside_a_subquery_end_with_it() -> None:
 
 @pytest.mark.parametrize("opener", ["/*", "'", "$a$", "`", '"', "$", "''", "{", "--"])
 def test_hostile_text_takes_linear_time(opener: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     shape_of(opener * (262_144 // len(opener)))
-    assert time.perf_counter() - started < 3
+    assert time.thread_time() - started < 3
 
 
 @given(st.text(alphabet="ab'\"`\\/*-$ \n(),=", max_size=60))

@@ -29,7 +29,7 @@ async def office(own_bus, store) -> AsyncIterator[Office]:
     running = asyncio.create_task(ingest.run())
     budgets = Budgets(own_bus, store)
     await budgets.start()
-    settings = KeeperSettings("test", timedelta(seconds=2), timedelta(0))
+    settings = KeeperSettings("test", timedelta(seconds=10), timedelta(0))
     keeper = BudgetKeeper(own_bus, budgets, ingest, publisher, settings)
     await keeper._leases.start()
     add = partial(add_BudgetServiceServicer_to_server, BudgetServicer(budgets, publisher, webhooks=True))

@@ -21,6 +21,7 @@ from inferbus.bus.v1.registry_pb2 import (
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.meter.v1.budgets_pb2 import AddCreditRequest, ListBudgetsRequest, SetBudgetRequest
 from inferbus_bus.connection import Bus
+from inferbus_bus.consumers import last_sequence
 from inferbus_bus.log import FrameLog
 from inferbus_bus.registry import Registry
 from inferbus_meter.budget_keeper import BudgetKeeper
@@ -53,15 +54,27 @@ class Office:
     async def set(self, **fields: Any) -> Any:
         budget = BudgetRecord(**{"tenant_id": "acme", "period": MONTH, "currency": "USD", **fields})
         answer = await self.api.SetBudget(SetBudgetRequest(budget=budget, actor_key_id="key_op"))
-        await self.seen(ledgers.budget_name(budget), self.budgets.budgets)
+        await self.caught_up()
         return answer.status
 
     async def status(self) -> Any:
         (one,) = (await self.api.ListBudgets(ListBudgetsRequest(tenant_id="acme"))).budgets
         return one
 
+    async def caught_up(self) -> None:
+        """This meter's registries have all that is in their buckets by now."""
+        buckets = {
+            "budgets": self.budgets.budgets, "credits": self.budgets.credits, "budget_ledgers": self.budgets.ledgers,
+            "budget_alerts": self.budgets.alerts,
+        }  # fmt: skip
+        async with asyncio.timeout(30):
+            for bucket, registry in buckets.items():
+                last = await last_sequence(self.bus, f"KV_{bucket}")
+                while registry._reader.last_sequence < last:
+                    await asyncio.sleep(0.01)
+
     async def seen(self, name: str, registry: Registry[Any]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while registry.get(name) is None:
                 await asyncio.sleep(0.01)
 
@@ -77,7 +90,7 @@ class Office:
         grant = record.grants.add(edge=edge, boot=boot, granted=granted, ended=ended)
         grant.start_time.FromMicroseconds(clock.now_us() - HOUR_US)
         done = await self.budgets.ledgers.put(name, record)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.budgets.ledgers.revision(name) < done.sequence:
                 await asyncio.sleep(0.01)
         return name
@@ -89,7 +102,7 @@ class Office:
         for _ in range(count):
             self.keeper._looked = (-1, -1.0)
             await self.keeper.round()
-            await asyncio.sleep(0.05)
+            await self.caught_up()
 
     async def events(self, action: str) -> list[AuditEvent]:
         log = FrameLog(self.bus, "AUDIT")
@@ -120,7 +133,9 @@ async def lease(office: Office, boot: int) -> None:
     await leases.start()
     await leases.put("budget-edge-0", WorkerRecord(worker="edge-0", boot=boot), timedelta(seconds=60))
     await leases.stop()
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(30):
+        while not office.keeper._lives("edge-0", boot):
+            await asyncio.sleep(0.01)
 
 
 async def paid_in(office: Office, amount: str, credit_id: str = "order-1") -> None:
@@ -130,7 +145,7 @@ async def paid_in(office: Office, amount: str, credit_id: str = "order-1") -> No
 
 
 async def alerts_of(office: Office) -> list[BudgetAlertRecord]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not office.budgets.alerts.items():
             await asyncio.sleep(0.01)
     return list(office.budgets.alerts.items().values())

@@ -40,7 +40,7 @@ async def test_an_alert_for_which_there_is_no_room_stops_no_other_budget(office,
     record.grants.add(edge="edge-0", boot=7, granted="40", ended=True, start_time=clock.timestamp(clock.now_us()))
     name = ledgers.ledger_name(budget, ledgers.period_at(MONTH, clock.now_us()))
     await office.budgets.ledgers.put(name, record)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not office.ledger(name).grants:
             await asyncio.sleep(0.01)
         while office.ledger(name).grants:

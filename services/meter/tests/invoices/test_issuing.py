@@ -67,13 +67,13 @@ async def test_nothing_is_issued_while_a_replay_puts_charges_back(books: Books, 
     await books.charge(LAST)
     archive = books.invoices.archive
     async with hold(own_bus, LEASE, "a meter", timedelta(seconds=30)):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not archive.replaying:
                 await asyncio.sleep(0.01)
         with pytest.raises(InferBusError) as refused:
             await books.final(LAST)
         assert reason_of(refused) == "replay_running"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while archive.replaying:
             await asyncio.sleep(0.01)
     assert (await books.final(LAST)).sequence == 1

@@ -104,7 +104,7 @@ class TritonServer:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    async def ended(self, timeout: float = 30.0) -> int:
+    async def ended(self, timeout: float = 90.0) -> int:
         return await asyncio.to_thread(self.process.wait, timeout)
 
 
@@ -126,7 +126,7 @@ async def triton(
     command = [
         str(_binary()), "--model-repository", str(repository), "--backend-directory", str(_backends(folder)),
         "--model-control-mode", "explicit", "--backend-config", f"python,shm-region-prefix-name={prefix}",
-        "--exit-timeout-secs", "5", "--allow-gpu-metrics", "false",
+        "--exit-timeout-secs", "30", "--allow-gpu-metrics", "false",
         *(part for name, port in zip(("http", "grpc", "metrics"), (ports[1], ports[0], ports[2]), strict=True)
           for part in (f"--{name}-address", "127.0.0.1", f"--{name}-port", str(port))),
         *(part for model in models for part in ("--load-model", model)), *arguments,
