@@ -194,6 +194,9 @@ async def test_a_request_says_that_it_is_captured_and_may_object(
     private: Any, rig: Any, worker: Any, model: str
 ) -> None:
     edge, _ = private
+    async with rig.session(edge) as http, asyncio.timeout(30):  # this edge has a watch of its own
+        while (await http.get(f"/v1/models/{model}")).status != 200:
+            await asyncio.sleep(0.02)
 
     async def asked(**options: Any) -> GenerateRequest:
         async with rig.session(edge) as http:

@@ -106,7 +106,9 @@ class Bounded:
         before = self.meter.running
         asking = [asyncio.create_task(status_of(http, path)) for path in paths]
         try:
-            await self.rig.until(lambda: self.meter.running == before + len(paths) or any(one.done() for one in asking))
+            await self.rig.until(
+                lambda: self.meter.running == before + len(paths) or any(one.done() for one in asking), 30
+            )
             assert [await one for one in asking if one.done()] == []
             yield asking
         finally:
@@ -148,7 +150,7 @@ async def status_of(http: aiohttp.ClientSession, path: str) -> int:
 async def asked_until(http: aiohttp.ClientSession, path: str, status: int) -> None:
     """Edges hear of each other within a tick of 100 ms, and the end of a call comes after its answer. A question that
     was let in before that is taken back: the meter does not answer while it is held."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await _status_within(1.0, http, path) != status:
             await asyncio.sleep(0.02)
 
@@ -196,7 +198,7 @@ async def test_who_leaves_gives_the_place_back(bounded: Bounded, rig: Any) -> No
             assert await status_of(http, ANALYTICS) == 429
             for one in asking:
                 one.cancel()
-            await rig.until(lambda: bounded.meter.left == left + 2)
+            await rig.until(lambda: bounded.meter.left == left + 2, 30)
             async with bounded.held(http, OWN[0], OWN[1]):
                 assert await status_of(http, ANALYTICS) == 429
 

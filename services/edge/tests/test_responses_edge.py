@@ -50,7 +50,7 @@ async def model(worker: Any, http: aiohttp.ClientSession, rig: ModuleType) -> st
     """One that can do everything."""
     name = f"able-{next(_names)}"
     await worker.models.put(name, ModelRecord(name=name, revision="rev-1", owned_by="acme", capabilities=ALL))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await http.get(f"/v1/models/{name}")).status != 200:
             await asyncio.sleep(0.01)
     return name
@@ -82,7 +82,7 @@ async def strangers(worker: Any, edge: Any) -> dict[str, str]:
         )  # fmt: skip
         await keys.put(key_hash(secret), record)
         async with aiohttp.ClientSession(edge.url, headers={"Authorization": f"Bearer {secret}"}) as http:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while (await http.get("/v1/models")).status != 200:
                     await asyncio.sleep(0.01)
     await keys.stop()
@@ -359,12 +359,12 @@ async def test_a_background_response_from_queued_to_completed(worker: Any, clien
         await client.responses.create(model=model, input="y", previous_response_id=response.id)
     assert caught.value.code == "previous_response_in_progress"
     worker.say(request, ["Hel"])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (running := await client.responses.retrieve(response.id)).status != "in_progress":
             await asyncio.sleep(0.01)
     assert running.output_text == "Hel"
     worker.close(request, worker.say(request, ["lo"], 1))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (done := await client.responses.retrieve(response.id)).status != "completed":
             await asyncio.sleep(0.01)
     assert done.output_text == "Hello"
@@ -630,7 +630,7 @@ async def counted(
     folder = tmp_path_factory.mktemp("counting")
     variables = {
         "NAME": "counting", "NATS_URL": nats_server.url, "ENGINE": "synthetic", "MODEL": "counted",
-        "READY_FILE": str(folder / "ready.json"), "DIE_WITH_PARENT": "true", "DRAIN_TIMEOUT": "1s",
+        "READY_FILE": str(folder / "ready.json"), "DIE_WITH_PARENT": "true", "DRAIN_TIMEOUT": "1s", "LEASE_TTL": "30s",
     }  # fmt: skip
     environ = {**os.environ, **{f"INFERBUS_WORKER_{key}": value for key, value in variables.items()}}
     log = folder / "log"
@@ -639,16 +639,16 @@ async def counted(
             sys.executable, "-m", "inferbus_worker", env=environ, stdout=output, stderr=output
         )
     try:
-        await rig.until(lambda: (folder / "ready.json").exists() or process.returncode is not None, 15)
+        await rig.until(lambda: (folder / "ready.json").exists() or process.returncode is not None, 60)
         assert process.returncode is None, log.read_text()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await http.post("/tokenize", json={"model": "counted", "prompt": "x"})).status != 200:
                 await asyncio.sleep(0.02)
         yield "counted"
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             await process.wait()
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from inferbus.bus.v1.control_pb2 import Attached
 from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus.common.v1.error_pb2 import Error, ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason
@@ -48,11 +50,32 @@ async def stranger(nats_server: NatsServer, edge: Any, other_edge: Any, rig: Any
     record = KeyRecord(key_id="key_z", tenant_id="evil", project_id="web", scopes=["inference"])
     record.create_time.CopyFrom(clock.timestamp(clock.now_us()))
     await keys.put(key_hash(OTHERS_KEY), record)
-    async with asyncio.timeout(5), rig.session(other_edge, OTHERS_KEY) as session:
-        while (await session.get("/v1/models")).status != 200:
-            await asyncio.sleep(0.02)
+    for one in (edge, other_edge):
+        async with asyncio.timeout(30), rig.session(one, OTHERS_KEY) as session:
+            while (await session.get("/v1/models")).status != 200:
+                await asyncio.sleep(0.02)
     yield OTHERS_KEY
     await keys.stop()
+
+
+@pytest_asyncio.fixture
+async def model(model: str, other_http: aiohttp.ClientSession) -> str:
+    """The other edge serves it, too: it has a watch of its own."""
+    async with asyncio.timeout(30):
+        while (await other_http.get(f"/v1/models/{model}")).status != 200:
+            await asyncio.sleep(0.01)
+    return model
+
+
+@asynccontextmanager
+async def told_by_the_first(worker: Any, rig: Any, request: Any) -> AsyncIterator[None]:
+    """Ends when the edge that has it has answered the one that a client comes to meanwhile: both know of each other."""
+    told: list[Attached] = []
+    stop = await worker.bus.subscribe(Attached, told.append)
+    await worker.bus.nc.flush()
+    yield
+    await rig.until(lambda: any(one.edge == request.edge and request.request_id in one.request_ids for one in told), 30)
+    await stop()
 
 
 class Reader:
@@ -128,9 +151,9 @@ async def test_at_another_edge_while_the_first_lives(
 ) -> None:
     """The client comes back before the first edge has noticed that it was gone."""
     response, request, reader = await begun(http, worker, model, rig)
-    again = await other_http.post(PATH, headers=reader.last)
+    async with told_by_the_first(worker, rig, request):
+        again = await other_http.post(PATH, headers=reader.last)
     assert again.status == 200
-    await asyncio.sleep(0.1)  # the first edge has heard of it by then
     response.close()
     worker.say(request, ["c ", "d "], first_index=2)
     worker.close(request, 4)
@@ -168,7 +191,9 @@ async def test_an_edge_that_is_started_anew_leaves_alone_what_another_one_delive
         os.kill(doomed.process.pid, signal.SIGKILL)
         with pytest.raises(aiohttp.ClientError):
             await reader.read(response)
-    again = await other_http.get(f"/v1/streams/{uuid_text(request.request_id)}", headers=reader.last)
+    again = await other_http.get(
+        f"/v1/streams/{uuid_text(request.request_id)}", headers=reader.last, timeout=aiohttp.ClientTimeout(total=90)
+    )  # it reads until another edge has come up and gone
     await asyncio.sleep(0.1)  # what the other one said of it then, the new edge did not hear
     async with rig.run_edge(nats_server, tmp_path, **settings):
         for index in range(int((LEAST_ORPHAN_SECONDS + 1) / 0.1)):
@@ -246,8 +271,8 @@ async def test_one_of_two_readers_leaving_leaves_the_other(
     http: Any, other_http: Any, worker: Any, model: str, rig: Any
 ) -> None:
     response, request, reader = await begun(http, worker, model, rig)
-    second = await other_http.get(f"/v1/streams/{uuid_text(request.request_id)}")
-    await asyncio.sleep(0.1)
+    async with told_by_the_first(worker, rig, request):
+        second = await other_http.get(f"/v1/streams/{uuid_text(request.request_id)}")
     second.close()
     await asyncio.sleep(1.5)
     assert request.request_id not in worker.cancelled

@@ -40,7 +40,7 @@ async def running(nats: NatsServer, folder: Path, rig: Any, name: str, model: st
     ready, log = folder / f"{name}.json", folder / f"{name}.log"
     variables = {
         "NAME": name, "NATS_URL": nats.url, "ENGINE": "synthetic", "MODEL": model, "READY_FILE": str(ready),
-        "DIE_WITH_PARENT": "true", "DRAIN_TIMEOUT": "1s", "LEASE_TTL": "2s",
+        "DIE_WITH_PARENT": "true", "DRAIN_TIMEOUT": "1s", "LEASE_TTL": "30s",
     }  # fmt: skip
     environ = {**os.environ, **{f"INFERBUS_WORKER_{key}": value for key, value in variables.items()}}
     with log.open("wb") as output:
@@ -48,19 +48,19 @@ async def running(nats: NatsServer, folder: Path, rig: Any, name: str, model: st
             sys.executable, "-m", "inferbus_worker", env=environ, stdout=output, stderr=output
         )
     try:
-        await rig.until(lambda: ready.exists() or process.returncode is not None, 15)
+        await rig.until(lambda: ready.exists() or process.returncode is not None, 60)
         assert process.returncode is None, log.read_text()
         yield process
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             await process.wait()
 
 
 async def known(http: aiohttp.ClientSession, model: str) -> None:
     """Until the edge answers for ``model``."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await http.post("/tokenize", json={"model": model, "prompt": "x"})).status != 200:
             await asyncio.sleep(0.02)
 
@@ -163,7 +163,7 @@ async def test_the_channel_to_a_worker_that_left_is_closed(nats_server: NatsServ
                 ),
                 timedelta(seconds=30),
             )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not {"left", "stays"} <= fleet.items().keys():  # others' workers may be there, too
                 await asyncio.sleep(0.01)
         with pytest.raises(InferBusError) as error:
@@ -171,7 +171,7 @@ async def test_the_channel_to_a_worker_that_left_is_closed(nats_server: NatsServ
         assert (error.value.error_class, len(opened)) == (ErrorClass.ERROR_CLASS_UNAVAILABLE, 2)
         await fleet.delete("left")
         left, stays = opened["127.0.0.1:1"], opened["127.0.0.1:2"]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while left.get_state() != grpc.ChannelConnectivity.SHUTDOWN:
                 await asyncio.sleep(0.01)
         assert stays.get_state() != grpc.ChannelConnectivity.SHUTDOWN
@@ -206,7 +206,7 @@ class Fleet:
     ) -> None:
         record = WorkerRecord(worker=name, model="slow", address=address, state=state)
         await self.registry.put(name, record, timedelta(seconds=30))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.registry.items().get(name) != record:
                 await asyncio.sleep(0.01)
 
@@ -245,7 +245,7 @@ async def fleet(nats_server: NatsServer) -> AsyncIterator[Fleet]:
 
 
 async def first_asked(fleet: Fleet) -> str:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not any(one.asked.is_set() for one in fleet.slow.values()):
             await asyncio.sleep(0.01)
     return next(address for address, one in fleet.slow.items() if one.asked.is_set())
@@ -259,7 +259,7 @@ async def test_who_leaves_the_fleet_still_answers_what_it_was_asked(fleet: Fleet
     await asyncio.sleep(0.3)
     assert not call.done()
     fleet.slow[address].may.set()
-    assert await asyncio.wait_for(call, 5) == 3
+    assert await asyncio.wait_for(call, 30) == 3
     other = next(one for one in fleet.slow if one != address)
     assert not fleet.slow[other].asked.is_set()
     await fleet.add(name, address)
@@ -285,7 +285,7 @@ async def test_a_channel_that_is_closed_under_a_call_is_no_client_that_left(flee
     assert other != address, "the next one is asked"
     await fleet.channels[other].close()
     with pytest.raises(InferBusError) as error:
-        await asyncio.wait_for(call, 5)
+        await asyncio.wait_for(call, 30)
     assert error.value.reason == "no_worker"
 
 

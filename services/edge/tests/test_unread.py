@@ -102,7 +102,7 @@ async def test_over_grpc_an_answer_counts_until_its_call_has_ended() -> None:
     async with (
         rpc_serve("127.0.0.1:0", add, (), None, public=public) as server,
         grpc.aio.insecure_channel(server.address) as channel,
-        asyncio.timeout(10),
+        asyncio.timeout(30),
     ):
         ask = channel.unary_unary("/test.Service/Large")
         for _ in range(8):
