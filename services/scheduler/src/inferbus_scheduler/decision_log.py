@@ -15,7 +15,7 @@ from inferbus_scheduler.core.decisions import Decision, Outcome
 from inferbus_scheduler.core.placement import Placement, Policy, filter_out
 from inferbus_scheduler.core.remembered import Remembered
 from inferbus_scheduler.core.request import Request, base_of
-from inferbus_scheduler.core.score import alone, for_prefix
+from inferbus_scheduler.core.score import alone, for_prefix, for_reading
 from inferbus_scheduler.core.view import ClusterView, WorkerView
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def _candidates(decisions: Sequence[Decision], name: Callable[[str], int]) -> di
             workers.append(name(view.name))
             prefix_hits.append(held)
             obstacle = filter_out(request, view, policy, now)
-            scores.append(0.0 if obstacle else alone(view, weights) + for_prefix(held, weights))
+            scores.append(0.0 if obstacle else alone(view, weights) + for_reading(view, now, weights) + for_prefix(held, weights))
     return {
         "workers": workers,
         "scores": scores,
@@ -174,7 +174,7 @@ def _candidates(decisions: Sequence[Decision], name: Callable[[str], int]) -> di
         "actives": [view.active + view.on_the_way for view in seen],
         "capacities": [view.capacity for view in seen],
         "kv_permille": [_kv_permille(view) for view in seen],
-        "prefill_tokens": [view.prefill_tokens for view in seen],
+        "prefill_tokens": [view.unread(decision.now) for decision in decisions for view in decision.seen],
     }
 
 

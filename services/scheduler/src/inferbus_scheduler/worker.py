@@ -9,6 +9,7 @@ from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 from inferbus_contracts.ids import REQUEST_ID_BYTES
 from inferbus_contracts.prefixes import CHUNK_TOKENS
 
+from inferbus_scheduler.core.reading import Reading
 from inferbus_scheduler.core.request import Priority, Request
 from inferbus_scheduler.core.running import RunningView
 from inferbus_scheduler.core.view import WorkerView
@@ -61,6 +62,7 @@ class Worker:
         self.work_sequence = 0
         self.output_tokens_total = 0
         self._prefill_tokens = 0
+        self._reading = Reading()
         # As it was told last.
         self.gpus: tuple[GpuStatus, ...] = ()
         self.engine: EngineStatistics | None = None
@@ -94,6 +96,10 @@ class Worker:
         return len(self._way)
 
     @property
+    def _to_read(self) -> int:
+        return self._prefill_tokens + self._way_to_read
+
+    @property
     def draining(self) -> bool:
         return self.record.state != _ACTIVE
 
@@ -116,6 +122,7 @@ class Worker:
         )  # fmt: skip
         cached = min(request.input_tokens, cached_chunks * CHUNK_TOKENS)
         self._add(Placed(view, cached, output_tokens=request.resumed_tokens))
+        self._reading.changed(self._to_read, now)
         return before
 
     def found(self, view: RunningView) -> None:
@@ -179,6 +186,7 @@ class Worker:
         ended = [self._end(request_id) for request_id in _ids(beat.ended_ids)] if beat.ended_ids else []
         if beat.HasField("running"):
             ended += self._reconcile(beat)
+        self._reading.changed(self._to_read, now, read=bool(beat.ttft_us))
         return [view for view in ended if view is not None]
 
     def _told(self, engine: EngineStatistics | None) -> None:
@@ -255,6 +263,7 @@ class Worker:
         elif (placed := self._way.pop(request_id, None)) is not None:
             self._way_tokens -= placed.promised
             self._way_to_read -= placed.to_read
+            self._reading.tokens = self._to_read  # it was not read
         else:
             return None
         self._counts[placed.view.priority] -= 1
@@ -286,7 +295,9 @@ class Worker:
             kv_tokens_promised=self._way_tokens
             + len(self._way) * max(0, block_tokens - 1)
             + max(0, self._counted_tokens - used * block_tokens),
-            prefill_tokens=self._prefill_tokens + self._way_to_read,
+            prefill_tokens=self._to_read,
+            reads_since=self._reading.since,
+            token_seconds=self._reading.token_seconds,
             step_seconds=self._step_seconds,
             suspects=len(self._suspects),
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from inferbus_scheduler.core.request import Request, base_of
-from inferbus_scheduler.core.score import Weights, for_prefix, parts
+from inferbus_scheduler.core.score import Weights, for_prefix, for_reading, parts
 from inferbus_scheduler.core.view import Candidates, ClusterView, WorkerView
 
 WRONG_MODEL = "wrong_model"
@@ -45,6 +45,8 @@ _RANK = {obstacle: rank for rank, obstacle in enumerate(_OBSTACLES)}
 
 # Of max_prefill_tokens who spares takes only one in so many.
 _SPARING_PREFILL = 32
+# Of each zone so many are compared: what they have read since they were heard is not in their order.
+_COMPARED = 8
 # Of fewer workers one that reads nothing is too large a part.
 _MANY_WORKERS = 4
 
@@ -114,14 +116,14 @@ def place(
     best: tuple[float, bool, float, str] | None = None
     eligible, reason = _contenders(request, candidates, hits, policy, now)
     for worker in eligible:
-        rank = _rank(request, worker, hits, policy, candidates)
+        rank = _rank(request, worker, hits, policy, candidates, now)
         if best is None or rank < best:
             found, best = worker, rank
     if found is None or best is None:
         return Rejection(reason)
     held = hits.get(found.name, 0)
     why = PREFIX if held else BEST_SCORE
-    return Placement(found.name, -best[0], why, parts(found, held, policy.weights), held)
+    return Placement(found.name, -best[0], why, parts(found, held, policy.weights, now), held)
 
 
 def judge(
@@ -135,8 +137,8 @@ def judge(
         held = hits.get(worker.name, 0)
         obstacle = filter_out(request, worker, policy, now)
         if obstacle is None and candidates is not None:
-            rank = _rank(request, worker, hits, policy, candidates)
-            verdict = Verdict(worker.name, True, "", -rank[0], parts(worker, held, policy.weights), held)
+            rank = _rank(request, worker, hits, policy, candidates, now)
+            verdict = Verdict(worker.name, True, "", -rank[0], parts(worker, held, policy.weights, now), held)
         else:
             rank = (0.0, False, 0.0, worker.name)
             verdict = Verdict(worker.name, False, obstacle or WRONG_MODEL, 0.0, prefix_hits=held)
@@ -215,11 +217,16 @@ def _not_served(model: str, worker: WorkerView) -> str | None:
 
 
 def _rank(
-    request: Request, worker: WorkerView, hits: Mapping[str, int], policy: Policy, candidates: Candidates
+    request: Request,
+    worker: WorkerView,
+    hits: Mapping[str, int],
+    policy: Policy,
+    candidates: Candidates,
+    now: float,
 ) -> tuple[float, bool, float, str]:
     """The smallest is the best."""
     name = worker.name
-    score = candidates.score_alone(worker)
+    score = candidates.score_alone(worker) + for_reading(worker, now, policy.weights)
     if name in hits:
         score += for_prefix(hits[name], policy.weights)
     return -score, name == request.avoid, candidates.zones[worker.zone].load, name
@@ -263,14 +270,18 @@ def _eligible(
 def _best_of_zones(
     request: Request, candidates: Candidates, policy: Policy, now: float
 ) -> tuple[list[WorkerView], str]:
-    """In each zone the best without a prefix, and as many as stand behind one to avoid."""
+    """In each zone the best without a prefix, and as many as stand behind one to avoid; while the best ones read, a
+    few more."""
     eligible, reason = [], NO_WORKER
     for zone in candidates.zones.values():
+        compared = 0
         for worker in zone.workers:
             obstacle = filter_out(request, worker, policy, now)
             if obstacle is None:
                 eligible.append(worker)
-                if worker.name != request.avoid:
+                compared += 1
+                reads = worker.prefill_tokens and worker.token_seconds and compared < _COMPARED
+                if worker.name != request.avoid and not reads:
                     break
             else:
                 reason = closer(reason, obstacle)

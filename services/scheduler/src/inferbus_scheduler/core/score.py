@@ -1,6 +1,7 @@
 """How good a worker is for a request: named parts in [0, 1] and their weighted mean.
 
-All parts but ``prefix`` are of the worker alone, so that workers can be kept in their order.
+All parts but ``prefix`` are of the worker alone, so that workers can be kept in their order: that of what they have to
+read when they were heard last. What they have read since is added where the first ones are compared.
 """
 
 from dataclasses import dataclass
@@ -33,14 +34,14 @@ class Weights:
         return (self.load + self.kv + self.prefill + self.prefix + self.cost) or 1.0
 
 
-def parts(worker: "WorkerView", hits: int, weights: Weights) -> dict[str, float]:
+def parts(worker: "WorkerView", hits: int, weights: Weights, now: float) -> dict[str, float]:
     """Each in [0, 1], the more the better. ``hits``: chunks of the request's prefix that the worker holds."""
     saved = hits * CHUNK_TOKENS
     return {
         "load": clamped(1.0 - worker.load),
         # Where blocks are not known, slots speak for them.
         "kv": clamped(1.0 - (worker.kv_load if worker.kv_blocks else worker.load)),
-        "prefill": weights.prefill_scale / (weights.prefill_scale + worker.prefill_tokens),
+        "prefill": weights.prefill_scale / (weights.prefill_scale + worker.unread(now)),
         "prefix": saved / (weights.prefix_scale + saved) if saved else 0.0,
         "cost": weights.cost_scale / (weights.cost_scale + _slot_cost(worker)) if worker.cost_per_hour else 0.5,
     }
@@ -54,6 +55,15 @@ def alone(worker: "WorkerView", weights: Weights) -> float:
     prefill = weights.prefill_scale / (weights.prefill_scale + worker.prefill_tokens)
     cost = weights.cost_scale / (weights.cost_scale + _slot_cost(worker)) if worker.cost_per_hour else 0.5
     return (weights.load * free + weights.kv * kv + weights.prefill * prefill + weights.cost * cost) / weights.total
+
+
+def for_reading(worker: "WorkerView", now: float, weights: Weights) -> float:
+    """What is added to the score since some of what it reads will have been read by ``now``."""
+    if not worker.token_seconds or not worker.prefill_tokens:
+        return 0.0
+    scale = weights.prefill_scale
+    gained = scale / (scale + worker.unread(now)) - scale / (scale + worker.prefill_tokens)
+    return weights.prefill * gained / weights.total
 
 
 def for_prefix(hits: int, weights: Weights) -> float:

@@ -7,6 +7,7 @@ from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, overload
 
+from inferbus_scheduler.core.reading import unread
 from inferbus_scheduler.core.request import Request
 from inferbus_scheduler.core.score import Weights, alone
 
@@ -45,6 +46,9 @@ class WorkerView:
     kv_tokens_promised: int = 0
     # Waiting to be read, placements on the way included.
     prefill_tokens: int = 0
+    # Since when it reads the first of them, and what a token takes; 0: not known.
+    reads_since: float = 0.0
+    token_seconds: float = 0.0
     # The last step of its engine; 0: not known.
     step_seconds: float = 0.0
     # Suspect requests there that have not made a token.
@@ -59,6 +63,10 @@ class WorkerView:
     def load(self) -> float:
         """The taken fraction of its batch slots: 1 or more is full."""
         return (self.active + self.on_the_way) / self.capacity if self.capacity else 1.0
+
+    def unread(self, now: float) -> int:
+        """What of ``prefill_tokens`` it will not have read by ``now``."""
+        return unread(self.prefill_tokens, self.reads_since, self.token_seconds, now)
 
     @property
     def kv_tokens_free(self) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from inferbus_contracts.prefixes import CHUNK_TOKENS
 
+from inferbus_scheduler.core.reading import Reading
 from inferbus_scheduler.core.running import RunningView
 from inferbus_scheduler.core.simulate.engine import Engine, Generation
 from inferbus_scheduler.core.view import WorkerView
@@ -31,7 +32,8 @@ class Desk:
         self._placed: dict[bytes, _Placed] = {}
         # How many are not in its heartbeats yet, and sums over those, and over the others.
         self._way = self._way_tokens = self._way_to_read = self._counted_tokens = 0
-        self.hear()
+        self._reading = Reading()
+        self.hear(0.0)
 
     def __contains__(self, generation: Generation) -> bool:
         placed = self._placed.get(generation.key)
@@ -40,7 +42,7 @@ class Desk:
     def generation(self, key: bytes) -> Generation:
         return self._placed[key].generation
 
-    def reserve(self, generation: Generation, cached_chunks: int) -> None:
+    def reserve(self, generation: Generation, cached_chunks: int, now: float) -> None:
         request = generation.request
         cached = min(request.input_tokens, cached_chunks * CHUNK_TOKENS)
         placed = _Placed(generation, request.tokens - cached, request.input_tokens - cached)
@@ -50,6 +52,7 @@ class Desk:
         self._way_to_read += placed.to_read
         if request.suspect:
             self.suspects.add(generation.key)
+        self._reading.changed(self._prefill + self._way_to_read, now)
 
     def drop(self, generation: Generation) -> None:
         placed = self._placed.pop(generation.key)
@@ -58,7 +61,7 @@ class Desk:
             self._counts(placed)
         self._counted_tokens -= placed.promised
 
-    def hear(self) -> None:
+    def hear(self, now: float) -> None:
         """A heartbeat."""
         engine = self.engine
         for generation in engine.told.taken:
@@ -70,6 +73,7 @@ class Desk:
         self._kv_used = engine.kv.used if engine.kv is not None else 0
         self._prefill = engine.prefill_tokens
         self._step_seconds = engine.step_seconds
+        self._reading.changed(self._prefill + self._way_to_read, now, read=bool(engine.told.started))
 
     def _counts(self, placed: _Placed) -> None:
         placed.on_the_way = False
@@ -100,6 +104,8 @@ class Desk:
             kv_block_tokens=block_tokens,
             kv_tokens_promised=self._way_tokens + self._way * (block_tokens - 1) + growth,
             prefill_tokens=self._prefill + self._way_to_read,
+            reads_since=self._reading.since,
+            token_seconds=self._reading.token_seconds,
             step_seconds=self._step_seconds,
             suspects=len(self.suspects),
         )

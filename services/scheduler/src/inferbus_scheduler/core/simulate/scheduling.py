@@ -143,7 +143,7 @@ class Scheduling:
         if told.cache:
             self._index.removed(engine.name, told.removed)
             self._index.stored(engine.name, told.stored)
-        desk.hear()
+        desk.hear(now)
         told.clear()
         self._show(desk)
         self._pump(engine.kind.model, now)
@@ -227,7 +227,7 @@ class Scheduling:
         generation.worker = decision.worker
         generation.placed_at = now
         self._hands.send(generation, desk.engine)
-        desk.reserve(generation, decision.prefix_hits)
+        desk.reserve(generation, decision.prefix_hits, now)
         if request.priority is not Priority.INTERACTIVE:
             self._pausable[request.model].setdefault(decision.worker, {})[generation.key] = generation
         self._show(desk)
@@ -252,7 +252,7 @@ class Scheduling:
             generation = desk.generation(view.key)
             self._hands.pause(generation, desk.engine)
             self._release(desk, generation)
-        desk.hear()
+        desk.hear(now)
         self._show(desk)
         return True
 
