@@ -73,7 +73,7 @@ async def flood(tenant: Tenant, stop: asyncio.Event) -> list[Answer]:
     return answers
 
 
-async def run(seconds: float = 60.0) -> str:
+async def run(seconds: float = 180.0) -> str:
     async with running("synthetic", "--workers", str(WORKERS), **SETTINGS) as stack:
         noisy = Tenant(stack, stack.api_key, NOISY_TOKENS)
         calm = Tenant(stack, await stack.new_key(tenant_id="calm"), QUIET_TOKENS)

@@ -65,12 +65,12 @@ class Worker:
     async def serve(self, model: str, http: aiohttp.ClientSession) -> None:
         """Register the model and wait until the edge knows it."""
         await self.models.put(model, ModelRecord(name=model, revision="rev-1", owned_by="acme"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (await http.get(f"/v1/models/{model}")).status != 200:
                 await asyncio.sleep(0.01)
 
     async def take(self, model: str) -> GenerateRequest:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await self.queues[model].get()
 
     async def cancel_of(self, request: GenerateRequest) -> tuple[float, str]:
@@ -172,11 +172,11 @@ class Edge:
         """SIGTERM; its exit code."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

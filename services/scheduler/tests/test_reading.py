@@ -61,7 +61,7 @@ def test_what_is_left_never_grows_until_it_takes_too_long(
     assert (left == 0) == (tokens == 0)
     assert left <= tokens
     later = unread(tokens, NOW, token_seconds, NOW + passed + more)
-    assert later <= left or later == tokens and passed + more > 1.99 * tokens * token_seconds
+    assert later <= left or (later == tokens and passed + more > 1.99 * tokens * token_seconds)
     if not token_seconds or passed <= 0:
         assert left == tokens
 

@@ -166,7 +166,8 @@ def _candidates(decisions: Sequence[Decision], name: Callable[[str], int]) -> di
             workers.append(name(view.name))
             prefix_hits.append(held)
             obstacle = filter_out(request, view, policy, now)
-            scores.append(0.0 if obstacle else alone(view, weights) + for_reading(view, now, weights) + for_prefix(held, weights))
+            alone_now = alone(view, weights) + for_reading(view, now, weights)
+            scores.append(0.0 if obstacle else alone_now + for_prefix(held, weights))
     return {
         "workers": workers,
         "scores": scores,

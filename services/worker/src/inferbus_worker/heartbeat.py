@@ -17,7 +17,7 @@ from inferbus_worker.intake import Intake
 _RUNNING_SECONDS = 2.0
 # What all that runs has got since is counted so often, and who has its first token.
 _COUNT_SECONDS = 0.25
-_FIRST_SECONDS = 0.02
+_FIRST_SECONDS = 0.005
 
 
 class Load:

@@ -1,9 +1,11 @@
-"""How fast a worker reads prompts, and since when it reads what it reads now: of what it was sent, and what it tells."""
+"""How fast a worker reads prompts, and since when it reads what it reads now: of what it was sent, and what it said."""
 
 # Of the time a token takes: what the last reading says counts so much.
 _NEWEST = 0.25
 # What takes so many times as long as it should is not nearly read: the worker has something else to do.
 _TOO_LONG = 2.0
+# Of what it is thought to have read so much counts: one that has nothing to read for certain is worth more.
+_SURE = 0.5
 
 
 class Reading:
@@ -31,8 +33,8 @@ class Reading:
 
 
 def unread(tokens: int, since: float, token_seconds: float, now: float) -> int:
-    """How many of ``tokens`` are still to be read, as far as the time since says; at least one of some."""
+    """How many of ``tokens`` count as still to be read, as far as the time since says; at least one of some."""
     if not tokens or not token_seconds:
         return tokens
-    read = (now - since) / token_seconds
-    return tokens if read > _TOO_LONG * tokens else max(1, tokens - max(0, int(read)))
+    read = max(0.0, now - since) / token_seconds
+    return tokens if read > _TOO_LONG * tokens else max(1, tokens - int(_SURE * read))

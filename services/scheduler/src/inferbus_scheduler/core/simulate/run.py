@@ -30,7 +30,7 @@ class Delays:
     """From a token to the client."""
     told: float = 0.001
     """From an end to the scheduler's knowing of the room."""
-    read_told: float = 0.02
+    read_told: float = 0.005
     """From the end of a prompt's reading to the scheduler's knowing that there is less to read."""
     cache_told: float = 0.1
     """Changes of a KV cache are told together, at every multiple of it."""
