@@ -1,4 +1,6 @@
 import asyncio
+import os
+import signal
 from datetime import timedelta
 
 import pytest
@@ -272,3 +274,30 @@ async def test_reading_everything_again_under_load_makes_up_no_deletion(bus: Bus
     turns = [await one for one in writing]
     await until(lambda: all(models.get(name).revision == str(turns[at % 5]) for at, name in enumerate(names)))
     assert told == []
+
+
+async def test_a_broker_that_stands_still_makes_up_no_deletion(tmp_path) -> None:
+    """It had said that all has come while an entry was being overwritten."""
+    async with (
+        NatsServer(tmp_path) as server,
+        connect(BusConfig(server.url, "reader")) as bus,
+        connect(BusConfig(server.url, "writer")) as other,
+    ):
+        await ensure_streams(bus)
+        models, writer = await registry(bus), await registry(other)
+        await writer.put("only", ModelRecord(revision="1"))
+        await until(lambda: models.get("only") is not None)
+        told: list[str] = []
+        models.on_change(lambda name, record: told.append(name) if record is None else None)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            models._begun()
+            models._idle()
+            writing = asyncio.create_task(writer.put("only", ModelRecord(revision="2")))
+            await asyncio.sleep(1.5)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await writing
+        await until(lambda: models.get("only") == ModelRecord(revision="2"))
+        await until(lambda: not models._missing and models._sweeper is None)
+        assert told == []

@@ -9,12 +9,15 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
+from inferbus.bus.v1.decision_pb2 import ScalingDecision
+from inferbus.bus.v1.registry_pb2 import DeploymentRecord
 from inferbus.scheduler.v1.deployment_pb2 import (
     DeleteDeploymentRequest,
     GetDeploymentRequest,
     ListDeploymentsRequest,
     WatchScalingRequest,
 )
+from inferbus_runtime import clock
 
 from services.scheduler.tests.scaling_desk import Broker, Desk, broker
 
@@ -129,6 +132,22 @@ async def test_who_may_not_decide_follows_and_says_the_same(bus: Broker) -> None
     decision = await leader.decided("m", 1)
     assert list((await watch.read()).decisions) == [decision]
     assert {one.scheduler for one in await leader.stored("m")} == {"leader"}
+
+
+async def test_a_decision_that_is_heard_before_its_deployment_is_told_with_it(bus: Broker) -> None:
+    follower = await bus.desk("follower", deciding=False)
+    watch = follower.api.WatchScaling(WatchScalingRequest())
+    assert not (await watch.read()).decisions
+    now = clock.now_us()
+    decision = ScalingDecision(scheduler="leader", model="m", decision_time=clock.timestamp(now), replicas=2)
+    await follower.publisher.publish(decision)
+    async with asyncio.timeout(30):
+        while "m" not in follower.scaler._last:
+            await asyncio.sleep(0.01)
+    created = clock.timestamp(now - 1_000_000)
+    await follower.deployments.put(DeploymentRecord(model="m", min_replicas=1, max_replicas=4, create_time=created))
+    async with asyncio.timeout(30):
+        assert list((await watch.read()).decisions) == [decision]
 
 
 async def test_all_deployments_together_stay_within_the_gpu_budget(bus: Broker) -> None:

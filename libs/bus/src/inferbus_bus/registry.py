@@ -13,6 +13,7 @@ from inferbus_contracts.subjects import name_of_token, subject_token
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from inferbus_bus.connection import Bus
 from inferbus_bus.consumers import Position
@@ -97,7 +98,7 @@ class Registry(Generic[T]):
         self._deleted: list[tuple[float, str, int]] = []
         # While the whole bucket is being read: the names known before that have not come yet.
         self._missing: set[str] = set()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Task[None] | None = None
         self._callbacks: list[Callable[[str, T | None], None]] = []
         self._loaded = asyncio.Event()
         self._publisher = Publisher(bus)
@@ -176,11 +177,26 @@ class Registry(Generic[T]):
     def _idle(self) -> None:
         self._loaded.set()
         if self._missing and self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._sweep)
+            self._sweeper = asyncio.create_task(self._settle(), name="what is not in the bucket any more")
+
+    async def _settle(self) -> None:
+        """What is sent in that time is read. Where the broker or this process stands still meanwhile, it was none: then
+        it begins anew."""
+        began, settled = clock.monotonic(), False
+        while not settled:
+            await asyncio.sleep(_SETTLE_SECONDS)
+            try:
+                await self._bus.nc.flush()
+            except NatsError:
+                self._sweeper = None  # it is said again that all has come
+                return
+            before, began = began, clock.monotonic()
+            settled = began - before < 2 * _SETTLE_SECONDS
+        self._sweeper = None
+        self._sweep()
 
     def _sweep(self) -> None:
         """The whole bucket has been read: what has not come was deleted."""
-        self._sweeper = None
         if not self._reader.following:
             return  # it will begin anew
         missing, self._missing = self._missing, set()

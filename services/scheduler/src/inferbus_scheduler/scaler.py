@@ -71,6 +71,8 @@ class Scaler:
         self._watched: dict[str, Watched] = {}
         self._states: dict[str, State] = {}
         self._last: dict[str, ScalingDecision] = {}
+        # Models with a deployment at the last look: a decision may be heard before its deployment is.
+        self._scaled: set[str] = set()
         self._changed = asyncio.Event()
         self._reader = OrderedReader(bus, stream="DECISIONS", subject="dec.scaling.>", on_message=self._heard)
 
@@ -147,6 +149,9 @@ class Scaler:
             self._watched.pop(model)
             self._states.pop(model, None)
         self._forget(scaled)
+        if scaled.keys() != self._scaled:
+            self._scaled = set(scaled)
+            self._wake()
         deciding = self._decides()
         queued = await self._queued() if deciding and scaled else Counter[str]()
         for model in scaled:
@@ -254,6 +259,10 @@ class Scaler:
         if known is not None and clock.unix_us(known.decision_time) >= clock.unix_us(decision.decision_time):
             return
         self._last[decision.model] = decision
+        self._wake()
+
+    def _wake(self) -> None:
+        """Whoever follows looks again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
