@@ -28,6 +28,8 @@ class Drain:
         self._generations = generations
         self._intake = intake
         self._task: asyncio.Task[None] | None = None
+        # It was not finished: what is left is left, and the fleet is not told anything more.
+        self._gave_up = False
 
     async def begin(self, grace: float | None = None) -> None:
         """Returns when the fleet was told. What runs after ``grace`` seconds is given to other workers, by the
@@ -57,6 +59,7 @@ class Drain:
             await self._let_go()
 
     async def _let_go(self) -> None:
+        self._gave_up = True
         await self._source.stop()
         self._intake.let_go()
 
@@ -69,5 +72,7 @@ class Drain:
         await self._source.stop()
         await self._generations.idle()
         await self._intake.settled()
+        if self._gave_up:
+            return  # its entry is being deleted, as it is
         # What came too late for this worker need not wait here.
         await self._registration.move(State.DRAINED, clock.now_us())
