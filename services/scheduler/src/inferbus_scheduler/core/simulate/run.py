@@ -30,8 +30,9 @@ class Delays:
     """From a token to the client."""
     told: float = 0.001
     """From an end to the scheduler's knowing of the room."""
-    read_told: float = 0.005
-    """From the end of a prompt's reading to the scheduler's knowing that there is less to read."""
+    read_told: float = 0.02
+    """From the end of a prompt's reading to the scheduler's knowing that there is less to read: its first token comes
+    with a step, and workers look for it each 5 ms."""
     cache_told: float = 0.1
     """Changes of a KV cache are told together, at every multiple of it."""
     moved: float = 0.02
