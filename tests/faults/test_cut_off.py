@@ -20,7 +20,9 @@ from tests.harness.local import Stack, running, until
 from tests.harness.streams import chat
 
 NAME = f"inferbus-{os.getpid()}"
-HERE, THERE = "10.213.7.1", "10.213.7.2"
+# Two addresses of its own: a cable that another run left behind, since it was killed, leads nowhere.
+_NET = f"10.213.{os.getpid() >> 6 & 255}"
+HERE, THERE = (f"{_NET}.{(os.getpid() & 63) * 4 + end}" for end in (1, 2))
 LEASE_SECONDS = 3
 
 
