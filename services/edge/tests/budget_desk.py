@@ -6,12 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
-import aiohttp
 from inferbus.bus.v1.frame_pb2 import Close, Frame
 from inferbus.bus.v1.registry_pb2 import (
-    BudgetGrant,
     BudgetLedgerRecord,
     BudgetPeriod,
     BudgetRecord,
@@ -52,31 +49,25 @@ class Desk:
 
     async def price(self, version: str, **fields: str) -> None:
         amounts = {"output_per_million": "1000000", "input_per_million": "0", "currency": "USD"}
-        await self.put("prices", version, PriceRecord(rate_version=version, model=MODEL.name, **{**amounts, **fields}))
+        record = PriceRecord(rate_version=version, model=MODEL.name, **{**amounts, **fields})
+        await self.prices.put(version, record)
 
     async def budget(self, tenant: str, amount: str) -> None:
         record = BudgetRecord(
             tenant_id=tenant, period=MONTH, amount=amount, currency="USD", hard=True,
             update_time=clock.timestamp(clock.now_us()),
         )  # fmt: skip
-        await self.put("budgets", ledgers.budget_name(record), record)
-
-    async def put(self, bucket: str, name: str, record: Any) -> None:
-        """Returns when the edge's part has heard of it: it has a watch of its own."""
-        stored = await getattr(self, bucket).put(name, record)
-        theirs: Registry[Any] = getattr(self.edge._records, f"_{bucket}")
-        await until(lambda: theirs.revision(name) >= stored.sequence)
+        await self.budgets.put(ledgers.budget_name(record), record)
 
     async def customer(self, tenant: str, model: str, amount: str) -> str:
-        """The secret of its key; a token of ``model`` costs 1. An edge that is a process hears of it later: see
-        :func:`knows`."""
+        """The secret of its key; a token of ``model`` costs 1."""
         secret = mint(os.urandom(32))
         key = KeyRecord(
             key_id=f"key_{tenant}", tenant_id=tenant, project_id="web", prefix=prefix_of(secret), scopes=["inference"]
         )
         await self.keys.put(key_hash(secret), key)
         price = PriceRecord(rate_version=f"{model}-1", model=model, currency="USD", output_per_million="1000000")
-        await self.put("prices", price.rate_version, price)
+        await self.prices.put(price.rate_version, price)
         await self.budget(tenant, amount)
         return secret
 
@@ -112,61 +103,18 @@ class Desk:
             return False
         return True
 
-    async def heard(self) -> None:
-        """What is stored of ledgers by now is known here."""
-        await heard(self.ledgers)
-
     def granted(self, tenant: str) -> Decimal:
         return ledgers.total_granted(self.ledger(tenant)[1])
-
-    def grants(self, tenant: str) -> list[BudgetGrant]:
-        """None as long as its ledger is not known here."""
-        found = [record for name, record in self.ledgers.items().items() if name.startswith(f"tenant:{tenant}#")]
-        return [grant for record in found for grant in record.grants]
-
-    def ended(self, tenant: str) -> bool:
-        """Whether there were grants, and none is in use."""
-        found = self.grants(tenant)
-        return bool(found) and all(one.ended for one in found)
 
     def ledger(self, tenant: str) -> tuple[str, BudgetLedgerRecord]:
         name = next(one for one in self.ledgers.items() if one.startswith(f"tenant:{tenant}#"))
         return name, self.ledgers.items()[name]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
-
-
-async def heard(known: Registry[BudgetLedgerRecord]) -> None:
-    """What is stored in the bucket by now is ``known``: a watch tells all in the order in which it was stored."""
-    stored = await known.put("heard", BudgetLedgerRecord())
-    await until(lambda: known.revision("heard") >= stored.sequence)
-
-
-async def knows(http: aiohttp.ClientSession, worker: Any, model: str, most: int, scope: str = "organization") -> None:
-    """Returns when the edge has heard of the key, the price (1 for each output token) and the budget of this ``scope``:
-    for that it refuses what may cost more than ``most``. What it lets in before that is answered with nothing, and so
-    costs nothing."""
-    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": most + 1}
-
-    async def answer() -> None:
-        while True:
-            worker.close(await worker.queues[model].get(), 0)
-
-    answering = asyncio.create_task(answer())
-    try:
-        async with asyncio.timeout(30):
-            while True:
-                async with http.post("/v1/chat/completions", json=body) as answered:
-                    said = (await answered.json()).get("error", {}).get("message", "")
-                    if f"the budget of this {scope} " in said:
-                        return
-                await asyncio.sleep(0.01)
-    finally:
-        answering.cancel()
 
 
 @asynccontextmanager
@@ -184,8 +132,8 @@ async def desk_at(server: NatsServer) -> AsyncIterator[Desk]:
         )  # fmt: skip
         for one in (made.keys, made.prices, made.budgets, made.ledgers, made.deployments):
             await one.start()
-        await made.edge.start()
         await made.price("accounts-1")
+        await made.edge.start()
         yield made
         await made.edge.stop()
         for one in (made.keys, made.prices, made.budgets, made.ledgers, made.deployments):

@@ -51,7 +51,7 @@ class Rig:
 
 async def seen(rig: Rig, secret: str, reason: str, message: str = "") -> InferBusError:
     """The refusal with this reason (and message), once the registry's watch has brought it."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while True:
             refused = refusal(rig, {"authorization": f"Bearer {secret}"})
             if refused is not None and refused.reason == reason and message in refused.message:
@@ -88,7 +88,7 @@ async def rig(bus: Bus) -> AsyncIterator[Rig]:
 
 
 async def accepted(rig: Rig, headers: dict[str, str], scope: str = "inference") -> KeyRecord:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while refusal(rig, headers, scope) is not None:
             await asyncio.sleep(0.01)
     return rig.auth.require(headers, scope)
@@ -173,7 +173,7 @@ async def test_what_a_key_s_tenant_and_project_are(rig: Rig) -> None:
     project = ProjectRecord(tenant_id=record.tenant_id, project_id="web", name="Web")
     await rig.put("tenants", record.tenant_id, tenant)
     await rig.put("projects", f"{record.tenant_id}/web", project)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while rig.auth.tenant_of(record) != tenant or rig.auth.project_of(record) != project:
             await asyncio.sleep(0.01)
 
@@ -188,7 +188,7 @@ async def test_what_a_key_s_tenant_and_project_are(rig: Rig) -> None:
 async def test_what_a_scope_grants(rig: Rig, scopes: list[str], granted: set[str]) -> None:
     secret, _ = await rig.key(scopes=scopes)
     headers = {"x-api-key": secret}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while (first := refusal(rig, headers)) is not None and first.reason == "invalid_api_key":
             await asyncio.sleep(0.01)
     refusals = {scope: refusal(rig, headers, scope) for scope in ("inference", "tenant_admin", "admin")}

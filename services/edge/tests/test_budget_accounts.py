@@ -11,13 +11,12 @@ import aiohttp
 import pytest
 from inferbus.bus.v1.frame_pb2 import Fence, Frame
 from inferbus.bus.v1.registry_pb2 import BudgetLedgerRecord, DeploymentRecord, PriceRecord
-from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import choice_id
 from inferbus_rating import ledger as ledgers
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
 
-from services.edge.tests.budget_desk import MODEL, Desk, desk_at, knows, until
+from services.edge.tests.budget_desk import MODEL, Desk, desk_at, until
 from tests.harness.standing import standing_still
 
 MANY = 60
@@ -27,18 +26,18 @@ async def test_a_ledger_that_cannot_be_changed_stops_no_other(rig: Any, tmp_path
     async with rig.broker(tmp_path) as server, desk_at(server) as desk:
         for tenant in ("stuck", "other"):
             await desk.budget(tenant, "10")
+        await asyncio.sleep(0.3)
         for tenant in ("stuck", "other"):
             desk.end(tenant, await desk.call(tenant), 1)
-        await desk.heard()
         name, record = desk.ledger("stuck")
         for n in range(200):
             record.grants.add(edge=f"edge-{n}" * 20, boot=n, granted="0", ended=True)
         await desk.ledgers.update(name, record, desk.ledgers.revision(name))
-        asked = await desk.bus.nc.request("$JS.API.STREAM.INFO.KV_budget_ledgers", b"", timeout=30)
+        asked = await desk.bus.nc.request("$JS.API.STREAM.INFO.KV_budget_ledgers", b"", timeout=5)
         config = {**json.loads(asked.data)["config"], "max_msg_size": 5000}
-        await desk.bus.nc.request("$JS.API.STREAM.UPDATE.KV_budget_ledgers", json.dumps(config).encode(), timeout=30)
+        await desk.bus.nc.request("$JS.API.STREAM.UPDATE.KV_budget_ledgers", json.dumps(config).encode(), timeout=5)
         running = asyncio.create_task(desk.edge.run())
-        await until(lambda: desk.ended("other"))
+        await until(lambda: all(one.ended for one in desk.ledger("other")[1].grants))
         assert not desk.ledger("stuck")[1].grants[0].ended
         running.cancel()
 
@@ -48,25 +47,21 @@ async def test_a_call_that_comes_while_other_budgets_are_looked_after_keeps_what
     for tenant in others:
         await desk.budget(tenant, "100000")
     await desk.budget("accounts-x", "10")
+    await asyncio.sleep(0.3)
     running = asyncio.create_task(desk.edge.run())
     stopping = asyncio.Event()
 
     async def used(tenant: str) -> None:
         """So that the edge gives back something of it in each round, with a change of its ledger."""
         while not stopping.is_set():
-            try:
-                desk.end(tenant, await desk.call(tenant), 1)
-            except InferBusError as error:
-                if error.error_class != ErrorClass.ERROR_CLASS_UNAVAILABLE:  # the broker stands still
-                    raise
+            desk.end(tenant, await desk.call(tenant), 1)
             await asyncio.sleep(0.9)
 
     using = [asyncio.create_task(used(tenant)) for tenant in others]
     try:
-        # The others' accounts are there first, and so looked after first.
-        await until(lambda: all(desk.grants(tenant) for tenant in others))
+        await asyncio.sleep(0.5)  # the others' accounts are there first, and so looked after first
         desk.end("accounts-x", await desk.call("accounts-x"), 1)
-        await until(lambda: desk.ended("accounts-x"))
+        await until(lambda: all(one.ended for one in desk.ledger("accounts-x")[1].grants))
         name, _ = desk.ledger("accounts-x")
         # The meter puts the charge in place of the grant: what the edge has of it is void, and thrown away next time.
         await desk.ledgers.update(name, BudgetLedgerRecord(settled="1"), desk.ledgers.revision(name))
@@ -83,11 +78,8 @@ async def test_a_call_that_comes_while_other_budgets_are_looked_after_keeps_what
             try:
                 await desk.call("accounts-x")
                 held += 1
-            except InferBusError as error:
-                if error.reason == "insufficient_quota":
-                    break
-                if error.error_class != ErrorClass.ERROR_CLASS_UNAVAILABLE:  # the broker stands still
-                    raise
+            except InferBusError:
+                break
             await asyncio.sleep(0.02)
         assert held == 9
     finally:
@@ -98,9 +90,11 @@ async def test_a_call_that_comes_while_other_budgets_are_looked_after_keeps_what
 
 async def test_where_a_price_cannot_be_read_a_hard_budget_refuses(desk: Desk) -> None:
     await desk.budget("accounts-p", "10")
-    await desk.put("prices", "accounts-2", PriceRecord(rate_version="accounts-2", model="another", currency="USD"))
+    await desk.prices.put("accounts-2", PriceRecord(rate_version="accounts-2", model="another", currency="USD"))
+    await asyncio.sleep(0.2)
     await desk.call("accounts-p")
     await desk.price("accounts-1", output_per_million="much")  # past the API
+    await asyncio.sleep(0.2)
     with pytest.raises(InferBusError) as refused:
         await desk.call("accounts-p")
     assert refused.value.reason == "price_unreadable"
@@ -113,7 +107,7 @@ async def test_a_client_that_leaves_while_its_answer_is_to_be_stored_leaves_noth
     tenant = "accounts-leaver"
     secret = await desk.customer(tenant, model, "50")
     async with rig.session(edge, secret) as http:
-        await knows(http, worker, model, 50)
+        await asyncio.sleep(0.3)
         asked = asyncio.create_task(http.post("/v1/chat/completions", json=rig.chat(model, max_tokens=4)))
         await worker.answer(model, ["a"])
         assert (await asked).status == 200
@@ -122,7 +116,7 @@ async def test_a_client_that_leaves_while_its_answer_is_to_be_stored_leaves_noth
                 "/v1/responses", json={"model": model, "input": "hello", "max_output_tokens": 4},
                 timeout=aiohttp.ClientTimeout(total=0.5),
             )  # fmt: skip
-    await until(lambda: desk.ended(tenant) and all(Decimal(one.granted) == 1 for one in desk.grants(tenant)))
+    await until(lambda: all(one.ended and Decimal(one.granted) == 1 for one in desk.ledger(tenant)[1].grants))
 
 
 async def test_what_a_dearer_fallback_would_cost_is_reserved(desk: Desk) -> None:
@@ -185,6 +179,7 @@ async def test_choices_that_are_answered_by_different_fallbacks_cost_no_more_tha
 
 async def test_the_end_of_a_worker_that_was_taken_over_from_settles_nothing(desk: Desk) -> None:
     await desk.budget("accounts-moved", "2")
+    await asyncio.sleep(0.3)
     kept, first = await desk.call("accounts-moved"), await desk.call("accounts-moved")
     desk.edge.on_frame(Frame(fences=[Fence(request_id=first, attempt=2)]))
     desk.end("accounts-moved", first, 0)

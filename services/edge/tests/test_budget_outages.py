@@ -1,7 +1,6 @@
 """Budgets of an edge that is cut off from the broker, and of calls of which nobody hears any more."""
 
 import asyncio
-import itertools
 import signal
 from decimal import Decimal
 from pathlib import Path
@@ -16,10 +15,8 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
 
-from services.edge.tests.budget_desk import Desk, desk_at, knows, until
+from services.edge.tests.budget_desk import Desk, desk_at, until
 from tests.harness.standing import stand_still, standing_still
-
-ACTIVE = "inferbus_streams_active "
 
 
 async def test_an_edge_that_was_cut_off_takes_new_grants_and_leaves_its_old_ones(
@@ -28,26 +25,20 @@ async def test_an_edge_that_was_cut_off_takes_new_grants_and_leaves_its_old_ones
     """Others may have seen its lease end: 13 s stand between that and its next call."""
     secret = await desk.customer("accounts-cut", model, "100")
     async with rig.run_edge(nats_server, tmp_path) as cut, rig.session(cut, secret) as http:
-        await knows(http, worker, model, 100)
+        await asyncio.sleep(0.3)
 
         async def one() -> int:
             asked = asyncio.create_task(http.post("/v1/chat/completions", json=rig.chat(model, max_tokens=1)))
             await worker.answer(model, ["a"])
             return int((await asked).status)
 
-        async with asyncio.timeout(60):
-            for spent in itertools.count(1):  # once a second it gives back what is left to spend
-                assert await one() == 200
-                stand_still(cut.process.pid)
-                await desk.heard()
-                (old,) = desk.ledger("accounts-cut")[1].grants
-                if Decimal(old.granted) > spent:
-                    break
-                cut.process.send_signal(signal.SIGCONT)
+        assert await one() == 200
+        (old,) = desk.ledger("accounts-cut")[1].grants
+        assert Decimal(old.granted) > 1, "some is left to spend"
+        cut.process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(13.5)
         cut.process.send_signal(signal.SIGCONT)
         assert await one() == 200
-        await desk.heard()
         known, new = desk.ledger("accounts-cut")[1].grants
         assert known == old, "the meter's business"
         assert (new.edge, new.boot > old.boot) == (old.edge, True)
@@ -58,32 +49,26 @@ async def test_an_edge_that_is_cut_off_accepts_nothing_until_it_is_back(
     rig: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: float
 ) -> None:
     """Its 9 s are 0.9 here, its 13 s are ``known``: after these it leaves what it was granted to the meter."""
-    for name, seconds in (("_RENEW_SECONDS", 0.3), ("_SPENDS_SECONDS", 0.9), ("_KNOWN_SECONDS", 60.0)):
+    for name, seconds in (("_RENEW_SECONDS", 0.3), ("_SPENDS_SECONDS", 0.9), ("_KNOWN_SECONDS", known)):
         monkeypatch.setattr(budget_holder, name, seconds)
     for name, seconds in (("_TICK_SECONDS", 0.1), ("_PATIENCE_SECONDS", 0.5)):
         monkeypatch.setattr(budgets, name, seconds)
     async with rig.broker(tmp_path) as server, desk_at(server) as desk:
-
-        async def accepted() -> None:
-            async with asyncio.timeout(30):
-                while not await desk.accepts("cut"):  # whoever stands still for 0.9 s is cut off as well
-                    await asyncio.sleep(0.05)
-
         await desk.budget("cut", "100")
+        await asyncio.sleep(0.3)
         running = asyncio.create_task(desk.edge.run())
         for _ in range(10):
-            await accepted()
-        await desk.heard()
+            await desk.call("cut")
         old = desk.ledger("cut")[1].grants[-1]
         assert Decimal(old.granted) > 10, "some is left to spend"
-        monkeypatch.setattr(budget_holder, "_KNOWN_SECONDS", known)
         with standing_still(server.pid):
             await asyncio.sleep(1.6)
             with pytest.raises(InferBusError) as refused:
                 await desk.call("cut")
             assert refused.value.error_class == ErrorClass.ERROR_CLASS_UNAVAILABLE
-        await accepted()
-        await desk.heard()
+        async with asyncio.timeout(20):
+            while not await desk.accepts("cut"):
+                await asyncio.sleep(0.05)
         grants = desk.ledger("cut")[1].grants
         if known < 1.6:
             assert old in grants, "the meter's business"
@@ -104,7 +89,6 @@ async def test_what_may_be_on_the_log_stays_reserved_and_what_was_not_sent_does_
         secret = await desk.customer("lost", model, "100")
         async with rig.session(edge, secret) as http:
             await worker.serve(model, http)
-            await knows(http, worker, model, 100)
 
             async def ask(tokens: int) -> tuple[int, str]:
                 async with http.post("/v1/chat/completions", json=rig.chat(model, max_tokens=tokens)) as answer:
@@ -126,20 +110,10 @@ async def test_what_may_be_on_the_log_stays_reserved_and_what_was_not_sent_does_
             request = await worker.take(model)
             # Whose answer has begun, its acceptance has come: the broker may hand on a request before it says so.
             tokens = worker.say(request, ["a"])
-            await asyncio.wait_for(begun.wait(), 30)
-
-            async def answering() -> int:
-                """How many calls the edge is about, by what it says of itself."""
-                async with http.get("/metrics") as answer:
-                    (line,) = [one for one in (await answer.text()).splitlines() if one.startswith(ACTIVE)]
-                    return int(float(line.removeprefix(ACTIVE)))
-
+            await asyncio.wait_for(begun.wait(), 10)
             stand_still(server.pid)
             lost = asyncio.create_task(ask(1))
-            async with asyncio.timeout(30):
-                while await answering() < 2:
-                    await asyncio.sleep(0.01)
-            await answering()  # what it had to send when it said so is sent
+            await asyncio.sleep(0.3)
             await server.kill()  # so that it never came onto the log: nobody can know that
             assert await lost == (503, "bus_unavailable")
             assert await ask(1) == (503, "bus_unavailable")  # certainly not sent
@@ -157,10 +131,11 @@ async def test_what_never_ends_is_forgotten_when_no_stream_can_have_it_any_more(
     """The 26 h are 2 s here. An edge that stops before leaves its lease, and with it what is open, to the meter."""
     monkeypatch.setattr(budgets, "_FORGET_SECONDS", 2.0)
     await desk.budget("accounts-never", "10")
+    await asyncio.sleep(0.3)
     begun = clock.monotonic()
     await desk.call("accounts-never")
     running = asyncio.create_task(desk.edge.run())
-    await until(lambda: desk.ended("accounts-never"))
+    await until(lambda: all(one.ended for one in desk.ledger("accounts-never")[1].grants))
     assert clock.monotonic() - begun >= 2.0
     assert desk.granted("accounts-never") == 0
     running.cancel()

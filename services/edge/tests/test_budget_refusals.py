@@ -50,12 +50,12 @@ class Place:
     async def takes(self, messages: int) -> None:
         """REQUESTS has room for so many from now on."""
         await self._asked("STREAM.PURGE.REQUESTS")
-        await self.bus.nc.request("req.filler.x", b"", timeout=30)
+        await self.bus.nc.request("req.filler.x", b"", timeout=5)
         config = (await self._asked("STREAM.INFO.REQUESTS"))["config"]
         await self._asked("STREAM.UPDATE.REQUESTS", {**config, "max_msgs": messages + 1})
 
     async def _asked(self, subject: str, body: Any = None) -> Any:
-        reply = await self.bus.nc.request(f"$JS.API.{subject}", json.dumps(body).encode() if body else b"", timeout=30)
+        reply = await self.bus.nc.request(f"$JS.API.{subject}", json.dumps(body).encode() if body else b"", timeout=5)
         answer = json.loads(reply.data)
         assert "error" not in answer, answer
         return answer
@@ -71,7 +71,7 @@ class Place:
         return sum((Decimal(one.granted) for one in grants), Decimal(0)) if all(one.ended for one in grants) else None
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
@@ -98,7 +98,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory, rig: Any) -> AsyncIter
             update_time=clock.timestamp(clock.now_us()),
         )  # fmt: skip
         await budgets.put(ledgers.budget_name(budget), budget)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             while (await http.get(f"/v1/models/{MODEL}")).status != 200:
                 await asyncio.sleep(0.02)
         yield Place(bus, server, edge, http, known)

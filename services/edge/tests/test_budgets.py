@@ -31,8 +31,6 @@ from inferbus_rating import ledger as ledgers
 from inferbus_runtime import clock
 from inferbus_stack.nats import NatsServer
 
-from services.edge.tests.budget_desk import heard, knows
-
 _names = itertools.count(1)
 PREPAID = BudgetPeriod.BUDGET_PERIOD_PREPAID
 MONTH = BudgetPeriod.BUDGET_PERIOD_MONTH
@@ -134,30 +132,16 @@ async def answering(worker: Any, model: str) -> AsyncIterator[list[Any]]:
         task.cancel()
 
 
-@asynccontextmanager
-async def spending(
-    edge: Any, secret: str, worker: Any, model: str, most: int
-) -> AsyncIterator[tuple[aiohttp.ClientSession, list[Any]]]:
-    """A client of an edge that has heard that there is ``most``, and what :func:`answering` gives."""
-    async with client(edge, secret) as http:
-        await knows(http, worker, model, most)
-        async with answering(worker, model) as came:
-            yield http, came
+async def known(http: aiohttp.ClientSession, model: str) -> None:
+    async with asyncio.timeout(5):
+        while (await http.get(f"/v1/models/{model}")).status != 200:
+            await asyncio.sleep(0.02)
 
 
 async def status(http: aiohttp.ClientSession, body: dict[str, Any], **headers: str) -> int:
-    """Of a call that is made again where it is told to: on a machine that stands still many wait for one budget."""
-    while True:
-        async with http.post("/v1/chat/completions", json=body, headers=headers) as response:
-            if response.status != 503 or (await response.json())["error"]["code"] != "budget_busy":
-                await response.read()
-                return response.status
-
-
-async def until_answered(http: aiohttp.ClientSession, body: dict[str, Any]) -> None:
-    async with asyncio.timeout(30):
-        while await status(http, body) != 200:
-            await asyncio.sleep(0.01)
+    async with http.post("/v1/chat/completions", json=body, headers=headers) as response:
+        await response.read()
+        return response.status
 
 
 async def until_refused(http: aiohttp.ClientSession, body: dict[str, Any], most: int) -> int:
@@ -177,17 +161,16 @@ async def test_a_thousand_parallel_calls_at_two_edges_spend_no_more_than_the_bud
     await office.budget(tenant, "50")
     async with (
         rig.run_edge(nats_server, tmp_path) as other,
+        answering(worker, model) as came,
         client(edge, secret) as one,
         client(other, secret) as two,
     ):
-        for http in (one, two):
-            await knows(http, worker, model, 50)
+        await known(one, model)
+        await known(two, model)
         body = rig.chat(model, max_tokens=1)
-        async with answering(worker, model) as came:
-            got = await asyncio.gather(*(status((one, two)[n % 2], body) for n in range(1000)))
+        got = await asyncio.gather(*(status((one, two)[n % 2], body) for n in range(1000)))
         assert Counter(got) == {200: 50, 429: 950}
         assert len(came) == 50
-        await heard(office.ledgers)
         assert office.granted(tenant) == 50
         async with one.post("/v1/chat/completions", json=body) as refused:
             error = (await refused.json())["error"]
@@ -203,21 +186,17 @@ async def test_a_killed_edge_takes_no_more_with_it_than_it_was_granted(
     await office.price(model)
     await office.budget(tenant, "50")
     body = rig.chat(model, max_tokens=1)
-    async with client(edge, secret) as survivor:
-        await knows(survivor, worker, model, 50)
-        async with (
-            rig.run_edge(nats_server, tmp_path) as dying,
-            spending(dying, secret, worker, model, 50) as (http, before),
-        ):
+    async with answering(worker, model) as came, client(edge, secret) as survivor:
+        await known(survivor, model)
+        async with rig.run_edge(nats_server, tmp_path) as dying, client(dying, secret) as http:
+            await known(http, model)
             first = await asyncio.gather(*(status(http, body) for _ in range(10)))
-            assert first.count(200) == len(before) == 10
+            assert first.count(200) == 10
             dying.process.send_signal(signal.SIGKILL)
             await dying.process.wait()
-        async with answering(worker, model) as after:
-            got = await asyncio.gather(*(status(survivor, body) for _ in range(100)))
-        assert got.count(200) == len(after) <= 40
+        got = await asyncio.gather(*(status(survivor, body) for _ in range(100)))
+        assert 10 + got.count(200) == len(came) <= 50
         assert got.count(200) > 0
-        await heard(office.ledgers)
         assert office.granted(tenant) == 50
 
 
@@ -227,7 +206,7 @@ async def test_what_a_call_did_not_use_of_its_bound_is_there_for_the_next(
     tenant, secret = await office.tenant()
     await office.price(model)
     await office.budget(tenant, "20")
-    async with spending(edge, secret, worker, model, 20) as (http, _):
+    async with answering(worker, model), client(edge, secret) as http:
         # Each costs 1 and needs 10: the last one is taken when 10 are left.
         assert await until_refused(http, rig.chat(model, max_tokens=10), 20) == 11
         # A lower bound is still covered.
@@ -239,19 +218,15 @@ async def test_every_budget_that_a_call_counts_in_must_cover_it(
 ) -> None:
     tenant, secret = await office.tenant()
     await office.price(model)
-    async with client(edge, secret) as http:
-        await office.budget(tenant, "50")
-        await knows(http, worker, model, 50)
-        await office.budget(tenant, "5", project="web")
-        await knows(http, worker, model, 5, "project")
-        await office.budget(tenant, "3", key=f"key_{tenant}")
-        await knows(http, worker, model, 3, "API key")
+    await office.budget(tenant, "50")
+    await office.budget(tenant, "3", key=f"key_{tenant}")
+    await office.budget(tenant, "5", project="web")
+    async with answering(worker, model), client(edge, secret) as http:
         body = rig.chat(model, max_tokens=1)
-        async with answering(worker, model):
-            assert await until_refused(http, body, 9) == 3
-            await office.budget(tenant, "100", key=f"key_{tenant}")
-            await knows(http, worker, model, 2, "project")
-            assert await until_refused(http, body, 9) == 2
+        assert await until_refused(http, body, 9) == 3
+        await office.budget(tenant, "100", key=f"key_{tenant}")
+        await asyncio.sleep(0.2)
+        assert await until_refused(http, body, 9) == 2
         await office.budget(tenant, "4", project="web")  # below what is spent
         await asyncio.sleep(0.2)
         assert await status(http, body) == 429
@@ -263,7 +238,7 @@ async def test_a_retry_under_an_idempotency_key_reserves_nothing(
     tenant, secret = await office.tenant()
     await office.price(model)
     await office.budget(tenant, "1")
-    async with spending(edge, secret, worker, model, 1) as (http, came):
+    async with answering(worker, model) as came, client(edge, secret) as http:
         body = rig.chat(model, max_tokens=1)
         assert [await status(http, body, **{"Idempotency-Key": "once"}) for _ in range(3)] == [200, 200, 200]
         assert await status(http, body, **{"Idempotency-Key": "another"}) == 429
@@ -276,7 +251,7 @@ async def test_choices_are_reserved_and_settled_together(
     tenant, secret = await office.tenant()
     await office.price(model)
     await office.budget(tenant, "7")
-    async with spending(edge, secret, worker, model, 7) as (http, _):
+    async with answering(worker, model), client(edge, secret) as http:
         assert await until_refused(http, rig.chat(model, max_tokens=1, n=3), 9) == 2
         assert await until_refused(http, rig.chat(model, max_tokens=1), 9) == 1
 
@@ -287,21 +262,20 @@ async def test_prepaid_credits_are_spent_added_to_and_expire(
     tenant, secret = await office.tenant()
     await office.price(model)
     await office.budget(tenant)
-    async with spending(edge, secret, worker, model, 0) as (http, _):
+    async with answering(worker, model), client(edge, secret) as http:
         body = rig.chat(model, max_tokens=1)
         assert await status(http, body) == 429
         await office.credit(tenant, "2", f"{tenant}-a")
-        await until_answered(http, body)
-        assert await until_refused(http, body, 9) == 1
-        expires_us = clock.now_us() + 8_000_000
-        await office.credit(tenant, "5", f"{tenant}-b", expires_us)
-        await until_answered(http, body)
-        assert await status(http, body) == 200
-        await asyncio.sleep((expires_us - clock.now_us()) / 1e6)
+        await asyncio.sleep(0.2)
+        assert await until_refused(http, body, 9) == 2
+        await office.credit(tenant, "5", f"{tenant}-b", clock.now_us() + 1_500_000)
+        await asyncio.sleep(0.2)
+        assert [await status(http, body) for _ in range(2)] == [200, 200]
+        await asyncio.sleep(1.5)
         assert await until_refused(http, body, 9) <= 3  # what the edge had asked for before
         await office.credit(tenant, "1", f"{tenant}-c", clock.now_us() + 3_600_000_000)
-        await until_answered(http, body)
-        assert await until_refused(http, body, 9) == 0
+        await asyncio.sleep(0.2)
+        assert await until_refused(http, body, 9) == 1
 
 
 async def test_what_costs_nothing_is_never_refused_and_another_currency_always(
@@ -311,11 +285,9 @@ async def test_what_costs_nothing_is_never_refused_and_another_currency_always(
     await office.budget(tenant, "0")
     async with answering(worker, model), client(edge, secret) as http:
         body = rig.chat(model, max_tokens=1)
-        await until_answered(http, body)  # as soon as it knows the key
+        assert await status(http, body) == 200
         await office.price(model, "EUR")
-        async with asyncio.timeout(30):
-            while await status(http, body) == 200:
-                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
         async with http.post("/v1/chat/completions", json=body) as refused:
             error = (await refused.json())["error"]
         assert error["code"] == "insufficient_quota"
@@ -334,7 +306,6 @@ async def test_an_idle_edge_ends_its_grant_and_takes_it_up_again(
         return [grant.ended for one in ledgers for grant in one.grants]
 
     async with client(edge, secret) as http:
-        await knows(http, worker, model, 50)
         for spent in (1, 2):
             asked = asyncio.create_task(status(http, rig.chat(model, max_tokens=5)))
             request = await worker.queues[model].get()
@@ -352,17 +323,12 @@ async def test_an_edge_gives_back_what_it_does_not_use(
     tenant, secret = await office.tenant()
     await office.price(model)
     await office.budget(tenant, "50")
-    async with rig.run_edge(nats_server, tmp_path) as other:
+    async with answering(worker, model), rig.run_edge(nats_server, tmp_path) as other:
         async with client(other, secret) as http:
-            await knows(http, worker, model, 50)
-            asked = asyncio.create_task(status(http, rig.chat(model, max_tokens=5)))
-            request = await worker.take(model)
-            await heard(office.ledgers)
-            assert office.granted(tenant) >= 5  # while the call runs
-            worker.close(request, worker.say(request, ["a"]))
-            assert await asked == 200
+            await known(http, model)
+            assert await status(http, rig.chat(model, max_tokens=5)) == 200
+            assert office.granted(tenant) >= 5
         await other.stop()
-    await heard(office.ledgers)
     assert office.granted(tenant) == 1
-    async with spending(edge, secret, worker, model, 49) as (http, _):
+    async with answering(worker, model), client(edge, secret) as http:
         assert await until_refused(http, rig.chat(model, max_tokens=1), 60) == 49

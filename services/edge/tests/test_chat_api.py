@@ -39,7 +39,7 @@ async def able(worker: Any, model: str, http: aiohttp.ClientSession, rig: Any) -
     await worker.models.put(model, ModelRecord(name=model, revision="rev-1", capabilities=ALL))
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}
     body = rig.chat(model, logprobs=True) | {"messages": [image]}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         # Both are refused: the second one once the edge knows that the first one is not.
         while (await (await http.post(PATH, json=body)).json())["error"]["param"] == "logprobs":
             await asyncio.sleep(0.01)
@@ -262,7 +262,7 @@ async def test_stored_completions(client: AsyncOpenAI, worker: Any, able: str, s
 
 async def _retrieved(client: AsyncOpenAI, name: str) -> Any:
     """Stored when it has ended, which is a moment after the client has it."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while True:
             try:
                 return await client.chat.completions.retrieve(name)

@@ -194,7 +194,7 @@ async def capable(worker: Any, model: str, http: aiohttp.ClientSession) -> str:
     """A model that serves completions."""
     await worker.models.put(model, ModelRecord(name=model, revision="rev-1", capabilities=["completions", "logprobs"]))
     body = {"model": model, "prompt": "x", "logit_bias": {"1": 1}}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         # Refused in any case, for the parameter once the edge knows the capabilities.
         while (await (await http.post("/v1/completions", json=body)).json())["error"]["param"] != "logit_bias":
             await asyncio.sleep(0.01)

@@ -46,7 +46,7 @@ async def told(bus: Any, request_id: bytes) -> list[Told]:
 
 async def told_at_last(bus: Any, request_id: bytes, count: int = 1) -> list[tuple[str, int]]:
     """The same without the edges, once there are ``count``."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         while len(found := await told(bus, request_id)) < count:
             await asyncio.sleep(0.1)
     return [(end, tokens) for _, end, tokens in found]

@@ -173,7 +173,7 @@ async def serve_vectors(worker: Any, model: str, http: aiohttp.ClientSession, di
     record = ModelRecord(name=model, revision="rev-1", capabilities=["embeddings"], embedding_dimensions=dimensions)
     await worker.models.put(model, record)
     body = {"model": model, "input": "x", "dimensions": dimensions + 1}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         # Refused in any case, for the parameter once the edge knows the record.
         while (await (await http.post(PATH, json=body)).json())["error"]["param"] != "dimensions":
             await asyncio.sleep(0.01)

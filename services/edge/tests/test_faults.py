@@ -38,7 +38,7 @@ class Raw:
         self.writer.write(head.encode() + b"\r\n" + data)
 
     async def until(self, mark: bytes) -> bytes:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             return await self.reader.readuntil(mark)
 
     def cut(self) -> None:
@@ -60,47 +60,38 @@ async def started(edge: Any, worker: Any, model: str, rig: Any, **fields: Any) -
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_a_client_that_leaves_cancels_its_stream(edge: Any, worker: Any, model: str, rig: Any, how: str) -> None:
-    """At once: the quickest of five says so, whichever of them the machine holds up."""
-    took = []
-    for _ in range(5):
-        client, request = await started(edge, worker, model, rig)
-        left = time.monotonic()
-        client.cut() if how == "reset" else client.writer.close()
-        at, reason = await worker.cancel_of(request)
-        assert reason == "client_gone"
-        took.append(at - left)
-    assert min(took) < 0.1
+    client, request = await started(edge, worker, model, rig)
+    left = time.monotonic()
+    client.cut() if how == "reset" else client.writer.close()
+    at, reason = await worker.cancel_of(request)
+    assert reason == "client_gone"
+    assert at - left < 0.1
 
 
 async def test_a_client_that_leaves_cancels_its_unary_request(edge: Any, worker: Any, model: str, rig: Any) -> None:
-    took = []
-    for _ in range(5):
-        client = await Raw.connect(edge.url)
-        client.post(rig.API_KEY, rig.chat(model))
-        request = await worker.take(model)
-        left = time.monotonic()
-        client.writer.close()
-        at, reason = await worker.cancel_of(request)
-        assert reason == "client_gone"
-        took.append(at - left)
-    assert min(took) < 0.1
+    client = await Raw.connect(edge.url)
+    client.post(rig.API_KEY, rig.chat(model))
+    request = await worker.take(model)
+    left = time.monotonic()
+    client.writer.close()
+    at, reason = await worker.cancel_of(request)
+    assert (reason, at - left < 0.1) == ("client_gone", True)
 
 
 async def test_a_cancel_that_was_lost_is_said_again_but_not_for_each_token(
     edge: Any, worker: Any, model: str, rig: Any
 ) -> None:
-    """Once a second."""
     client, request = await started(edge, worker, model, rig)
-    left = time.monotonic()
     client.writer.close()
     await worker.cancel_of(request)
-    async with asyncio.timeout(30):
-        for index in itertools.count(1):
-            worker.step((request, index, "more"))
-            await asyncio.sleep(0.01)
-            if worker.cancels[request.request_id] > 1:
-                break
-    assert worker.cancels[request.request_id] - 1 <= time.monotonic() - left
+    before = worker.cancels
+    deadline = time.monotonic() + 5
+    for index in itertools.count(1):
+        worker.step((request, index, "more"))
+        await asyncio.sleep(0.01)
+        if worker.cancels > before or time.monotonic() > deadline:
+            break
+    assert worker.cancels == before + 1
 
 
 async def test_a_request_that_nobody_waits_for_is_cancelled(edge: Any, worker: Any, model: str, rig: Any) -> None:
@@ -186,7 +177,7 @@ async def test_http_1_0_gets_a_stream_that_ends_with_its_connection(
     client = await Raw.connect(edge.url)
     client.post(rig.API_KEY, rig.chat(model, stream=True), version="1.0")
     await worker.answer(model, ["a"])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         answer = await client.reader.read()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"chunked" not in head
@@ -195,38 +186,30 @@ async def test_http_1_0_gets_a_stream_that_ends_with_its_connection(
     assert body.endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_silent_stream_gets_comments(
-    nats_server: NatsServer, worker: Any, model: str, rig: Any, tmp_path: Any
-) -> None:
-    async with rig.run_edge(nats_server, tmp_path, KEEPALIVE_INTERVAL="400ms") as edge, rig.session(edge) as http:
-        await worker.serve(model, http)
-        client = await Raw.connect(edge.url)
-        client.post(rig.API_KEY, rig.chat(model, stream=True))
-        request = await worker.take(model)
-        head = await client.until(b": keep-alive\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-        worker.say(request, ["a"])
-        await client.until(b'"content":"a"')
-        await client.until(b": keep-alive\n\r\n")
-        worker.close(request, 1)
-        assert b"data: [DONE]" in await client.until(b"0\r\n\r\n")
+async def test_a_silent_stream_gets_comments(edge: Any, worker: Any, model: str, rig: Any) -> None:
+    client = await Raw.connect(edge.url)
+    client.post(rig.API_KEY, rig.chat(model, stream=True))
+    request = await worker.take(model)
+    head = await client.until(b": keep-alive\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    worker.say(request, ["a"])
+    await client.until(b'"content":"a"')
+    await client.until(b": keep-alive\n\r\n")
+    worker.close(request, 1)
+    assert b"data: [DONE]" in await client.until(b"0\r\n\r\n")
 
 
 async def test_tokens_leave_at_once(edge: Any, worker: Any, model: str, rig: Any) -> None:
-    """TCP_NODELAY: with Nagle against delayed acks each small event would wait 40 ms. In the quietest of eight rounds:
-    others use the machine as well."""
-    medians = []
-    for _ in range(8):
-        client, request = await started(edge, worker, model, rig)
-        waits = []
-        for index in range(1, 30):
-            began = time.monotonic()
-            worker.step((request, index, f"t{index} "))
-            await client.until(f"t{index} ".encode())
-            waits.append(time.monotonic() - began)
-        worker.close(request, 30)
-        medians.append(sorted(waits)[len(waits) // 2])
-    assert min(medians) < 0.02
+    """TCP_NODELAY: with Nagle against delayed acks each small event would wait 40 ms."""
+    client, request = await started(edge, worker, model, rig)
+    waits = []
+    for index in range(1, 30):
+        began = time.monotonic()
+        worker.step((request, index, f"t{index} "))
+        await client.until(f"t{index} ".encode())
+        waits.append(time.monotonic() - began)
+    worker.close(request, 30)
+    assert sorted(waits)[len(waits) // 2] < 0.02
 
 
 async def test_a_request_that_takes_too_long_ends_and_is_cancelled(
@@ -238,14 +221,10 @@ async def test_a_request_that_takes_too_long_ends_and_is_cancelled(
         request = await worker.take(model)
         assert (await worker.cancel_of(request))[1] == "deadline"
         assert request.expire_time.ToMicroseconds() - request.accepted_time.ToMicroseconds() == 300_000
-        async with asyncio.timeout(60):
-            while True:  # until its first token comes in time
-                call = asyncio.create_task(http.post(PATH, json=rig.chat(model, stream=True)))
-                request = await worker.take(model)
-                worker.say(request, ["a"])
-                if (response := await call).status == 200:
-                    break
-        assert b'"code":"request_deadline"' in (await response.read()).split(b"\n\n")[-2]
+        call = asyncio.create_task(http.post(PATH, json=rig.chat(model, stream=True)))
+        request = await worker.take(model)
+        worker.say(request, ["a"])
+        assert b'"code":"request_deadline"' in (await (await call).read()).split(b"\n\n")[-2]
 
 
 async def test_more_requests_than_the_bound_are_refused(
@@ -264,10 +243,10 @@ async def test_more_requests_than_the_bound_are_refused(
 async def test_a_stopping_edge_finishes_its_streams_and_takes_no_new_ones(
     nats_server: NatsServer, worker: Any, model: str, rig: Any, tmp_path: Any
 ) -> None:
-    async with rig.run_edge(nats_server, tmp_path, DRAIN_TIMEOUT="50s") as edge, rig.session(edge) as http:
+    async with rig.run_edge(nats_server, tmp_path, DRAIN_TIMEOUT="5s") as edge, rig.session(edge) as http:
         client, request = await started(edge, worker, model, rig)
         stopping = asyncio.create_task(edge.stop())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             while (await http.get("/readyz")).status == 200:
                 await asyncio.sleep(0.01)
         assert (await http.get("/healthz")).status == 200
@@ -302,24 +281,21 @@ async def test_without_the_broker_requests_are_refused_and_streams_go_on_after_i
         await worker.serve("m", http)
         client, request = await started(edge, worker, "m", rig)
         await server.kill()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             while (await http.get("/readyz")).status == 200:
                 await asyncio.sleep(0.01)
         assert (await http.get("/healthz")).status == 200
-        took = []
-        for _ in range(3):  # at once, which the quickest says
-            began = time.monotonic()
-            refused = await http.post(PATH, json=rig.chat("m"))
-            assert (refused.status, (await refused.json())["error"]["code"]) == (503, "bus_unavailable")
-            assert refused.headers["Retry-After"] == "1"
-            took.append(time.monotonic() - began)
-        assert min(took) < 1
+        began = time.monotonic()
+        refused = await http.post(PATH, json=rig.chat("m"))
+        assert (refused.status, (await refused.json())["error"]["code"]) == (503, "bus_unavailable")
+        assert refused.headers["Retry-After"] == "1"
+        assert time.monotonic() - began < 1
         worker.say(request, ["while", "away"], 1)
         await server.start()
         worker.close(request, worker.say(request, ["after"], 3))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(20):
             rest = await client.reader.readuntil(b"0\r\n\r\n")
         assert [rest.count(word) for word in (b"while", b"away", b"after", b"[DONE]")] == [1, 1, 1, 1]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             while (await http.get("/readyz")).status != 200:
                 await asyncio.sleep(0.05)

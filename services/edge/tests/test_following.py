@@ -257,12 +257,12 @@ async def test_it_catches_up_while_a_thousand_frames_a_second_come(
         running = asyncio.create_task(one.run(200, 0.002))
         await asyncio.sleep(0.02)
         reads = slow.log.reads
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             answer = await slow.following.join(one.first, one.opened(), None, edge)
         assert slow.log.reads - reads <= 3
         assert answer is not None
         assert answer.output_tokens >= 3
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(10):
             await asyncio.gather(running, answer.done)
         whole(answer, 203)
     loading.cancel()
@@ -360,7 +360,7 @@ async def test_those_who_ask_for_the_same_at_once_share_a_pass(near: Rig, sequen
     assert len({id(answer) for answer in answers}) == 8
     one.step()
     one.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         await asyncio.gather(*(answer.done for answer in answers if answer is not None))
     for answer in answers:
         assert answer is not None
@@ -444,7 +444,7 @@ async def test_who_looks_again_and_again_reads_the_log_once(near: Rig, monkeypat
     looking = [asyncio.create_task(look()) for _ in range(5)]
     await asyncio.sleep(0.1)
     one.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         assert await asyncio.gather(*looking) == [4] * 5
     assert await look() == 4  # its end is on the log: kept as well
     assert (near.log.reads, len(made)) == (2, 2)
@@ -463,7 +463,7 @@ async def test_who_waits_gets_it_from_its_beginning(near: Rig) -> None:
     looking = asyncio.create_task(look())
     await asyncio.sleep(0.2)
     await one.run(3, 0.0)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         whole(await looking, 3)
     looks.stop()
 

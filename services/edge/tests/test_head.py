@@ -35,7 +35,7 @@ class Raw:
         return found
 
     async def _head(self) -> dict[str, str]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             first, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
         assert re.fullmatch(r"HTTP/1\.1 \d{3} [A-Za-z ]+", first), first
         return {":status": first.split()[1]} | {

@@ -36,7 +36,7 @@ async def serve(worker: Any, model: str, http: aiohttp.ClientSession, revision: 
         name=model, revision=revision, capabilities=["inference"], inference_metadata=metadata.SerializeToString()
     )
     await worker.models.put(model, record)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while (await http.get(f"/v2/models/{model}")).status != 200:
             await asyncio.sleep(0.01)
 
@@ -148,7 +148,7 @@ async def test_a_model_is_ready_while_a_worker_serves_it(worker: Any, model: str
     await fleet.start()
     active = WorkerState.WORKER_STATE_ACTIVE
     await fleet.put(f"w-{model}", WorkerRecord(worker=f"w-{model}", model=model, state=active))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while (response := await http.get(path)).status != 200:
             await asyncio.sleep(0.01)
     assert await response.json() == {"name": model, "ready": True}
@@ -289,7 +289,7 @@ async def test_limits_count_calls_and_a_key_sees_its_models_only(
     )  # fmt: skip
     await keys.put(key_hash(secret), record)
     await keys.stop()
-    async with rig.session(edge, secret) as mine, asyncio.timeout(30):
+    async with rig.session(edge, secret) as mine, asyncio.timeout(10):
         while (await mine.get(f"/v2/models/{model}")).status != 200:
             await asyncio.sleep(0.01)
         for name in ("no-such-model", "another"):
@@ -316,7 +316,7 @@ async def test_bytes_of_tensors_count_as_tokens_once_they_are_known(
     )  # fmt: skip
     await keys.put(key_hash(secret), record)
     await keys.stop()
-    async with rig.session(edge, secret) as mine, asyncio.timeout(30):
+    async with rig.session(edge, secret) as mine, asyncio.timeout(10):
         while (await mine.get(f"/v2/models/{model}")).status != 200:
             await asyncio.sleep(0.01)
         call = asyncio.create_task(mine.post(path, json=asking()))

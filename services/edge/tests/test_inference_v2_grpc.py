@@ -52,7 +52,7 @@ async def words(worker: Any, model: str, client: Any, key: dict[str, str]) -> st
         name=model, revision="rev-1", capabilities=["inference"], inference_metadata=metadata.SerializeToString()
     )
     await worker.models.put(model, record)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while True:
             try:
                 await client.get_model_metadata(model, headers=key)
@@ -107,7 +107,7 @@ async def test_a_stranger_holds_no_stream_open(edge: Any) -> None:
         assert found.status == health_pb2.HealthCheckResponse.SERVING
         listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(()))
         for stream in (health.Watch(health_pb2.HealthCheckRequest()), listed):
-            assert await asyncio.wait_for(stream.code(), 30) == grpc.StatusCode.UNIMPLEMENTED
+            assert await asyncio.wait_for(stream.code(), 5) == grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_models_need_one(client: Any, words: str) -> None:
@@ -203,7 +203,7 @@ async def test_a_message_that_is_compressed_or_does_not_come(
     async with (
         rig.run_edge(nats_server, tmp_path, INFERENCE_GRPC_ADDRESS="127.0.0.1:0", BODY_TIMEOUT="300ms") as edge,
         grpc.aio.insecure_channel(edge.inference_grpc) as channel,
-        asyncio.timeout(30),
+        asyncio.timeout(20),
     ):
         message = ModelInferRequest(model_name="none", id="a" * 400).SerializeToString()
         infer = channel.unary_unary(INFER)
@@ -235,7 +235,7 @@ async def test_a_limit_is_told_with_the_time_to_wait(client: Any, worker: Any, w
     await keys.put(key_hash(secret), record)
     await keys.stop()
     mine = {"authorization": f"Bearer {secret}"}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         while True:
             try:
                 await client.get_model_metadata(words, headers=mine)
@@ -296,6 +296,6 @@ async def test_under_tls_it_shows_the_public_certificate_and_asks_for_none(
         async with triton.InferenceServerClient(edge.inference_grpc) as plain:
             assert (await refusal(plain.is_server_live()))[0] == "UNAVAILABLE"
         credentials = grpc.ssl_channel_credentials(authority.ca.read_bytes())
-        async with grpc.aio.secure_channel(edge.inference_grpc, credentials) as channel, asyncio.timeout(30):
+        async with grpc.aio.secure_channel(edge.inference_grpc, credentials) as channel, asyncio.timeout(10):
             await channel.unary_unary(INFER.replace("ModelInfer", "ServerLive"))(b"")
             await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # idle: closed by the edge

@@ -102,12 +102,12 @@ async def audited(bus: Bus) -> list[AuditEvent]:
 
 @asynccontextmanager
 async def audit_takes_nothing(bus: Bus) -> AsyncIterator[None]:
-    known = (await bus.api("STREAM.INFO.AUDIT", {}, timeout=30))["config"]
-    await bus.api("STREAM.UPDATE.AUDIT", {**known, "max_msg_size": 1}, timeout=30)
+    known = (await bus.api("STREAM.INFO.AUDIT", {}, timeout=5))["config"]
+    await bus.api("STREAM.UPDATE.AUDIT", {**known, "max_msg_size": 1}, timeout=5)
     try:
         yield
     finally:
-        await bus.api("STREAM.UPDATE.AUDIT", known, timeout=30)
+        await bus.api("STREAM.UPDATE.AUDIT", known, timeout=5)
 
 
 async def test_only_a_profile_that_was_stored_is_told_and_who_stored_it_hears_if_that_failed(
