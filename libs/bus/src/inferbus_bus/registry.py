@@ -29,6 +29,8 @@ _MARKER_TTL = "120s"
 _FORGET_SECONDS = 60.0
 # "Nothing is pending" may be said a moment too soon of an entry that is being overwritten (measured).
 _SETTLE_SECONDS = 1.0
+# What takes so many times as long is held up by somebody.
+_QUIET = 1.25
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
@@ -191,7 +193,7 @@ class Registry(Generic[T]):
                 self._sweeper = None  # it is said again that all has come
                 return
             before, began = began, clock.monotonic()
-            settled = began - before < 2 * _SETTLE_SECONDS
+            settled = began - before < _QUIET * _SETTLE_SECONDS
         self._sweeper = None
         self._sweep()
 
