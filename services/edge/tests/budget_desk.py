@@ -24,8 +24,8 @@ from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import key_hash, request_id
 from inferbus_contracts.keys import mint, prefix_of
+from inferbus_dialect.plan import Plan
 from inferbus_edge.budgets import Budgets
-from inferbus_edge.core.plan import Plan
 from inferbus_rating import ledger as ledgers
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from inferbus.bus.v1.frame_pb2 import Alternative, Close, TokenLogprob
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_contracts.ids import choice_id
-from inferbus_edge.core.chat_form import ChatForm
-from inferbus_edge.core.errors import internal
+from inferbus_dialect.chat_form import ChatForm
+from inferbus_dialect.errors import internal
 from inferbus_edge.core.forms import form_of
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk

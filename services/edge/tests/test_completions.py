@@ -13,9 +13,9 @@ from inferbus.bus.v1.frame_pb2 import Alternative, Close, DeltaLogprobs, Frame, 
 from inferbus.bus.v1.registry_pb2 import ModelRecord
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
-from inferbus_edge.core.completions import CompletionRequest, parse_completion_request, plan_completion
-from inferbus_edge.core.completions_form import CompletionForm, token_name
-from inferbus_edge.core.plan import Plan
+from inferbus_dialect.completions import CompletionRequest, parse_completion_request, plan_completion
+from inferbus_dialect.completions_form import CompletionForm, token_name
+from inferbus_dialect.plan import Plan
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from openai.types import Completion

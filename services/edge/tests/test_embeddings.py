@@ -17,7 +17,7 @@ from inferbus.bus.v1.frame_pb2 import Close, Embedding, Frame
 from inferbus.bus.v1.registry_pb2 import ModelRecord
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
-from inferbus_edge.core.embeddings import (
+from inferbus_dialect.embeddings import (
     EmbeddingsForm,
     check_dimensions,
     parse_embedding_request,

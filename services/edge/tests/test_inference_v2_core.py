@@ -22,6 +22,7 @@ from inferbus.inference.v1.inference_pb2 import (
     ModelInferResponse,
     ModelMetadataResponse,
 )
+from inferbus_dialect.schema import MAX_VALUES
 from inferbus_edge.core.inference_v2 import JSON, PROTOBUF, check_call, check_version, metadata_of, plan_call
 from inferbus_edge.core.inference_v2_form import MAX_BYTES, InferenceForm
 from inferbus_edge.core.inference_v2_request import Inferring, inferring_of, parse_json, read_protobuf
@@ -34,7 +35,6 @@ from inferbus_edge.core.inference_v2_tensors import (
     raw_of_contents,
     raw_of_json,
 )
-from inferbus_edge.core.schema import MAX_VALUES
 from inferbus_runtime.errors import InferBusError
 
 X: dict[str, Any] = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2.5]}

@@ -13,7 +13,7 @@ import pytest
 from inferbus.bus.v1.control_pb2 import Spend
 from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits, ProjectRecord, TenantRecord
 from inferbus_bus.connection import Bus, BusConfig, connect
-from inferbus_edge.core.errors import error_object, http_status, retry_after_seconds
+from inferbus_dialect.errors import error_object, http_status, retry_after_seconds
 from inferbus_edge.limits import RateLimitError, RateLimits
 from inferbus_runtime import clock
 from inferbus_stack.nats import NatsServer

@@ -12,9 +12,9 @@ from inferbus.bus.v1.frame_pb2 import Close
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_contracts.ids import uuid_text
-from inferbus_edge.core.form import Form
+from inferbus_dialect.form import Form
+from inferbus_dialect.sse import escape
 from inferbus_edge.core.forms import form_of
-from inferbus_edge.core.sse import escape
 from inferbus_runtime.errors import InferBusError
 from pydantic import TypeAdapter
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from inferbus.bus.v1.request_pb2 import ToolMode
 from inferbus_contracts.sampling_bounds import MAX_STOPS
+from inferbus_dialect.plan import Need, Plan
+from inferbus_dialect.schema import parse
 from inferbus_edge.core.messages_plan import plan_count, plan_message
 from inferbus_edge.core.messages_schema import CountRequest, MessageRequest
-from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.schema import parse
 from inferbus_runtime.errors import InferBusError
 
 WEATHER = {

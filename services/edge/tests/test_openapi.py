@@ -13,20 +13,20 @@ import inferbus_edge
 import pytest
 from inferbus.bus.v1.frame_pb2 import Alternative, Close, TokenLogprob
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
+from inferbus_dialect.completions import parse_completion_request
+from inferbus_dialect.embeddings import parse_embedding_request
+from inferbus_dialect.errors import internal
+from inferbus_dialect.openai import parse_chat_request
+from inferbus_dialect.responses_items import items_of
+from inferbus_dialect.responses_plan import plan_responses
+from inferbus_dialect.responses_schema import InputTokensRequest, parse_responses_request
+from inferbus_dialect.schema import parse
 from inferbus_edge.core import openapi
-from inferbus_edge.core.completions import parse_completion_request
-from inferbus_edge.core.embeddings import parse_embedding_request
-from inferbus_edge.core.errors import internal
 from inferbus_edge.core.forms import form_of
 from inferbus_edge.core.inference_v2_request import parse_json
 from inferbus_edge.core.messages_schema import CountRequest, MessageRequest
-from inferbus_edge.core.openai import parse_chat_request
 from inferbus_edge.core.openapi_operations import Operation
 from inferbus_edge.core.openapi_schema import REF
-from inferbus_edge.core.responses_items import items_of
-from inferbus_edge.core.responses_plan import plan_responses
-from inferbus_edge.core.responses_schema import InputTokensRequest, parse_responses_request
-from inferbus_edge.core.schema import parse
 from inferbus_edge.core.tokenize_schema import parse_detokenize, parse_tokenize
 from inferbus_edge.routes.openapi import DOCUMENT_PATH, PAGE_PATH, policy
 from inferbus_runtime.errors import InferBusError

@@ -16,8 +16,9 @@ from inferbus.meter.v1.privacy_pb2_grpc import PrivacyServiceServicer, add_Priva
 from inferbus_bus.log import FrameLog
 from inferbus_contracts.erasure import end_user_hash
 from inferbus_contracts.ids import request_id
+from inferbus_dialect.capture import CAPTURE_HEADER, capture_rate, is_captured
 from inferbus_edge.core import openapi
-from inferbus_edge.core.capture import CAPTURE_HEADER, capture_rate, checked_policy, is_captured
+from inferbus_edge.core.capture_policy import checked_policy
 from inferbus_edge.core.openapi_schema import REF
 from inferbus_runtime import rpc
 from inferbus_runtime.errors import InferBusError

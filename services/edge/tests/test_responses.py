@@ -12,13 +12,13 @@ from inferbus.bus.v1.frame_pb2 import Alternative, Close, TokenLogprob
 from inferbus.bus.v1.request_pb2 import ToolMode
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason, PriorityClass, Usage
+from inferbus_dialect.plan import Plan
+from inferbus_dialect.responses_form import ResponsesForm
+from inferbus_dialect.responses_items import distinct, items_of, owner_of, page, with_ids
+from inferbus_dialect.responses_objects import in_words_of_responses, parse_response_id, response_id
+from inferbus_dialect.responses_plan import plan_responses
+from inferbus_dialect.responses_schema import parse_responses_request
 from inferbus_edge.core.forms import form_of
-from inferbus_edge.core.plan import Plan
-from inferbus_edge.core.responses_form import ResponsesForm
-from inferbus_edge.core.responses_items import distinct, items_of, owner_of, page, with_ids
-from inferbus_edge.core.responses_objects import in_words_of_responses, parse_response_id, response_id
-from inferbus_edge.core.responses_plan import plan_responses
-from inferbus_edge.core.responses_schema import parse_responses_request
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
 from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 from pydantic import TypeAdapter

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inferbus_edge.core.embeddings import parse_embedding_request
-from inferbus_edge.core.schema import MAX_DEPTH, MAX_VALUES, check_depth, check_size
-from inferbus_edge.core.schemas_json import MAX_SCHEMA_BYTES, arguments_text, arguments_texts, schema_text
+from inferbus_dialect.embeddings import parse_embedding_request
+from inferbus_dialect.schema import MAX_DEPTH, MAX_VALUES, check_depth, check_size
+from inferbus_dialect.schemas_json import MAX_SCHEMA_BYTES, arguments_text, arguments_texts, schema_text
 from inferbus_edge.core.tokenize_schema import parse_detokenize, parse_tokenize
 from inferbus_runtime.errors import InferBusError
 from jsonschema import Draft202012Validator

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from inferbus.bus.v1.frame_pb2 import Close
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_contracts.ids import uuid_text
-from inferbus_edge.core.errors import internal
-from inferbus_edge.core.sse import escape
+from inferbus_dialect.errors import internal
+from inferbus_dialect.sse import escape
 from inferbus_edge.sinks import ChatFacts, ChatStream
 from inferbus_edge.wire import SLOW_CLIENT, Line
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from inferbus_edge.core.errors import http_status
+from inferbus_dialect.errors import http_status
 from inferbus_edge.cors import cors_of
 from inferbus_edge.inference_v2_servicer import body_of
 from inferbus_edge.listening import listen

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus.meter.v1.usage_pb2 import CostBucket, UsageBucket, UsageFilter, UsageGroup
 from inferbus_contracts.erasure import ERASED
-from inferbus_edge.core.chat_plan import plan_chat
-from inferbus_edge.core.completions import parse_completion_request, plan_completion
-from inferbus_edge.core.embeddings import parse_embedding_request, plan_embeddings
-from inferbus_edge.core.labels import end_user_of, labels_of, tags_of
+from inferbus_dialect.chat_plan import plan_chat
+from inferbus_dialect.completions import parse_completion_request, plan_completion
+from inferbus_dialect.embeddings import parse_embedding_request, plan_embeddings
+from inferbus_dialect.labels import end_user_of, labels_of, tags_of
+from inferbus_dialect.openai import parse_chat_request
+from inferbus_dialect.responses_items import items_of
+from inferbus_dialect.responses_plan import plan_responses
+from inferbus_dialect.responses_schema import parse_responses_request
+from inferbus_dialect.schema import parse
 from inferbus_edge.core.messages_plan import plan_message
 from inferbus_edge.core.messages_schema import MessageRequest
-from inferbus_edge.core.openai import parse_chat_request
 from inferbus_edge.core.organization_results import cost_results, usage_results
 from inferbus_edge.core.organization_usage import KINDS, costs_asked, page_object, usage_asked
-from inferbus_edge.core.responses_items import items_of
-from inferbus_edge.core.responses_plan import plan_responses
-from inferbus_edge.core.responses_schema import parse_responses_request
-from inferbus_edge.core.schema import parse
 from inferbus_edge.core.usage_query import dimensions_of, report_of
 from inferbus_runtime.errors import InferBusError
 

@@ -13,14 +13,14 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.errors import NotSentError
 from inferbus_bus.publish import Publisher
 from inferbus_contracts.ids import choice_id, uuid_text
+from inferbus_dialect.acceptance import messages_of
+from inferbus_dialect.errors import internal
+from inferbus_dialect.plan import Plan
 from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.telemetry import Span
 
 from inferbus_edge.admission import Admission, InferenceSettings
 from inferbus_edge.attendance import Attendance
-from inferbus_edge.core.acceptance import messages_of
-from inferbus_edge.core.errors import internal
-from inferbus_edge.core.plan import Plan
 from inferbus_edge.idempotency import Claim
 from inferbus_edge.limits import Ticket
 from inferbus_edge.server import Asked

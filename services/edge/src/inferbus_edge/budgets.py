@@ -14,6 +14,7 @@ from inferbus.bus.v1.registry_pb2 import BudgetLedgerRecord, BudgetRecord, KeyRe
 from inferbus_bus.connection import Bus
 from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import choice_id
+from inferbus_dialect.plan import Plan
 from inferbus_rating import ledger as ledgers
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, unavailable
@@ -33,7 +34,6 @@ from inferbus_edge.core.budgets import (
     rate_of,
     unreadable,
 )
-from inferbus_edge.core.plan import Plan
 
 log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.registry import Registry
+from inferbus_dialect.plan import Need, Plan
+from inferbus_dialect.translate import capabilities_of
 from inferbus_runtime.errors import InferBusError, invalid
-
-from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.translate import capabilities_of
 
 # Names are the caller's own text in an error: enough to recognise it.
 _SHOWN_NAME = 128

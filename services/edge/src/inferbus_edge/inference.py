@@ -12,6 +12,10 @@ from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.publish import Publisher
 from inferbus_contracts.ids import choice_id, detached, is_detached, uuid_text
+from inferbus_dialect.acceptance import reply_of
+from inferbus_dialect.capture import capture_rate
+from inferbus_dialect.labels import TAGS_HEADER, tags_of
+from inferbus_dialect.plan import Plan
 from inferbus_runtime import clock
 from inferbus_runtime.errors import unavailable
 from inferbus_runtime.telemetry import Span, span
@@ -23,10 +27,6 @@ from inferbus_edge.attendance import EDGE_STOPPED, Attendance
 from inferbus_edge.auth import Auth
 from inferbus_edge.budgets import Budgets
 from inferbus_edge.catalogue import Catalogue
-from inferbus_edge.core.acceptance import reply_of
-from inferbus_edge.core.capture import capture_rate
-from inferbus_edge.core.labels import TAGS_HEADER, tags_of
-from inferbus_edge.core.plan import Plan
 from inferbus_edge.deliveries import DeliveryLog
 from inferbus_edge.following import Following
 from inferbus_edge.holding import Holds

@@ -12,10 +12,10 @@ from aiohttp import web
 from google.protobuf.message import Message
 from inferbus.inference.v1 import inference_pb2 as v2
 from inferbus_contracts.ids import uuid_text
+from inferbus_dialect.errors import internal
 from inferbus_runtime import clock
 
 from inferbus_edge.answers import WholeResponse
-from inferbus_edge.core.errors import internal
 from inferbus_edge.core.inference_v2 import EXTENSIONS, PROTOBUF, SERVER_NAME, check_names, metadata_of
 from inferbus_edge.core.inference_v2_request import inferring_of, read_protobuf
 from inferbus_edge.returning import STREAM_HEADER

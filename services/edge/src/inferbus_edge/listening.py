@@ -13,10 +13,10 @@ from datetime import timedelta
 from typing import Any
 
 from aiohttp import web
+from inferbus_dialect.errors import of_status
 from inferbus_runtime import clock
 from inferbus_runtime.tls import TlsFiles, server_context
 
-from inferbus_edge.core.errors import of_status
 from inferbus_edge.cors import Cors
 from inferbus_edge.server import Front, Routes, error_response, new_request_id
 

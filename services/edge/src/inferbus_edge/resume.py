@@ -3,10 +3,10 @@
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus_contracts.ids import parse_uuid
+from inferbus_dialect.sse import parse_event_id
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.auth import INFERENCE, Auth
-from inferbus_edge.core.sse import parse_event_id
 from inferbus_edge.inference import Inference
 from inferbus_edge.returning import not_found
 from inferbus_edge.server import Call, Routes

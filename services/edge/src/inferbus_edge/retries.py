@@ -13,14 +13,14 @@ from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.publish import Outcome, Publisher
+from inferbus_dialect.acceptance import messages_of, reply_of
+from inferbus_dialect.errors import is_lost
+from inferbus_dialect.plan import Plan
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.telemetry import Span
 
 from inferbus_edge.admission import Admission, InferenceSettings, used
-from inferbus_edge.core.acceptance import messages_of, reply_of
-from inferbus_edge.core.errors import is_lost
-from inferbus_edge.core.plan import Plan
 from inferbus_edge.holding import Holds
 from inferbus_edge.idempotency import Claim
 from inferbus_edge.limits import Ticket

@@ -12,11 +12,11 @@ from datetime import timedelta
 from aiohttp import web
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import request_id, uuid_text
+from inferbus_dialect.errors import error_body, http_status, internal, is_final, of_status, retry_after_seconds
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.answers import WholeResponse, WrittenResponse
-from inferbus_edge.core.errors import error_body, http_status, internal, is_final, of_status, retry_after_seconds
 from inferbus_edge.core.openapi import OPERATIONS
 from inferbus_edge.cors import Cors, is_preflight
 from inferbus_edge.limits import RateLimitError

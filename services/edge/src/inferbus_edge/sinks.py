@@ -11,11 +11,11 @@ from typing import Protocol
 
 from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
 from inferbus.common.v1.usage_pb2 import Usage
+from inferbus_dialect import sse
+from inferbus_dialect.form import DONE, Form
+from inferbus_dialect.translate import FINISH_REASONS, add_usage, completion_body
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core import sse
-from inferbus_edge.core.form import DONE, Form
-from inferbus_edge.core.translate import FINISH_REASONS, add_usage, completion_body
 from inferbus_edge.wire import Line, Wire
 
 _NEVER = -1.0

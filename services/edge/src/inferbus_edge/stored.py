@@ -8,10 +8,9 @@ from datetime import timedelta
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ResponseRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.store import Store
+from inferbus_dialect.plan import Plan
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
-
-from inferbus_edge.core.plan import Plan
 
 
 class Stored:

@@ -11,12 +11,12 @@ from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_contracts.ids import choice_id, is_detached, uuid_text
+from inferbus_dialect.frames import deltas, opening_context
+from inferbus_dialect.order import Verdict, judge
+from inferbus_dialect.translate import add_usage, error_of
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.frames import deltas, opening_context
-from inferbus_edge.core.order import Verdict, judge
-from inferbus_edge.core.translate import add_usage, error_of
 from inferbus_edge.measure import Timing, record
 from inferbus_edge.sinks import NOWHERE, Sink
 from inferbus_edge.wire import SLOW_CLIENT

@@ -10,10 +10,10 @@ import orjson
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ResponseRecord
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus_contracts.ids import unix_ms_of, uuid_text
+from inferbus_dialect.errors import internal
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.errors import internal
 from inferbus_edge.core.forms import form_of
 from inferbus_edge.following import Following
 from inferbus_edge.looks import Looks

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inferbus_edge.core import sse
+from inferbus_dialect import sse
 
 CLIENT_GONE = "client_gone"
 SLOW_CLIENT = "slow_client"

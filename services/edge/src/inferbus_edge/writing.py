@@ -6,10 +6,10 @@ from typing import Any
 
 from aiohttp import HttpVersion11, web
 from inferbus_contracts.ids import uuid_text
+from inferbus_dialect.form import Headed
 from inferbus_runtime import clock
 
 from inferbus_edge.answers import WrittenResponse
-from inferbus_edge.core.form import Headed
 from inferbus_edge.core.forms import form_of
 from inferbus_edge.server import Asked, Call, body_response, json_response
 from inferbus_edge.sinks import Body, ChatBody, ChatFacts, ChatStream, FormBody, FormStream, Stream

@@ -16,12 +16,11 @@ from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import choice_of, unix_ms_of
 from inferbus_contracts.operations import operation_of
+from inferbus_dialect.errors import QUOTA
+from inferbus_dialect.plan import Plan
 from inferbus_rating import PriceBook, Rate, Scope, cost, is_answered, most
 from inferbus_rating.book import DEFAULT_MODEL
 from inferbus_runtime.errors import InferBusError, unavailable
-
-from inferbus_edge.core.errors import QUOTA
-from inferbus_edge.core.plan import Plan
 
 ZERO = Decimal(0)
 # What templates put around a message, around all of them, and around a prompt, in tokens.

@@ -5,9 +5,8 @@ from typing import Any
 
 import orjson
 from inferbus_contracts.ids import REQUEST_ID_BYTES
+from inferbus_dialect.translate import completion_id
 from inferbus_runtime.errors import invalid
-
-from inferbus_edge.core.translate import completion_id
 
 _PREFIX = "chatcmpl-"
 _DEFAULT_LIMIT, _MAX_LIMIT = 20, 100

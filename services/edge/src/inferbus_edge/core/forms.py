@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from inferbus_edge.core.chat_form import ChatForm
-from inferbus_edge.core.completions_form import CompletionForm
-from inferbus_edge.core.embeddings import EmbeddingsForm
-from inferbus_edge.core.form import Form
+from inferbus_dialect.chat_form import ChatForm
+from inferbus_dialect.completions_form import CompletionForm
+from inferbus_dialect.embeddings import EmbeddingsForm
+from inferbus_dialect.form import Form
+from inferbus_dialect.responses_form import ResponsesForm
+
 from inferbus_edge.core.inference_v2_form import InferenceForm
 from inferbus_edge.core.messages_form import MessagesForm
-from inferbus_edge.core.responses_form import ResponsesForm
 
 # (id of the first choice, reply description, whether events are wanted) → form
 FORMS: dict[str, Callable[[bytes, Mapping[str, Any], bool], Form]] = {

@@ -9,11 +9,11 @@ from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus.inference.v1.inference_pb2 import ModelInferRequest, ModelMetadataResponse, TensorMetadata
+from inferbus_dialect.plan import Need, Plan
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.core.inference_v2_request import Inferring
 from inferbus_edge.core.inference_v2_tensors import Room, TensorError, check_raw, refusal, shown
-from inferbus_edge.core.plan import Need, Plan
 
 CAPABILITY = "inference"
 NEEDS = (Need(CAPABILITY, "model"),)

@@ -8,9 +8,9 @@ import orjson
 from google.protobuf.message import DecodeError
 from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
 from inferbus.inference.v1.inference_pb2 import InferOutputTensor, ModelInferResponse
+from inferbus_dialect.errors import internal
 from inferbus_runtime.errors import InferBusError, invalid
 
-from inferbus_edge.core.errors import internal
 from inferbus_edge.core.inference_v2 import PROTOBUF
 from inferbus_edge.core.inference_v2_request import LENGTH_HEADER
 from inferbus_edge.core.inference_v2_tensors import Room, TensorError, json_of, raw_of_contents, refusal
@@ -21,7 +21,7 @@ MAX_BYTES = 16 << 20
 
 
 class InferenceForm:
-    """See :class:`inferbus_edge.core.form.Form`. There is no stream."""
+    """See :class:`inferbus_dialect.form.Form`. There is no stream."""
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
         self._reply = reply
@@ -60,7 +60,7 @@ class InferenceForm:
         return ()
 
     def fields(self) -> Mapping[str, str]:
-        """See :class:`inferbus_edge.core.form.Headed`."""
+        """See :class:`inferbus_dialect.form.Headed`."""
         if self._reply["encoding"] == PROTOBUF:
             return {"Content-Type": "application/x-protobuf"}
         if self._header_length is None:

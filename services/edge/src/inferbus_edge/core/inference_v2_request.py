@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from google.protobuf.message import DecodeError
 from inferbus.inference.v1.inference_pb2 import InferParameter, ModelInferRequest
+from inferbus_dialect.schema import STRICT, parse, unsupported
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field
 
@@ -22,7 +23,6 @@ from inferbus_edge.core.inference_v2_tensors import (
     raw_of_json,
     refusal,
 )
-from inferbus_edge.core.schema import STRICT, parse, unsupported
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 _MAX_TENSORS, _MAX_RANK, _MAX_PARAMETERS = 256, 32, 64

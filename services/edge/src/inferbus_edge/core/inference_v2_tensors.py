@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import orjson
 from inferbus.inference.v1.inference_pb2 import InferTensorContents
+from inferbus_dialect.schema import MAX_VALUES
 from inferbus_runtime.errors import InferBusError, invalid
-
-from inferbus_edge.core.schema import MAX_VALUES
 
 BYTES, _BF16 = "BYTES", "BF16"
 _NUMBERS: dict[str, np.dtype[Any]] = {

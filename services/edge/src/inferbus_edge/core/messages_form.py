@@ -8,10 +8,10 @@ import orjson
 from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_contracts.pieces import CallArguments, CallEnd, CallStart, Piece, Pieces, Reasoning, Text
+from inferbus_dialect.form import event
 from inferbus_runtime.errors import InferBusError
 from pydantic_core import from_json
 
-from inferbus_edge.core.form import event
 from inferbus_edge.core.messages_errors import error_object
 
 

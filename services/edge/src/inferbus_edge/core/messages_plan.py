@@ -16,9 +16,12 @@ from inferbus.bus.v1.request_pb2 import (
     ToolMode,
 )
 from inferbus.common.v1.usage_pb2 import PriorityClass
+from inferbus_dialect.labels import end_user_of
+from inferbus_dialect.plan import Need, Plan
+from inferbus_dialect.schema import unsupported
+from inferbus_dialect.schemas_json import arguments_texts, schema_text
 from inferbus_runtime.errors import invalid
 
-from inferbus_edge.core.labels import end_user_of
 from inferbus_edge.core.messages_schema import (
     AssistantMessage,
     Conversation,
@@ -31,9 +34,6 @@ from inferbus_edge.core.messages_schema import (
     ToolUseBlock,
     UserMessage,
 )
-from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.schema import unsupported
-from inferbus_edge.core.schemas_json import arguments_texts, schema_text
 
 # A token has about four characters in most texts; only a limit's reservation hangs on it.
 _CHARACTERS_PER_TOKEN = 4

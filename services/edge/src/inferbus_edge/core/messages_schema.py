@@ -8,11 +8,10 @@ import re
 from typing import Annotated, Any, Literal
 
 from inferbus_contracts.sampling_bounds import MAX_STOPS
+from inferbus_dialect.labels import END_USER
+from inferbus_dialect.schema import BY_SHAPE, LIST, STRICT, TEXT, bad_value, by_kind, kind, refused
 from pydantic import BaseModel, BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
-
-from inferbus_edge.core.labels import END_USER
-from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, bad_value, by_kind, kind, refused
 
 _MAX_TOKENS = (1 << 31) - 1
 _MAX_MESSAGES, _MAX_BLOCKS, _MAX_ALL_BLOCKS, _MAX_TOOLS = 2048, 2048, 10_000, 128

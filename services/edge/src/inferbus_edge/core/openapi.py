@@ -4,6 +4,10 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from inferbus_dialect.completions import CompletionRequest
+from inferbus_dialect.embeddings import EmbeddingRequest
+from inferbus_dialect.openai import ChatRequest
+from inferbus_dialect.responses_schema import InputTokensRequest, ResponsesRequest
 from pydantic import BaseModel
 
 from inferbus_edge.core import (
@@ -21,16 +25,12 @@ from inferbus_edge.core import (
     openapi_requests,
     openapi_usage,
 )
-from inferbus_edge.core.completions import CompletionRequest
-from inferbus_edge.core.embeddings import EmbeddingRequest
 from inferbus_edge.core.inference_v2_request import InferenceRequest
 from inferbus_edge.core.messages_schema import CountRequest, MessageRequest
-from inferbus_edge.core.openai import ChatRequest
 from inferbus_edge.core.openapi_answers import CHAT, COMPLETIONS, EMBEDDINGS, ERRORS, MESSAGES, MODELS, TOKENIZE
 from inferbus_edge.core.openapi_operations import Operation, Parameter
 from inferbus_edge.core.openapi_responses import RESPONSES
 from inferbus_edge.core.openapi_schema import TEXT, Schema, any_of, event, of_models, ref, told
-from inferbus_edge.core.responses_schema import InputTokensRequest, ResponsesRequest
 from inferbus_edge.core.tokenize_schema import DetokenizeBody, TokenizeChat, TokenizePrompt
 
 OPERATIONS: tuple[Operation, ...] = (

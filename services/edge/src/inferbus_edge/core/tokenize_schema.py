@@ -5,12 +5,11 @@ from typing import Annotated, Any
 
 import orjson
 from inferbus.worker.v1.worker_pb2 import TokenizeRequest, TokenizeResponse
+from inferbus_dialect.chat_plan import plan_chat
+from inferbus_dialect.openai import parse_chat_request
+from inferbus_dialect.plan import Need, Plan
+from inferbus_dialect.schema import STRICT, check_size, parse, refused
 from pydantic import BaseModel, Field
-
-from inferbus_edge.core.chat_plan import plan_chat
-from inferbus_edge.core.openai import parse_chat_request
-from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.schema import STRICT, check_size, parse, refused
 
 _MAX_TOKEN_ID = (1 << 32) - 1
 _REFUSED = "Refused (400 unsupported_parameter)."

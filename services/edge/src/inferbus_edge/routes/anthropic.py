@@ -4,13 +4,13 @@ from datetime import timedelta
 
 import orjson
 from aiohttp import web
+from inferbus_dialect.schema import parse
 
 from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.core.messages_errors import error_body
 from inferbus_edge.core.messages_plan import plan_count, plan_message
 from inferbus_edge.core.messages_schema import CountRequest, MessageRequest
-from inferbus_edge.core.schema import parse
 from inferbus_edge.inference import Inference
 from inferbus_edge.resume import resumed
 from inferbus_edge.server import Call, Routes, json_response, read_body

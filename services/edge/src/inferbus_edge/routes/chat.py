@@ -4,12 +4,12 @@ from datetime import timedelta
 
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ResponseRecord
+from inferbus_dialect.chat_plan import plan_chat
+from inferbus_dialect.openai import parse_chat_request
 from inferbus_runtime.errors import invalid
 
 from inferbus_edge.auth import INFERENCE, Auth
-from inferbus_edge.core.chat_plan import plan_chat
 from inferbus_edge.core.chat_stored import deleted, first_of, is_chat, message_page
-from inferbus_edge.core.openai import parse_chat_request
 from inferbus_edge.inference import Inference
 from inferbus_edge.resume import resumed
 from inferbus_edge.returning import not_found

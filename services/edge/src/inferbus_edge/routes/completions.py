@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 from aiohttp import web
+from inferbus_dialect.completions import parse_completion_request, plan_completion
 
 from inferbus_edge.auth import INFERENCE, Auth
-from inferbus_edge.core.completions import parse_completion_request, plan_completion
 from inferbus_edge.inference import Inference
 from inferbus_edge.resume import resumed
 from inferbus_edge.server import Call, Routes, read_body

@@ -13,10 +13,10 @@ from importlib.resources.abc import Traversable
 
 import orjson
 from aiohttp import web
+from inferbus_dialect.errors import of_status
 
 from inferbus_edge.brands import BrandDesk
 from inferbus_edge.core.brand import shown
-from inferbus_edge.core.errors import of_status
 from inferbus_edge.server import Call, Routes, own_headers
 
 PATH = "/console/"

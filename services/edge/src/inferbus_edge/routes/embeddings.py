@@ -3,10 +3,10 @@
 from datetime import timedelta
 
 from aiohttp import web
+from inferbus_dialect.embeddings import check_dimensions, parse_embedding_request, plan_embeddings
 
 from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.catalogue import Catalogue
-from inferbus_edge.core.embeddings import check_dimensions, parse_embedding_request, plan_embeddings
 from inferbus_edge.inference import Inference
 from inferbus_edge.server import Call, Routes, read_body
 

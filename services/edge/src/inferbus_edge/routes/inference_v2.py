@@ -9,9 +9,9 @@ from importlib.metadata import version
 import orjson
 from aiohttp import web
 from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_dialect.errors import of_status
 from inferbus_runtime.errors import InferBusError, unavailable
 
-from inferbus_edge.core.errors import of_status
 from inferbus_edge.core.inference_v2 import EXTENSIONS, JSON, SERVER_NAME, error_body, metadata_object, metadata_of
 from inferbus_edge.core.inference_v2_request import LENGTH_HEADER, parse_json
 from inferbus_edge.routes.inference_v2_door import InferenceDoor

@@ -2,10 +2,10 @@
 
 import orjson
 from aiohttp import web
+from inferbus_dialect.translate import model_list, model_object
 
 from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.catalogue import Catalogue
-from inferbus_edge.core.translate import model_list, model_object
 from inferbus_edge.server import Call, Routes, json_response
 
 

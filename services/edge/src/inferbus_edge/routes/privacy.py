@@ -16,11 +16,11 @@ from inferbus.meter.v1.privacy_pb2 import EraseRequest, ListErasuresRequest
 from inferbus.meter.v1.privacy_pb2_grpc import PrivacyServiceStub
 from inferbus_bus.publish import Publisher
 from inferbus_contracts.erasure import end_user_hash
+from inferbus_dialect.labels import end_user_of
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.auth import ADMIN
-from inferbus_edge.core.capture import checked_policy
-from inferbus_edge.core.labels import end_user_of
+from inferbus_edge.core.capture_policy import checked_policy
 from inferbus_edge.core.organization_audit import Change
 from inferbus_edge.core.organization_rules import checked_id
 from inferbus_edge.directory import Directory

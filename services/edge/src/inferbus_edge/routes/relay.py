@@ -9,10 +9,10 @@ import grpc
 import orjson
 from aiohttp import web
 from google.protobuf.message import Message
+from inferbus_dialect.errors import error_body
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
 from inferbus_runtime.rpc import error_of
 
-from inferbus_edge.core.errors import error_body
 from inferbus_edge.routes.messages import answer, as_dict
 from inferbus_edge.server import Call, own_headers
 

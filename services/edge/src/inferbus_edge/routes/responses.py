@@ -7,17 +7,17 @@ import orjson
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus_contracts.ids import is_detached
+from inferbus_dialect.responses_items import page
+from inferbus_dialect.responses_objects import no_such_response, responses_error_body
+from inferbus_dialect.responses_plan import plan_responses
+from inferbus_dialect.responses_schema import (
+    LOGPROBS,
+    parse_responses_request,
+)
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_edge.auth import INFERENCE, Auth
-from inferbus_edge.core.responses_items import page
-from inferbus_edge.core.responses_objects import no_such_response, responses_error_body
-from inferbus_edge.core.responses_plan import plan_responses
-from inferbus_edge.core.responses_schema import (
-    LOGPROBS,
-    parse_responses_request,
-)
 from inferbus_edge.inference import Inference
 from inferbus_edge.resume import resumed
 from inferbus_edge.routes.responses_history import History

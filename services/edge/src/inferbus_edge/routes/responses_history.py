@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 import orjson
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ResponseRecord
-from inferbus_runtime.errors import InferBusError, invalid
-
-from inferbus_edge.core.responses_items import Item, distinct, items_of, no_such_item, owner_of, with_ids
-from inferbus_edge.core.responses_objects import (
+from inferbus_dialect.responses_items import Item, distinct, items_of, no_such_item, owner_of, with_ids
+from inferbus_dialect.responses_objects import (
     API,
     no_such_response,
     parse_response_id,
     previous_not_found,
     response_id,
 )
-from inferbus_edge.core.responses_schema import Conversation
+from inferbus_dialect.responses_schema import Conversation
+from inferbus_runtime.errors import InferBusError, invalid
+
 from inferbus_edge.inference import Inference
 from inferbus_edge.stored import Stored
 

@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import orjson
 from aiohttp import web
+from inferbus_dialect.responses_objects import responses_error_body
+from inferbus_dialect.responses_plan import plan_input_tokens
+from inferbus_dialect.responses_schema import parse_input_tokens_request
 
 from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.catalogue import Catalogue
-from inferbus_edge.core.responses_objects import responses_error_body
-from inferbus_edge.core.responses_plan import plan_input_tokens
-from inferbus_edge.core.responses_schema import parse_input_tokens_request
 from inferbus_edge.inference import Inference
 from inferbus_edge.routes.responses_history import History
 from inferbus_edge.server import Call, Routes, json_response, read_body

@@ -9,7 +9,7 @@ from typing import Any
 
 from inferbus.bus.v1.frame_pb2 import TokenLogprob
 
-from inferbus_edge.core.chat_form import finite
+from inferbus_dialect.chat_form import finite
 
 Payload = tuple[str, dict[str, Any]]
 

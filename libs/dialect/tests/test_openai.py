@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_edge.core.openai import ChatRequest, parse_chat_request
+from inferbus_dialect.openai import ChatRequest, parse_chat_request
 from inferbus_runtime.errors import InferBusError
 
 JSON = st.recursive(

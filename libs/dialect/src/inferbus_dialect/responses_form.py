@@ -10,9 +10,9 @@ from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_contracts.pieces import CallArguments, CallEnd, CallStart, Piece, Pieces, Reasoning, Text
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.form import event
-from inferbus_edge.core.responses_objects import in_words_of_responses, response_object
-from inferbus_edge.core.responses_output import (
+from inferbus_dialect.form import event
+from inferbus_dialect.responses_objects import in_words_of_responses, response_object
+from inferbus_dialect.responses_output import (
     COMPLETED,
     IN_PROGRESS,
     INCOMPLETE,

@@ -11,9 +11,9 @@ from inferbus_contracts.ids import choice_id
 from inferbus_contracts.pieces import CallArguments, CallStart, Piece, Pieces, Reasoning, Said, Text
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.errors import error_object
-from inferbus_edge.core.form import DONE, event
-from inferbus_edge.core.translate import FINISH_REASONS, add_usage, completion_id, usage_object
+from inferbus_dialect.errors import error_object
+from inferbus_dialect.form import DONE, event
+from inferbus_dialect.translate import FINISH_REASONS, add_usage, completion_id, usage_object
 
 # JSON has no infinity; OpenAI writes this for what is out of the question.
 _LEAST_LOGPROB = -9999.0
@@ -33,7 +33,7 @@ class _Choice:
 
 
 class ChatForm:
-    """See :class:`inferbus_edge.core.form.Form`. ``reply`` is made by ``chat_plan``."""
+    """See :class:`inferbus_dialect.form.Form`. ``reply`` is made by ``chat_plan``."""
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:
         reading = {mark: bool(reply.get(mark)) for mark in ("tools", "reasoning", "must_call")}

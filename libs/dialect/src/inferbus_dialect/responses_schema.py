@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field, Tag, field_validator
 
-from inferbus_edge.core.labels import END_USER
-from inferbus_edge.core.responses_input import Input, Name
-from inferbus_edge.core.schema import BY_SHAPE, OBJECT, STRICT, TEXT, bad_value, by_kind, kind, parse, refused
+from inferbus_dialect.labels import END_USER
+from inferbus_dialect.responses_input import Input, Name
+from inferbus_dialect.schema import BY_SHAPE, OBJECT, STRICT, TEXT, bad_value, by_kind, kind, parse, refused
 
 LOGPROBS = "message.output_text.logprobs"
 _MAX_TOKENS = (1 << 31) - 1

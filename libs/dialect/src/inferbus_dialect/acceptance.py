@@ -8,9 +8,9 @@ from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus_contracts.ids import choice_id
 from inferbus_contracts.prefixes import prefix_of
 
-from inferbus_edge.core.capture import is_captured
-from inferbus_edge.core.labels import labels_of
-from inferbus_edge.core.plan import Plan
+from inferbus_dialect.capture import is_captured
+from inferbus_dialect.labels import labels_of
+from inferbus_dialect.plan import Plan
 
 
 def reply_of(plan: Plan, model: ModelRecord, accepted_us: int, hold: float) -> dict[str, Any]:

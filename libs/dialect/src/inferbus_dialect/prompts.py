@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from inferbus.bus.v1.request_pb2 import PromptInput
 from pydantic import Discriminator, Field, Tag, ValidatorFunctionWrapHandler, WrapValidator
 
-from inferbus_edge.core.schema import TEXT
+from inferbus_dialect.schema import TEXT
 
 MAX_PROMPTS = 2048
 

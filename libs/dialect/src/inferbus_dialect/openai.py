@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field, Tag
 
-from inferbus_edge.core.labels import END_USER
-from inferbus_edge.core.schema import BY_SHAPE, LIST, OBJECT, STRICT, TEXT, by_kind, kind, parse, refused, unsupported
+from inferbus_dialect.labels import END_USER
+from inferbus_dialect.schema import BY_SHAPE, LIST, OBJECT, STRICT, TEXT, by_kind, kind, parse, refused, unsupported
 
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128

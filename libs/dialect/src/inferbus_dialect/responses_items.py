@@ -12,7 +12,7 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import REQUEST_ID_BYTES
 from inferbus_runtime.errors import InferBusError, invalid
 
-from inferbus_edge.core.responses_input import (
+from inferbus_dialect.responses_input import (
     FunctionCallItem,
     FunctionOutputItem,
     ImagePart,
@@ -22,7 +22,7 @@ from inferbus_edge.core.responses_input import (
     RefusalPart,
     TextPart,
 )
-from inferbus_edge.core.responses_output import COMPLETED
+from inferbus_dialect.responses_output import COMPLETED
 
 Item = dict[str, Any]
 

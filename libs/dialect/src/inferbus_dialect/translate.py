@@ -10,7 +10,7 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.errors import internal
+from inferbus_dialect.errors import internal
 
 # The public name of each good end; any other end is an error.
 FINISH_REASONS = {FinishReason.FINISH_REASON_STOP: "stop", FinishReason.FINISH_REASON_LENGTH: "length"}

@@ -13,13 +13,13 @@ from inferbus.common.v1.usage_pb2 import PriorityClass, Usage
 from inferbus_runtime.errors import InferBusError, invalid
 from pydantic import BaseModel, Field
 
-from inferbus_edge.core.errors import internal
-from inferbus_edge.core.labels import END_USER, end_user_of
-from inferbus_edge.core.openai import Label
-from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.prompts import Prompt, prompt_inputs, token_estimate
-from inferbus_edge.core.schema import STRICT, parse
-from inferbus_edge.core.translate import add_usage
+from inferbus_dialect.errors import internal
+from inferbus_dialect.labels import END_USER, end_user_of
+from inferbus_dialect.openai import Label
+from inferbus_dialect.plan import Need, Plan
+from inferbus_dialect.prompts import Prompt, prompt_inputs, token_estimate
+from inferbus_dialect.schema import STRICT, parse
+from inferbus_dialect.translate import add_usage
 
 # As it is on the log and in base64.
 _FLOAT = np.dtype("<f4")
@@ -72,7 +72,7 @@ def check_dimensions(request: EmbeddingRequest, model: ModelRecord) -> None:
 
 
 class EmbeddingsForm:
-    """See :class:`inferbus_edge.core.form.Form`. There is no stream.
+    """See :class:`inferbus_dialect.form.Form`. There is no stream.
 
     Each vector is written as it comes: all at once, thousands of them would be 20 ms in which nobody gets a token.
     """

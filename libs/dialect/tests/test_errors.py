@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_edge.core.errors import error_body, http_status, of_status, retry_after_seconds
+from inferbus_dialect.errors import error_body, http_status, of_status, retry_after_seconds
 from inferbus_runtime.errors import InferBusError
 
 ERRORS = st.builds(

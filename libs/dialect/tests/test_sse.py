@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_contracts.ids import uuid_text
-from inferbus_edge.core import sse
-from inferbus_edge.core.errors import internal
-from inferbus_edge.core.translate import completion_body
+from inferbus_dialect import sse
+from inferbus_dialect.errors import internal
+from inferbus_dialect.translate import completion_body
 
 REQUEST_ID = bytes(range(16))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -9,7 +9,7 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_contracts.ids import REQUEST_ID_BYTES
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.sse import escape, needs_escape
+from inferbus_dialect.sse import escape, needs_escape
 
 # request id, index into the frame's contexts, attempt, first index, token count, text, text escaped for JSON,
 # log-probabilities (one a token, or none)

@@ -10,10 +10,10 @@ from inferbus.bus.v1.frame_pb2 import Close, TokenLogprob
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.chat_form import finite
-from inferbus_edge.core.errors import error_object
-from inferbus_edge.core.form import DONE, event
-from inferbus_edge.core.translate import FINISH_REASONS, add_usage, usage_object
+from inferbus_dialect.chat_form import finite
+from inferbus_dialect.errors import error_object
+from inferbus_dialect.form import DONE, event
+from inferbus_dialect.translate import FINISH_REASONS, add_usage, usage_object
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class _Choice:
 
 
 class CompletionForm:
-    """See :class:`inferbus_edge.core.form.Form`. ``reply`` is made by ``completions``: of each prompt's ``per_prompt``
+    """See :class:`inferbus_dialect.form.Form`. ``reply`` is made by ``completions``: of each prompt's ``per_prompt``
     choices, the best ``kept`` are given."""
 
     def __init__(self, first: bytes, reply: Mapping[str, Any], stream: bool) -> None:

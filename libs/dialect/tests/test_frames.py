@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.bus.v1.frame_pb2 import Close, DeltaLogprobs, Frame, TokenLogprob
 from inferbus.common.v1.context_pb2 import RequestContext
-from inferbus_edge.core.frames import deltas
-from inferbus_edge.core.order import Verdict, judge
-from inferbus_edge.core.sse import escape
+from inferbus_dialect.frames import deltas
+from inferbus_dialect.order import Verdict, judge
+from inferbus_dialect.sse import escape
 from inferbus_runtime.errors import InferBusError
 
 ROW = st.tuples(

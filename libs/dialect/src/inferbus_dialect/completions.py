@@ -7,9 +7,9 @@ from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel, Field
 
-from inferbus_edge.core.chat_plan import add_biases, bus_seed, bus_top_k, choices
-from inferbus_edge.core.labels import END_USER, end_user_of
-from inferbus_edge.core.openai import (
+from inferbus_dialect.chat_plan import add_biases, bus_seed, bus_top_k, choices
+from inferbus_dialect.labels import END_USER, end_user_of
+from inferbus_dialect.openai import (
     MAX_CHOICES,
     Choices,
     Label,
@@ -26,9 +26,9 @@ from inferbus_edge.core.openai import (
     check_stream_options,
     stop_texts,
 )
-from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.prompts import Prompt, prompt_inputs, token_estimate
-from inferbus_edge.core.schema import STRICT, parse, refused, unsupported
+from inferbus_dialect.plan import Need, Plan
+from inferbus_dialect.prompts import Prompt, prompt_inputs, token_estimate
+from inferbus_dialect.schema import STRICT, parse, refused, unsupported
 
 _DEFAULT_MAX_TOKENS = 16
 _MAX_BEST_OF = 20

@@ -13,8 +13,8 @@ from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_contracts.ids import parse_uuid, uuid_text
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.errors import error_body
-from inferbus_edge.core.translate import completion_id, usage_object
+from inferbus_dialect.errors import error_body
+from inferbus_dialect.translate import completion_id, usage_object
 
 # Without an empty line: after an event with an id, OpenAI's Python SDK takes one for an event, and breaks on its data.
 KEEPALIVE = b": keep-alive\n"

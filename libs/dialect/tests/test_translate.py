@@ -9,10 +9,10 @@ from inferbus.bus.v1.registry_pb2 import ModelRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest, ToolMode
 from inferbus.common.v1.error_pb2 import Error, ErrorClass
 from inferbus.common.v1.usage_pb2 import FinishReason, PriorityClass, Usage
-from inferbus_edge.core.chat_plan import plan_chat
-from inferbus_edge.core.openai import parse_chat_request
-from inferbus_edge.core.plan import Plan
-from inferbus_edge.core.translate import add_usage, error_of, model_list
+from inferbus_dialect.chat_plan import plan_chat
+from inferbus_dialect.openai import parse_chat_request
+from inferbus_dialect.plan import Plan
+from inferbus_dialect.translate import add_usage, error_of, model_list
 from inferbus_runtime.errors import InferBusError
 
 FUNCTION = {"name": "f", "description": "does f", "parameters": {"type": "object", "properties": {"a": {}}}}

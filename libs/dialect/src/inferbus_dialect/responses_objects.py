@@ -8,7 +8,7 @@ from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_contracts.ids import REQUEST_ID_BYTES
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.errors import error_body
+from inferbus_dialect.errors import error_body
 
 API = "responses"
 """The name of this API in the reply description."""

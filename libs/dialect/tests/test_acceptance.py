@@ -3,8 +3,8 @@
 from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus_contracts.prefixes import prefix_of
-from inferbus_edge.core.acceptance import messages_of
-from inferbus_edge.core.plan import Plan
+from inferbus_dialect.acceptance import messages_of
+from inferbus_dialect.plan import Plan
 
 
 def prompts(*texts: str) -> tuple[GenerateRequest, ...]:

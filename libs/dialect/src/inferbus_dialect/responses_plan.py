@@ -9,11 +9,11 @@ from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus_runtime.errors import invalid
 from pydantic import BaseModel
 
-from inferbus_edge.core.labels import end_user_of
-from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.responses_items import Item, image_place, messages_of_items
-from inferbus_edge.core.responses_objects import API
-from inferbus_edge.core.responses_schema import (
+from inferbus_dialect.labels import end_user_of
+from inferbus_dialect.plan import Need, Plan
+from inferbus_dialect.responses_items import Item, image_place, messages_of_items
+from inferbus_dialect.responses_objects import API
+from inferbus_dialect.responses_schema import (
     LOGPROBS,
     AllowedTools,
     Conversation,
@@ -24,7 +24,7 @@ from inferbus_edge.core.responses_schema import (
     NamedFunction,
     ResponsesRequest,
 )
-from inferbus_edge.core.schemas_json import arguments_text, schema_text
+from inferbus_dialect.schemas_json import arguments_text, schema_text
 
 _CHARACTERS_PER_TOKEN = 4
 # The broker's largest message has 8 MiB, some of them for what is added to it.

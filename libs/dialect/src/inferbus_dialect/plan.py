@@ -26,8 +26,8 @@ class Plan:
 
     ``stored``: the input as JSON text, if the answer is to be found again by its id; ``store_asked`` false: because
     that is the API's default, which gives way where there is no room. ``detached``: it is accepted and
-    runs without a client (background). ``end_user`` and ``tags``: see :mod:`inferbus_edge.core.labels`.
-    ``capture_rate``: see :mod:`inferbus_edge.core.capture`.
+    runs without a client (background). ``end_user`` and ``tags``: see :mod:`inferbus_dialect.labels`.
+    ``capture_rate``: see :mod:`inferbus_dialect.capture`.
     """
 
     operation: str

@@ -9,8 +9,8 @@ from inferbus.bus.v1.request_pb2 import ToolCall as BusToolCall
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus_runtime.errors import invalid
 
-from inferbus_edge.core.labels import end_user_of
-from inferbus_edge.core.openai import (
+from inferbus_dialect.labels import end_user_of
+from inferbus_dialect.openai import (
     AllowedToolsChoice,
     ChatRequest,
     ImagePart,
@@ -19,8 +19,8 @@ from inferbus_edge.core.openai import (
     NamedTool,
     stop_texts,
 )
-from inferbus_edge.core.plan import Need, Plan
-from inferbus_edge.core.schemas_json import arguments_texts, schema_text
+from inferbus_dialect.plan import Need, Plan
+from inferbus_dialect.schemas_json import arguments_texts, schema_text
 
 # OpenAI's newer name for a role that chat templates of open models know as "system".
 _ROLES = {"developer": "system"}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from inferbus_edge.core.schema import BY_SHAPE, LIST, STRICT, TEXT, by_kind, kind, refused
+from inferbus_dialect.schema import BY_SHAPE, LIST, STRICT, TEXT, by_kind, kind, refused
 
 MAX_ITEMS = 2048
 _MAX_PARTS = 2048
