@@ -20,12 +20,12 @@ from inferbus.bus.v1.registry_pb2 import (
 from inferbus.bus.v1.request_pb2 import GenerateRequest, PromptInput, Sampling
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, Operation, Usage
+from inferbus_budgets.budgets import Budgets
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import key_hash, request_id
 from inferbus_contracts.keys import mint, prefix_of
 from inferbus_dialect.plan import Plan
-from inferbus_edge.budgets import Budgets
 from inferbus_rating import ledger as ledgers
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from inferbus.bus.v1.registry_pb2 import WorkerRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_budgets import budgets
+from inferbus_budgets import holder as budget_holder
 from inferbus_bus.registry import Registry
-from inferbus_edge import budget_holder, budgets
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer

@@ -17,13 +17,14 @@ from inferbus_bus.frames import FramePublisher
 from inferbus_bus.log import FrameLog
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
+from inferbus_bus.shards import member_key
 from inferbus_bus.streams import ensure_streams
 from inferbus_contracts.ids import uuid7
 from inferbus_contracts.subjects import model_shard
 from inferbus_runtime import clock
 from inferbus_scheduler.placed import PlacedWork
 from inferbus_scheduler.settled_before import SettledBefore
-from inferbus_scheduler.shards import MEMBER, Shards
+from inferbus_scheduler.shards import ROLE, shards_of
 from inferbus_stack.nats import NatsServer
 
 SHARD = model_shard("m")
@@ -125,9 +126,9 @@ async def test_a_scheduler_knows_of_those_that_left_before_it_came(stage: Stage)
     leases: Registry[WorkerRecord] = Registry(stage.bus, "leases", WorkerRecord)
     await leases.start()
     for name in ("scheduler=1", "gone"):
-        await leases.put(f"{MEMBER}{name}", WorkerRecord(worker=name), timedelta(seconds=60))
-    await leases.delete(f"{MEMBER}gone")
-    shards = Shards(stage.bus, name="new", ttl=timedelta(seconds=2))
+        await leases.put(member_key(ROLE, name), WorkerRecord(worker=name), timedelta(seconds=60))
+    await leases.delete(member_key(ROLE, "gone"))
+    shards = shards_of(stage.bus, "new", timedelta(seconds=2))
     await shards.start()
     assert shards.seen() == ["gone", "new", "scheduler=1"]
     await shards.close()

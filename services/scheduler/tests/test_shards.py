@@ -12,10 +12,10 @@ from inferbus.scheduler.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from inferbus_bus.consumers import consumer_info
 from inferbus_bus.errors import StreamApiError
 from inferbus_bus.registry import Registry
+from inferbus_bus.shard_owners import owner_of
 from inferbus_contracts.subjects import SHARDS, model_shard
 from inferbus_runtime import clock
 from inferbus_runtime.rpc import channel
-from inferbus_scheduler.core.shard_owners import owner_of
 
 # A killed one's shards are free after two seconds; what waits is given up by nobody.
 SHARED = {"LEASE_TTL": "2s", "QUEUE_TIMEOUT": "600s"}

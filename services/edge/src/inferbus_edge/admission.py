@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
+from inferbus_budgets.budgets import Budgets
 from inferbus_dialect.plan import BYTES_PER_TOKEN, Plan
 from inferbus_runtime.errors import unavailable
 
 from inferbus_edge.auth import Auth
-from inferbus_edge.budgets import Budgets
 from inferbus_edge.limits import RateLimits, Ticket
 from inferbus_edge.streaming import Answer
 

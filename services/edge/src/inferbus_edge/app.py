@@ -9,6 +9,7 @@ from inferbus.bus.v1.control_pb2 import Attached
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.registry_pb2 import IdempotencyRecord, ModelRecord, ResponseRecord, WorkerRecord
 from inferbus.edge.v1.edge_pb2_grpc import add_EdgeServiceServicer_to_server
+from inferbus_budgets.budgets import Budgets
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.frames import FrameReader
 from inferbus_bus.publish import Publisher
@@ -19,7 +20,6 @@ from inferbus_runtime.lifecycle import Process
 
 from inferbus_edge.admission import InferenceSettings
 from inferbus_edge.attendance import Attendance
-from inferbus_edge.budgets import Budgets
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.config import Config
 from inferbus_edge.cors import cors_of

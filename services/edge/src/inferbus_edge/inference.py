@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_budgets.budgets import Budgets
 from inferbus_bus.publish import Publisher
 from inferbus_contracts.ids import choice_id, detached, is_detached, uuid_text
 from inferbus_dialect.acceptance import reply_of
@@ -25,7 +26,6 @@ from inferbus_edge.accepting import Acceptance, Accepted
 from inferbus_edge.admission import Admission, InferenceSettings, used
 from inferbus_edge.attendance import EDGE_STOPPED, Attendance
 from inferbus_edge.auth import Auth
-from inferbus_edge.budgets import Budgets
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.deliveries import DeliveryLog
 from inferbus_edge.following import Following

@@ -14,6 +14,7 @@ from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.frames import FramePublisher
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
+from inferbus_bus.shards import Shards
 from inferbus_runtime import clock
 from inferbus_runtime.lifecycle import Process, ReadyInfo
 from inferbus_runtime.rpc import serve
@@ -43,7 +44,7 @@ from inferbus_scheduler.scaler import Scaler
 from inferbus_scheduler.servicer import SchedulerServicer
 from inferbus_scheduler.settled_before import SettledBefore
 from inferbus_scheduler.shard_work import ShardWork
-from inferbus_scheduler.shards import Shards
+from inferbus_scheduler.shards import ModelShards, shards_of
 from inferbus_scheduler.takeover import Takeover
 from inferbus_scheduler.waiting import Waiting
 
@@ -72,7 +73,8 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     projects = await process.enter(_following(Registry(bus, "projects", ProjectRecord)))
     deployments = await process.enter(_following(Deployments(bus)))
     fleet = await _fleet(config, process, bus)
-    shards = await process.enter(_shards(Shards(bus, name=config.name, ttl=config.lease_ttl)))
+    shards = await process.enter(_shards(shards_of(bus, config.name, config.lease_ttl)))
+    ours = ModelShards(shards)
     frames = await process.enter(_frames(bus_config, config.name, boot))
     endings = Endings(frames)
     process.spawn(endings.run(), "endings")
@@ -83,7 +85,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     means, rate, queues = OutputMeans(), DrainRate(), Queues(config.shares, _weights(tenants, projects))
     decisions = DecisionLog(publisher, scheduler=config.name, boot=boot, kept=config.decisions_kept, policy=policy)
     takeover = Takeover(
-        bus=bus, publisher=publisher, frames=frames, fleet=fleet, owns=shards.owns,
+        bus=bus, publisher=publisher, frames=frames, fleet=fleet, owns=ours.owns,
         describe=_describe(means, config.max_wait.total_seconds()),
     )  # fmt: skip
     waiting = Waiting(
@@ -104,7 +106,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
         bus=bus, publisher=publisher, fleet=fleet, endings=endings, queues=queues, waiting=waiting,
         making_room=making_room, takeover=takeover, rate=rate, decisions=decisions, means=means, policy=policy,
         pick=picker(config.policy, Random().random),  # noqa: S311 (it hides nothing)
-        owns=shards.owns, holds=shards.holds,
+        owns=ours.owns, holds=ours.holds,
         max_wait=config.max_wait.total_seconds(),
     )  # fmt: skip
     fleet.on_gone = takeover.gone
@@ -113,7 +115,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     fleet.on_serving = rate.serving
     scaler = Scaler(
         bus=bus, publisher=publisher, fleet=fleet, deployments=deployments, name=config.name,
-        decides=lambda: shards.holds_shard(SCALING_SHARD),
+        decides=lambda: shards.holds(SCALING_SHARD),
         settings=ScalingSettings(config.gpu_budget, config.scale_down_window.total_seconds()),
     )  # fmt: skip
     await process.enter(_following(scaler))

@@ -62,7 +62,7 @@ _NOT_OURS_SECONDS = 1.0
 
 
 class Dispatcher:
-    """Holds what is not placed yet, and moves it when there is room. ``owns`` and ``holds``: see Shards."""
+    """Holds what is not placed yet, and moves it when there is room. ``owns`` and ``holds``: see ModelShards."""
 
     def __init__(
         self,
@@ -410,7 +410,7 @@ class Dispatcher:
         return (self._before.get(message.request_id, now) or 0) >= (message.resume.attempt or 1)
 
     async def leave(self, shard: int) -> None:
-        """Place no more of it, which :meth:`Shards.owns` sees to; returns when all that was under way is stored, and
+        """Place no more of it, which Shards sees to; returns when all that was under way is stored, and
         what waits has been given back for whoever has the shard next."""
         while self._busy[shard] > 0:
             await asyncio.sleep(0.01)

@@ -19,7 +19,7 @@ from inferbus_rating import ledger as ledgers
 from inferbus_rating.ledger import Period
 from inferbus_runtime import clock
 
-from inferbus_edge.core.budgets import ZERO
+from inferbus_budgets.amounts import ZERO
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from inferbus_rating.ledger import Period
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, unavailable
 
-from inferbus_edge.budget_holder import Holder
-from inferbus_edge.core.budgets import ZERO, wanted
+from inferbus_budgets.amounts import ZERO, wanted
+from inferbus_budgets.holder import Holder
 
 _TRIES = 20
 _SEEN_SECONDS = 5.0

@@ -19,10 +19,8 @@ from inferbus_rating import ledger as ledgers
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, unavailable
 
-from inferbus_edge.budget_account import Account
-from inferbus_edge.budget_holder import Holder
-from inferbus_edge.budget_records import BudgetRecords, HardBudget
-from inferbus_edge.core.budgets import (
+from inferbus_budgets.account import Account
+from inferbus_budgets.amounts import (
     ZERO,
     bounds_of,
     charge_of,
@@ -34,6 +32,8 @@ from inferbus_edge.core.budgets import (
     rate_of,
     unreadable,
 )
+from inferbus_budgets.holder import Holder
+from inferbus_budgets.records import BudgetRecords, HardBudget
 
 log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0

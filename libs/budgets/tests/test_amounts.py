@@ -10,9 +10,9 @@ from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord, PriceRecord
 from inferbus.bus.v1.request_pb2 import ChatInput, ChatMessage, GenerateRequest, PromptInput, Sampling
 from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, Operation, Usage
+from inferbus_budgets.amounts import bounds_of, charge_of, most_of, most_of_any, rate_of, wanted
 from inferbus_contracts.ids import choice_id, request_id
 from inferbus_dialect.plan import Plan
-from inferbus_edge.core.budgets import bounds_of, charge_of, most_of, most_of_any, rate_of, wanted
 from inferbus_rating import PriceBook
 
 KEY = KeyRecord(key_id="k", tenant_id="acme", project_id="web")
