@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from inferbus_contracts.subjects import BUCKETS, STREAMS
+from inferbus_contracts.subjects import FILE_STORE_BYTES
 from inferbus_stack.home import write_private
 from inferbus_stack.nats_config import CIPHER_KEY_VARIABLE, BusUser, NatsLimits, render
 from inferbus_stack.permissions import Role, permissions
@@ -37,7 +37,7 @@ def nats_conf(secrets: SecretFolder) -> str:
     """nats-server's configuration for a container: public halves of keys only."""
     users = [BusUser(name, secrets.nkey(name).public, permissions(role, name)) for role, name in INSTANCES.values()]
     users.append(BusUser(BUS_ADMIN, secrets.nkey(BUS_ADMIN).public, permissions(Role.ADMIN, BUS_ADMIN)))
-    limits = NatsLimits(sum(one.max_bytes for one in (*STREAMS, *BUCKETS)) + _SPARE_BYTES)
+    limits = NatsLimits(FILE_STORE_BYTES + _SPARE_BYTES)
     text = render(host="0.0.0.0", port=4222, store=Path("/data"), users=users, limits=limits, encrypted=True)  # noqa: S104
     # For the health check, which runs inside the container; it tells who is connected, so nobody else may ask.
     return text + 'http: "127.0.0.1:8222"\n'

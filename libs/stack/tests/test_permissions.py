@@ -103,7 +103,7 @@ async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Brok
     users = [BusUser(name, secrets.nkey(name).public, permissions(role, name)) for name, role in USERS.items()]
     port = free_port()
     text = render(
-        host="127.0.0.1", port=port, store=folder / "js", users=users, limits=NatsLimits(64 << 30), encrypted=False
+        host="127.0.0.1", port=port, store=folder / "js", users=users, limits=NatsLimits(256 << 30), encrypted=False
     )
     async with NatsServer(folder, port, text) as server:
         made = Broker(server, secrets)

@@ -84,7 +84,7 @@ def broker(folder: Path, identity: TlsFiles) -> tuple[NatsServer, str]:
     """A nats-server that knows one user, ``edge-0``, and that user's seed."""
     nkey = SecretFolder(folder / "secrets").nkey("edge-0")
     users = [BusUser("edge-0", nkey.public, permissions(Role.EDGE, "edge-0"))]
-    port, limits = free_port(), NatsLimits(64 << 30)
+    port, limits = free_port(), NatsLimits(256 << 30)
     text = render(
         host="127.0.0.1", port=port, store=folder / "js", users=users, limits=limits, encrypted=False, tls=identity
     )

@@ -3,7 +3,15 @@
 from datetime import timedelta
 from typing import Any
 
-from inferbus_contracts.subjects import BUCKETS, STREAMS, BucketSpec, StreamSpec
+from inferbus_contracts.subjects import (
+    BUCKETS,
+    OBJECTS,
+    OBJECTS_MAX_BYTES,
+    OBJECTS_STREAM,
+    STREAMS,
+    BucketSpec,
+    StreamSpec,
+)
 
 from inferbus_bus.connection import Bus
 from inferbus_bus.consumers import nanoseconds
@@ -44,6 +52,17 @@ def bucket_config(spec: BucketSpec, replicas: int) -> dict[str, Any]:
     return config
 
 
+def objects_config(replicas: int) -> dict[str, Any]:
+    """The object store as a stream (ADR-20)."""
+    return {
+        "name": OBJECTS_STREAM, "subjects": [f"$O.{OBJECTS}.C.>", f"$O.{OBJECTS}.M.>"], "retention": "limits",
+        "storage": "file", "max_bytes": OBJECTS_MAX_BYTES, "discard": "new", "num_replicas": replicas,
+        "allow_rollup_hdrs": True, "allow_direct": True, "max_consumers": -1,
+        "allow_msg_ttl": True,  # what marks a deletion goes after a while
+        "duplicate_window": nanoseconds(timedelta(minutes=2)), "description": "content of customers' files",
+    }  # fmt: skip
+
+
 # Of versions before this: a work queue takes no second consumer of the same subjects.
 _FORMER_CONSUMERS = (("REQUESTS", "scheduler"),)
 _CONSUMER_NOT_FOUND = 10014
@@ -52,6 +71,7 @@ _CONSUMER_NOT_FOUND = 10014
 async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
     """Create what is missing, bring the rest to its present settings. Raises StreamApiError if the server refuses."""
     configs = [stream_config(spec, replicas) for spec in STREAMS] + [bucket_config(spec, replicas) for spec in BUCKETS]
+    configs.append(objects_config(replicas))
     for stream, consumer in _FORMER_CONSUMERS:
         try:
             await bus.api(f"CONSUMER.DELETE.{stream}.{consumer}")

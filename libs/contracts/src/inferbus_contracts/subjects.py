@@ -11,8 +11,9 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from inferbus.bus.v1.audit_pb2 import AuditEvent
+from inferbus.bus.v1.batch_pb2 import FileRecord, JobCheckpoint, JobRecord, UploadRecord
 from inferbus.bus.v1.brand_pb2 import BrandRecord
-from inferbus.bus.v1.control_pb2 import Attached, CacheEvents, Cancel, Heartbeat, Probe, Recall, Spend
+from inferbus.bus.v1.control_pb2 import Attached, CacheEvents, Cancel, Capacity, Heartbeat, Probe, Recall, Spend
 from inferbus.bus.v1.decision_pb2 import PlacementDecisions, ScalingDecision
 from inferbus.bus.v1.delivery_pb2 import Deliveries
 from inferbus.bus.v1.frame_pb2 import Frame
@@ -114,6 +115,10 @@ STREAMS = (
         "DECISIONS", ("dec.>",), "limits", timedelta(hours=72), 2 * _GIB, _WINDOW, False,
         "where requests were placed and how many workers there should be, and why",
     ),
+    StreamSpec(
+        "JOBS", ("job.submit.>",), "workqueue", timedelta(days=7), 1 * _GIB, _WINDOW, True,
+        "jobs and single requests that came straight over the queue, and are not taken yet",
+    ),
 )  # fmt: skip
 
 BUCKETS = (
@@ -152,13 +157,29 @@ BUCKETS = (
     BucketSpec("leases", WorkerRecord, "who may act alone", leases=True),
     BucketSpec("idempotency", IdempotencyRecord, "requests by idempotency key", leases=True, max_bytes=256 << 20),
     BucketSpec("responses", ResponseRecord, "stored responses", leases=True, max_bytes=2 * _GIB),
+    # 1 KiB, and 100 bytes for each 8 MiB: a million files, or 10,000 of 8 GiB.
+    BucketSpec("files", FileRecord, "customers' files: what they are, and where their content is", max_bytes=_GIB),
+    BucketSpec("uploads", UploadRecord, "files that are coming in parts", leases=True, max_bytes=256 << 20),
+    BucketSpec("jobs", JobRecord, "customers' batches", max_bytes=512 << 20),
+    # The newest of each job that has not ended: up to 1 MiB of segments and lines that are done out of order.
+    BucketSpec("job_checkpoints", JobCheckpoint, "how far jobs are", max_bytes=2 * _GIB),
 )
+
+OBJECTS = "files"
+OBJECTS_STREAM = f"OBJ_{OBJECTS}"
+"""The object store (ADR-20) of files, uploads and jobs, where no other store is set."""
+OBJECTS_MAX_BYTES = 64 * _GIB
+FILE_STORE_BYTES = sum(one.max_bytes for one in (*STREAMS, *BUCKETS)) + OBJECTS_MAX_BYTES
+"""What a broker reserves for all of them."""
+BATCH_SHARDS = 16
+"""Parts that all jobs are divided into. Each is run by one runner at a time. Fixed: it is in the subjects of frames."""
 
 CANCEL_SUBJECT = "ctl.cancel"
 HEARTBEAT_SUBJECTS = "ctl.heartbeat.*"
 ATTACHED_SUBJECT = "ctl.attached"
 SPEND_SUBJECT = "ctl.spend"
 CACHE_SUBJECTS = "ctl.cache.*"
+CAPACITY_SUBJECTS = "ctl.capacity.*"
 
 
 def stream_spec(name: str) -> StreamSpec:
@@ -192,6 +213,16 @@ def model_shard(model: str) -> int:
 def request_subject(message: GenerateRequest) -> str:
     model = message.context.model
     return f"req.{model_shard(model)}.{CLASS_TOKENS[message.priority_class]}.{subject_token(model)}"
+
+
+def job_edge(shard: int) -> str:
+    """In the place of an edge: for whom the frames of a shard's jobs are."""
+    return f"batch-{shard}"
+
+
+def submit_subject(tenant_id: str) -> str:
+    """Where one tenant's jobs and single requests come straight over the queue."""
+    return f"job.submit.{subject_token(tenant_id)}"
 
 
 def shard_requests(shard: int) -> str:
@@ -242,6 +273,7 @@ _SUBJECTS: dict[type[Any], Callable[[Any], str]] = {
     Heartbeat: lambda message: f"ctl.heartbeat.{subject_token(message.worker)}",
     Recall: lambda message: recall_subject(message.worker),
     Probe: lambda message: recall_subject(message.worker),
+    Capacity: lambda message: f"ctl.capacity.{subject_token(message.model)}",
     CacheEvents: lambda message: f"ctl.cache.{subject_token(message.worker)}",
     PlacementDecisions: lambda message: f"dec.placement.{subject_token(message.model)}",
     ScalingDecision: lambda message: f"dec.scaling.{subject_token(message.model)}",

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from ssl import SSLContext
 
-from inferbus_contracts.subjects import BUCKETS, STREAMS
+from inferbus_contracts.subjects import FILE_STORE_BYTES
 from inferbus_runtime.tls import client_context
 
 from inferbus_stack.child import ChildSpec
@@ -39,7 +39,7 @@ def nats_server(plan: Plan) -> ChildSpec:
     roles = {one.name: one.role for one in instances(plan.options)} | {BUS_ADMIN: Role.ADMIN}
     users = [BusUser(name, plan.secrets.nkey(name).public, permissions(role, name)) for name, role in roles.items()]
     port = plan.ports["nats"]
-    file_store = sum(one.max_bytes for one in (*STREAMS, *BUCKETS)) + _SPARE_BYTES
+    file_store = FILE_STORE_BYTES + _SPARE_BYTES
     identity = plan.tls.get("nats")
     text = render(
         host=LOOPBACK,

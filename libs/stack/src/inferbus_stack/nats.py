@@ -32,7 +32,7 @@ def plain_config(folder: Path, port: int) -> str:
     """JetStream without authentication, on loopback: for tests."""
     return (
         f'listen: "127.0.0.1:{port}"\nmax_payload: 8MB\n'
-        f'jetstream {{ store_dir: "{folder / "jetstream"}", max_memory_store: 1GB, max_file_store: 64GB }}\n'
+        f'jetstream {{ store_dir: "{folder / "jetstream"}", max_memory_store: 1GB, max_file_store: 256GB }}\n'
     )
 
 

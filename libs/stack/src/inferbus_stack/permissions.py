@@ -15,13 +15,18 @@ from enum import Enum
 from inferbus_bus.connection import inbox_prefix
 from inferbus_contracts.subjects import (
     ATTACHED_SUBJECT,
+    BATCH_SHARDS,
     CACHE_SUBJECTS,
     CANCEL_SUBJECT,
+    CAPACITY_SUBJECTS,
     HEARTBEAT_SUBJECTS,
+    OBJECTS,
+    OBJECTS_STREAM,
     SHARDS,
     SPEND_SUBJECT,
     delivery_subject,
     edge_tokens,
+    job_edge,
     recall_subject,
     shard_requests,
     subject_token,
@@ -116,6 +121,7 @@ def _scheduler(name: str) -> Permissions:
             *_watches("deployments"),
             "$KV.deployments.*",
             "dec.>",
+            CAPACITY_SUBJECTS,
             # Since when the oldest request waits.
             "$JS.API.DIRECT.GET.REQUESTS",
             # How many workers there should be: what waits is counted on the queue, what was decided is read by all.
@@ -149,16 +155,34 @@ def _worker(name: str) -> Permissions:
 
 
 def _batch(name: str) -> Permissions:
-    """Submits lines as an edge submits requests, and reads the frames that are for it."""
+    """Submits lines as an edge submits requests, with what they may cost reserved as there, and reads the frames that
+    are for jobs; owns files, uploads and jobs, and their content where no other store is set."""
+    owned = ("files", "uploads", "jobs", "job_checkpoints")
     return Permissions(
         publish=(
             "req.>",
             "audit.>",
             CANCEL_SUBJECT,
-            *_frames(name),
-            *_watches("models"),
+            *(subject for shard in range(BATCH_SHARDS) for subject in _log(edge_tokens(job_edge(shard)))),
+            *(subject for shard in range(BATCH_SHARDS) for subject in _reads("TOKENS", edge_tokens(job_edge(shard)))),
+            *(subject for shard in range(BATCH_SHARDS) for subject in _holds(f"batch-{shard}")),
+            *_holds(f"batch-member-{subject_token(name)}"),
+            *(subject for bucket in owned for subject in (*_watches(bucket), f"$KV.{bucket}.*")),
+            *_looks_up("job_checkpoints"),
+            *_objects(),
+            # Straight over the queue: what came, and where its result goes.
+            *_works("JOBS", "batch", "job.submit.>"),
+            "job.result.>",
+            *(
+                subject
+                for bucket in ("models", "keys", "tenants", "projects", "deployments")
+                for subject in _watches(bucket)
+            ),
+            *(subject for bucket in ("prices", "budgets", "credits", "budget_ledgers") for subject in _watches(bucket)),
+            "$KV.budget_ledgers.*",
+            *_holds(f"budget-{subject_token(name)}"),
         ),
-        subscribe=(),
+        subscribe=(CAPACITY_SUBJECTS,),
     )
 
 
@@ -252,9 +276,16 @@ def _works(stream: str, durable: str, subject: str) -> tuple[str, ...]:
     )
 
 
-def _frames(name: str) -> tuple[str, ...]:
-    """The frames that are for ``name``, from the end of the log on."""
-    return ("$JS.API.STREAM.INFO.TOKENS", *_reads("TOKENS", edge_tokens(name)))
+def _objects() -> tuple[str, ...]:
+    """The object store: to write, to read and to take out."""
+    return (
+        f"$O.{OBJECTS}.>",
+        f"$JS.API.STREAM.INFO.{OBJECTS_STREAM}",
+        f"$JS.API.STREAM.PURGE.{OBJECTS_STREAM}",
+        f"$JS.API.DIRECT.GET.{OBJECTS_STREAM}.>",
+        *_reads(OBJECTS_STREAM, f"$O.{OBJECTS}.>"),
+        *_log(f"$O.{OBJECTS}.>", OBJECTS_STREAM),
+    )
 
 
 def _log(subject: str = "tok.>", stream: str = "TOKENS") -> tuple[str, ...]:

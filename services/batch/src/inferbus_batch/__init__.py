@@ -1,1 +1,1 @@
-"""Files and jobs. Only its API stands so far (``proto/inferbus/batch/v1``); there is no process yet."""
+"""Files and jobs. Its API (``proto/inferbus/batch/v1``) and its decisions (``core``) stand; there is no process yet."""

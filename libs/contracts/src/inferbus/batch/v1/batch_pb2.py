@@ -22,37 +22,58 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from inferbus.common.v1 import error_pb2 as inferbus_dot_common_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/batch/v1/batch.proto\x12\x11inferbus.batch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1einferbus/common/v1/error.proto\"\xb5\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.inferbus.batch.v1.JobState\x12\x15\n\rinput_file_id\x18\x05 \x01(\t\x12\x16\n\x0eoutput_file_id\x18\x06 \x01(\t\x12\x15\n\rerror_file_id\x18\x07 \x01(\t\x12\x12\n\nline_count\x18\x08 \x01(\x04\x12\x1c\n\x14\x63ompleted_line_count\x18\t \x01(\x04\x12\x19\n\x11\x66\x61iled_line_count\x18\n \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05\x65rror\x18\x0e \x01(\x0b\x32\x19.inferbus.common.v1.Error\"\x95\x01\n\x10SubmitJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x15\n\rinput_file_id\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\x11SubmitJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inferbus.batch.v1.Job\"2\n\rGetJobRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inferbus.batch.v1.Job\"5\n\x10\x43\x61ncelJobRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"8\n\x11\x43\x61ncelJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inferbus.batch.v1.Job\"K\n\x0fListJobsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.inferbus.batch.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xce\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14JOB_STATE_VALIDATING\x10\x01\x12\x14\n\x10JOB_STATE_ACTIVE\x10\x02\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x03\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x15\n\x11JOB_STATE_EXPIRED\x10\x07\x32\xe2\x02\n\x0c\x42\x61tchService\x12V\n\tSubmitJob\x12#.inferbus.batch.v1.SubmitJobRequest\x1a$.inferbus.batch.v1.SubmitJobResponse\x12M\n\x06GetJob\x12 .inferbus.batch.v1.GetJobRequest\x1a!.inferbus.batch.v1.GetJobResponse\x12V\n\tCancelJob\x12#.inferbus.batch.v1.CancelJobRequest\x1a$.inferbus.batch.v1.CancelJobResponse\x12S\n\x08ListJobs\x12\".inferbus.batch.v1.ListJobsRequest\x1a#.inferbus.batch.v1.ListJobsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dinferbus/batch/v1/batch.proto\x12\x11inferbus.batch.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1einferbus/common/v1/error.proto\"n\n\x08JobUsage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x04\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x02 \x01(\x04\x12\x15\n\routput_tokens\x18\x03 \x01(\x04\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\x04\"G\n\tLineFault\x12\x0c\n\x04line\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05param\x18\x04 \x01(\t\"\xc3\x06\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.inferbus.batch.v1.JobState\x12\x15\n\rinput_file_id\x18\x05 \x01(\t\x12\x16\n\x0eoutput_file_id\x18\x06 \x01(\t\x12\x15\n\rerror_file_id\x18\x07 \x01(\t\x12\x12\n\nline_count\x18\x08 \x01(\x04\x12\x1c\n\x14\x63ompleted_line_count\x18\t \x01(\x04\x12\x19\n\x11\x66\x61iled_line_count\x18\n \x01(\x04\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05\x65rror\x18\x0e \x01(\x0b\x32\x19.inferbus.common.v1.Error\x12\x10\n\x08\x65ndpoint\x18\x0f \x01(\t\x12\x36\n\x08metadata\x18\x10 \x03(\x0b\x32$.inferbus.batch.v1.Job.MetadataEntry\x12*\n\x05usage\x18\x11 \x01(\x0b\x32\x1b.inferbus.batch.v1.JobUsage\x12,\n\x06\x66\x61ults\x18\x12 \x03(\x0b\x32\x1c.inferbus.batch.v1.LineFault\x12\x13\n\x0b\x66\x61ult_count\x18\x13 \x01(\x04\x12\r\n\x05model\x18\x14 \x01(\t\x12/\n\x0b\x61\x63tive_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rfinalize_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63\x61ncel_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfa\x02\n\x10SubmitJobRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x15\n\rinput_file_id\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x07 \x01(\t\x12\x43\n\x08metadata\x18\x08 \x03(\x0b\x32\x31.inferbus.batch.v1.SubmitJobRequest.MetadataEntry\x12\x36\n\x13output_expire_after\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bwebhook_url\x18\n \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x11SubmitJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inferbus.batch.v1.Job\"F\n\rGetJobRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inferbus.batch.v1.Job\"_\n\x0fListJobsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x12\n\nproject_id\x18\x04 \x01(\t\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.inferbus.batch.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x10\x43\x61ncelJobRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\"8\n\x11\x43\x61ncelJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inferbus.batch.v1.Job\"H\n\x0fWatchJobRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\"7\n\x10WatchJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.inferbus.batch.v1.Job\"u\n\x13ValidateFileRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12\x15\n\rinput_file_id\x18\x05 \x01(\t\"\xbf\x01\n\x14ValidateFileResponse\x12\x12\n\nline_count\x18\x01 \x01(\x04\x12,\n\x06\x66\x61ults\x18\x02 \x03(\x0b\x32\x1c.inferbus.batch.v1.LineFault\x12\x13\n\x0b\x66\x61ult_count\x18\x03 \x01(\x04\x12\x14\n\x0chighest_cost\x18\x04 \x01(\t\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x19.inferbus.common.v1.Error*\xe8\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14JOB_STATE_VALIDATING\x10\x01\x12\x14\n\x10JOB_STATE_ACTIVE\x10\x02\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x03\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x15\n\x11JOB_STATE_EXPIRED\x10\x07\x12\x18\n\x14JOB_STATE_FINALIZING\x10\x08\x32\x9a\x04\n\x0c\x42\x61tchService\x12V\n\tSubmitJob\x12#.inferbus.batch.v1.SubmitJobRequest\x1a$.inferbus.batch.v1.SubmitJobResponse\x12M\n\x06GetJob\x12 .inferbus.batch.v1.GetJobRequest\x1a!.inferbus.batch.v1.GetJobResponse\x12S\n\x08ListJobs\x12\".inferbus.batch.v1.ListJobsRequest\x1a#.inferbus.batch.v1.ListJobsResponse\x12V\n\tCancelJob\x12#.inferbus.batch.v1.CancelJobRequest\x1a$.inferbus.batch.v1.CancelJobResponse\x12U\n\x08WatchJob\x12\".inferbus.batch.v1.WatchJobRequest\x1a#.inferbus.batch.v1.WatchJobResponse0\x01\x12_\n\x0cValidateFile\x12&.inferbus.batch.v1.ValidateFileRequest\x1a\'.inferbus.batch.v1.ValidateFileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.batch.v1.batch_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=1148
-  _globals['_JOBSTATE']._serialized_end=1354
-  _globals['_JOB']._serialized_start=118
-  _globals['_JOB']._serialized_end=555
-  _globals['_SUBMITJOBREQUEST']._serialized_start=558
-  _globals['_SUBMITJOBREQUEST']._serialized_end=707
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=709
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=765
-  _globals['_GETJOBREQUEST']._serialized_start=767
-  _globals['_GETJOBREQUEST']._serialized_end=817
-  _globals['_GETJOBRESPONSE']._serialized_start=819
-  _globals['_GETJOBRESPONSE']._serialized_end=872
-  _globals['_CANCELJOBREQUEST']._serialized_start=874
-  _globals['_CANCELJOBREQUEST']._serialized_end=927
-  _globals['_CANCELJOBRESPONSE']._serialized_start=929
-  _globals['_CANCELJOBRESPONSE']._serialized_end=985
-  _globals['_LISTJOBSREQUEST']._serialized_start=987
-  _globals['_LISTJOBSREQUEST']._serialized_end=1062
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1064
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1145
-  _globals['_BATCHSERVICE']._serialized_start=1357
-  _globals['_BATCHSERVICE']._serialized_end=1711
+  _globals['_JOB_METADATAENTRY']._loaded_options = None
+  _globals['_JOB_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_SUBMITJOBREQUEST_METADATAENTRY']._loaded_options = None
+  _globals['_SUBMITJOBREQUEST_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_JOBSTATE']._serialized_start=2496
+  _globals['_JOBSTATE']._serialized_end=2728
+  _globals['_JOBUSAGE']._serialized_start=149
+  _globals['_JOBUSAGE']._serialized_end=259
+  _globals['_LINEFAULT']._serialized_start=261
+  _globals['_LINEFAULT']._serialized_end=332
+  _globals['_JOB']._serialized_start=335
+  _globals['_JOB']._serialized_end=1170
+  _globals['_JOB_METADATAENTRY']._serialized_start=1123
+  _globals['_JOB_METADATAENTRY']._serialized_end=1170
+  _globals['_SUBMITJOBREQUEST']._serialized_start=1173
+  _globals['_SUBMITJOBREQUEST']._serialized_end=1551
+  _globals['_SUBMITJOBREQUEST_METADATAENTRY']._serialized_start=1123
+  _globals['_SUBMITJOBREQUEST_METADATAENTRY']._serialized_end=1170
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=1553
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=1609
+  _globals['_GETJOBREQUEST']._serialized_start=1611
+  _globals['_GETJOBREQUEST']._serialized_end=1681
+  _globals['_GETJOBRESPONSE']._serialized_start=1683
+  _globals['_GETJOBRESPONSE']._serialized_end=1736
+  _globals['_LISTJOBSREQUEST']._serialized_start=1738
+  _globals['_LISTJOBSREQUEST']._serialized_end=1833
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1835
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1916
+  _globals['_CANCELJOBREQUEST']._serialized_start=1918
+  _globals['_CANCELJOBREQUEST']._serialized_end=1991
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1993
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2049
+  _globals['_WATCHJOBREQUEST']._serialized_start=2051
+  _globals['_WATCHJOBREQUEST']._serialized_end=2123
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2125
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2180
+  _globals['_VALIDATEFILEREQUEST']._serialized_start=2182
+  _globals['_VALIDATEFILEREQUEST']._serialized_end=2299
+  _globals['_VALIDATEFILERESPONSE']._serialized_start=2302
+  _globals['_VALIDATEFILERESPONSE']._serialized_end=2493
+  _globals['_BATCHSERVICE']._serialized_start=2731
+  _globals['_BATCHSERVICE']._serialized_end=3269
 # @@protoc_insertion_point(module_scope)

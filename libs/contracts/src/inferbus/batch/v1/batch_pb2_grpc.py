@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class BatchServiceStub:
-    """Customers' jobs of many lines.
+    """Customers' jobs of many lines. Every call names the tenant (and project) whose jobs it may see; another's is NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -45,20 +45,30 @@ class BatchServiceStub:
                 request_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.GetJobResponse.FromString,
                 _registered_method=True)
-        self.CancelJob = channel.unary_unary(
-                '/inferbus.batch.v1.BatchService/CancelJob',
-                request_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.CancelJobRequest.SerializeToString,
-                response_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.CancelJobResponse.FromString,
-                _registered_method=True)
         self.ListJobs = channel.unary_unary(
                 '/inferbus.batch.v1.BatchService/ListJobs',
                 request_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/inferbus.batch.v1.BatchService/CancelJob',
+                request_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.CancelJobResponse.FromString,
+                _registered_method=True)
+        self.WatchJob = channel.unary_stream(
+                '/inferbus.batch.v1.BatchService/WatchJob',
+                request_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.WatchJobResponse.FromString,
+                _registered_method=True)
+        self.ValidateFile = channel.unary_unary(
+                '/inferbus.batch.v1.BatchService/ValidateFile',
+                request_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileRequest.SerializeToString,
+                response_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileResponse.FromString,
+                _registered_method=True)
 
 
 class BatchServiceServicer:
-    """Customers' jobs of many lines.
+    """Customers' jobs of many lines. Every call names the tenant (and project) whose jobs it may see; another's is NOT_FOUND.
     """
 
     def SubmitJob(self, request, context):
@@ -73,14 +83,29 @@ class BatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CancelJob(self, request, context):
+    def ListJobs(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListJobs(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def CancelJob(self, request, context):
+        """Ends what runs and keeps what is done. Of a job that has ended, FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJob(self, request, context):
+        """The job as it is now and after each change, until it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ValidateFile(self, request, context):
+        """All faults of a file, as SubmitJob would find them; nothing is kept.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -98,15 +123,25 @@ def add_BatchServiceServicer_to_server(servicer, server):
                     request_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.GetJobRequest.FromString,
                     response_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.GetJobResponse.SerializeToString,
             ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsRequest.FromString,
+                    response_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsResponse.SerializeToString,
+            ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.CancelJobRequest.FromString,
                     response_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.CancelJobResponse.SerializeToString,
             ),
-            'ListJobs': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListJobs,
-                    request_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsRequest.FromString,
-                    response_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsResponse.SerializeToString,
+            'WatchJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJob,
+                    request_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.WatchJobRequest.FromString,
+                    response_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'ValidateFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.ValidateFile,
+                    request_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileRequest.FromString,
+                    response_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -117,7 +152,7 @@ def add_BatchServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BatchService:
-    """Customers' jobs of many lines.
+    """Customers' jobs of many lines. Every call names the tenant (and project) whose jobs it may see; another's is NOT_FOUND.
     """
 
     @staticmethod
@@ -175,6 +210,33 @@ class BatchService:
             _registered_method=True)
 
     @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.batch.v1.BatchService/ListJobs',
+            inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsRequest.SerializeToString,
+            inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CancelJob(request,
             target,
             options=(),
@@ -202,7 +264,34 @@ class BatchService:
             _registered_method=True)
 
     @staticmethod
-    def ListJobs(request,
+    def WatchJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/inferbus.batch.v1.BatchService/WatchJob',
+            inferbus_dot_batch_dot_v1_dot_batch__pb2.WatchJobRequest.SerializeToString,
+            inferbus_dot_batch_dot_v1_dot_batch__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateFile(request,
             target,
             options=(),
             channel_credentials=None,
@@ -215,9 +304,9 @@ class BatchService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/inferbus.batch.v1.BatchService/ListJobs',
-            inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsRequest.SerializeToString,
-            inferbus_dot_batch_dot_v1_dot_batch__pb2.ListJobsResponse.FromString,
+            '/inferbus.batch.v1.BatchService/ValidateFile',
+            inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileRequest.SerializeToString,
+            inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BatchServiceStub:
-    """Customers' jobs of many lines."""
+    """Customers' jobs of many lines. Every call names the tenant (and project) whose jobs it may see; another's is NOT_FOUND."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,21 +35,31 @@ class BatchServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BatchServiceAsyncStub: ...
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_batch_pb2.SubmitJobRequest, _batch_pb2.SubmitJobResponse]
     GetJob: _grpc.UnaryUnaryMultiCallable[_batch_pb2.GetJobRequest, _batch_pb2.GetJobResponse]
-    CancelJob: _grpc.UnaryUnaryMultiCallable[_batch_pb2.CancelJobRequest, _batch_pb2.CancelJobResponse]
     ListJobs: _grpc.UnaryUnaryMultiCallable[_batch_pb2.ListJobsRequest, _batch_pb2.ListJobsResponse]
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_batch_pb2.CancelJobRequest, _batch_pb2.CancelJobResponse]
+    """Ends what runs and keeps what is done. Of a job that has ended, FAILED_PRECONDITION."""
+    WatchJob: _grpc.UnaryStreamMultiCallable[_batch_pb2.WatchJobRequest, _batch_pb2.WatchJobResponse]
+    """The job as it is now and after each change, until it has ended."""
+    ValidateFile: _grpc.UnaryUnaryMultiCallable[_batch_pb2.ValidateFileRequest, _batch_pb2.ValidateFileResponse]
+    """All faults of a file, as SubmitJob would find them; nothing is kept."""
 
 @_typing.type_check_only
 class BatchServiceAsyncStub(BatchServiceStub):
-    """Customers' jobs of many lines."""
+    """Customers' jobs of many lines. Every call names the tenant (and project) whose jobs it may see; another's is NOT_FOUND."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_batch_pb2.SubmitJobRequest, _batch_pb2.SubmitJobResponse]  # type: ignore[assignment]
     GetJob: _aio.UnaryUnaryMultiCallable[_batch_pb2.GetJobRequest, _batch_pb2.GetJobResponse]  # type: ignore[assignment]
-    CancelJob: _aio.UnaryUnaryMultiCallable[_batch_pb2.CancelJobRequest, _batch_pb2.CancelJobResponse]  # type: ignore[assignment]
     ListJobs: _aio.UnaryUnaryMultiCallable[_batch_pb2.ListJobsRequest, _batch_pb2.ListJobsResponse]  # type: ignore[assignment]
+    CancelJob: _aio.UnaryUnaryMultiCallable[_batch_pb2.CancelJobRequest, _batch_pb2.CancelJobResponse]  # type: ignore[assignment]
+    """Ends what runs and keeps what is done. Of a job that has ended, FAILED_PRECONDITION."""
+    WatchJob: _aio.UnaryStreamMultiCallable[_batch_pb2.WatchJobRequest, _batch_pb2.WatchJobResponse]  # type: ignore[assignment]
+    """The job as it is now and after each change, until it has ended."""
+    ValidateFile: _aio.UnaryUnaryMultiCallable[_batch_pb2.ValidateFileRequest, _batch_pb2.ValidateFileResponse]  # type: ignore[assignment]
+    """All faults of a file, as SubmitJob would find them; nothing is kept."""
 
 class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Customers' jobs of many lines."""
+    """Customers' jobs of many lines. Every call names the tenant (and project) whose jobs it may see; another's is NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def SubmitJob(
@@ -66,17 +76,34 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_batch_pb2.GetJobResponse, _abc.Awaitable[_batch_pb2.GetJobResponse]]: ...
 
     @_abc_1.abstractmethod
-    def CancelJob(
-        self,
-        request: _batch_pb2.CancelJobRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_batch_pb2.CancelJobResponse, _abc.Awaitable[_batch_pb2.CancelJobResponse]]: ...
-
-    @_abc_1.abstractmethod
     def ListJobs(
         self,
         request: _batch_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_batch_pb2.ListJobsResponse, _abc.Awaitable[_batch_pb2.ListJobsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CancelJob(
+        self,
+        request: _batch_pb2.CancelJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_pb2.CancelJobResponse, _abc.Awaitable[_batch_pb2.CancelJobResponse]]:
+        """Ends what runs and keeps what is done. Of a job that has ended, FAILED_PRECONDITION."""
+
+    @_abc_1.abstractmethod
+    def WatchJob(
+        self,
+        request: _batch_pb2.WatchJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_batch_pb2.WatchJobResponse], _abc.AsyncIterator[_batch_pb2.WatchJobResponse]]:
+        """The job as it is now and after each change, until it has ended."""
+
+    @_abc_1.abstractmethod
+    def ValidateFile(
+        self,
+        request: _batch_pb2.ValidateFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_pb2.ValidateFileResponse, _abc.Awaitable[_batch_pb2.ValidateFileResponse]]:
+        """All faults of a file, as SubmitJob would find them; nothing is kept."""
 
 def add_BatchServiceServicer_to_server(servicer: BatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -126,6 +126,44 @@ class Heartbeat(_message.Message):
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
+class Capacity(_message.Message):
+    """Core subject, no storage: how much more batch work a model has room for; each second from whoever schedules it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SCHEDULER_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    FREE_SLOTS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    scheduler: _builtins.str
+    slots: _builtins.int
+    """Batch slots of the model's living workers, and those of them that nothing runs in."""
+    free_slots: _builtins.int
+    waiting: _builtins.int
+    """Requests of class batch that wait, and that run."""
+    running: _builtins.int
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        scheduler: _builtins.str = ...,
+        slots: _builtins.int = ...,
+        free_slots: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        running: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_slots", b"free_slots", "model", b"model", "running", b"running", "scheduler", b"scheduler", "slots", b"slots", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Capacity: _TypeAlias = Capacity  # noqa: Y015
+
+@_typing.final
 class RunningRequests(_message.Message):
     """A struct of arrays, an entry a request."""
 

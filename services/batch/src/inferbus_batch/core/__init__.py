@@ -1,0 +1,1 @@
+"""What the batch service decides: values in, values out."""
