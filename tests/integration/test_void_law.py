@@ -1,5 +1,6 @@
-"""One log, five readers: which tokens of a request that was tried again count. The edge that delivers, the worker that
-resumes, the audit that reads the log, the view ``tokens`` and the timeline must all say what its writers meant."""
+"""One log, six readers: which tokens of a request that was tried again count. The edge that delivers, who gathers
+whole answers (a batch), the worker that resumes, the audit that reads the log, the view ``tokens`` and the timeline
+must all say what its writers meant."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from inferbus.common.v1.context_pb2 import RequestContext
 from inferbus.common.v1.usage_pb2 import FinishReason, Usage
 from inferbus_contracts import recovery
 from inferbus_contracts.ids import request_id
+from inferbus_dialect.whole import Wholes
 from inferbus_edge.measure import Timing
 from inferbus_edge.sinks import NOWHERE
 from inferbus_edge.streaming import Answer, Streams
@@ -203,6 +205,30 @@ def delivered(request: bytes, frames: list[Frame]) -> int:
     return answer.output_tokens
 
 
+class Count:
+    """A form of nothing but the number of tokens."""
+
+    tokens = 0
+
+    def open(self, choice: int, revision: str, model: str = "") -> None: ...
+
+    def delta(self, choice: int, text: str, tokens: int, logprobs: object) -> None:
+        self.tokens += tokens
+
+    def close(self, choice: int, revision: str, close: object, model: str = "") -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def collected(request: bytes, frames: list[Frame]) -> int:
+    wholes = Wholes()
+    wholes.add(request, 1, form := Count())
+    ended = [whole for frame in frames for whole in wholes.take(frame)]
+    assert [whole.error for whole in ended] == [None]
+    assert len(wholes) == 0
+    return form.tokens
+
+
 def resumed_at(request: bytes, frames: list[Frame]) -> int:
     found = recovery.Recovered()
     for frame in frames:
@@ -286,6 +312,7 @@ async def test_every_reader_counts_what_the_workers_meant(store: Store, written:
     for request, one in logs.items():
         said = {
             "edge": delivered(request, frames[request]),
+            "batch": collected(request, frames[request]),
             "worker": resumed_at(request, frames[request]),
             "audit": counted_by_the_audit(request, frames[request]),
             "timeline": shown_in_the_timeline(one),
@@ -301,7 +328,7 @@ async def test_an_attempt_opens_by_naming_its_index(store: Store) -> None:
     request = new_id()
     frames = frames_of(request, written)
     assert await counted_by_the_view(store, {request: frames}) == {request: 3}
-    assert delivered(request, frames) == 3
+    assert delivered(request, frames) == collected(request, frames) == 3
     assert resumed_at(request, frames) == 3
     assert counted_by_the_audit(request, frames) == 3
     assert shown_in_the_timeline(written) == 3
@@ -314,7 +341,7 @@ async def test_a_fence_voids_before_the_next_attempt_has_said_anything(store: St
     request = new_id()
     frames = frames_of(request, written)
     assert await counted_by_the_view(store, {request: frames}) == {request: 4}
-    assert delivered(request, frames) == 4
+    assert delivered(request, frames) == collected(request, frames) == 4
     assert resumed_at(request, frames) == 4
     assert resumed_by_others(request, frames) == {4}
     assert counted_by_the_audit(request, frames) == 4
