@@ -393,7 +393,9 @@ Global___JobFault: _TypeAlias = JobFault  # noqa: Y015
 
 @_typing.final
 class JobCheckpoint(_message.Message):
-    """Bucket job_checkpoints; the KV key as in jobs. What makes results count: see docs/batches.md."""
+    """Bucket job_checkpoints; the KV key as in jobs. What makes results count: see docs/batches.md. Lines are named by their
+    place in the run order, from 0.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -422,7 +424,9 @@ class JobCheckpoint(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     FLOOR_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
     TOKENS_SEQUENCE_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
@@ -432,12 +436,13 @@ class JobCheckpoint(_message.Message):
     CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     REASONING_TOKENS_FIELD_NUMBER: _builtins.int
-    TRIES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     lines: _builtins.int
     """How many lines there are, and where each is in the input, in the order in which they run."""
     floor: _builtins.int
-    """All lines before this one, in run order, have their result in segments; and so have those of done."""
+    """All lines before this one have their result in segments; and so have those of done."""
+    fresh: _builtins.int
+    """From this one on no line has been in a window."""
     tokens_sequence: _builtins.int
     """From here on TOKENS holds all that is not in the segments."""
     completed_lines: _builtins.int
@@ -451,17 +456,15 @@ class JobCheckpoint(_message.Message):
     @_builtins.property
     def done(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
-    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineWindow]:
-        """Lines that may have been published: all before the last one's end."""
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineWindow]: ...
+    @_builtins.property
+    def tries(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """Of lines that are not at their first try (0)."""
 
     @_builtins.property
     def output(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
-    @_builtins.property
-    def tries(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
-        """Lines that are not at their first try."""
-
     def __init__(
         self,
         *,
@@ -470,7 +473,9 @@ class JobCheckpoint(_message.Message):
         index: Global___Segment | None = ...,
         floor: _builtins.int = ...,
         done: _abc.Iterable[_builtins.int] | None = ...,
+        fresh: _builtins.int = ...,
         windows: _abc.Iterable[Global___LineWindow] | None = ...,
+        tries: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
         tokens_sequence: _builtins.int = ...,
         output: _abc.Iterable[Global___Segment] | None = ...,
         errors: _abc.Iterable[Global___Segment] | None = ...,
@@ -480,11 +485,10 @@ class JobCheckpoint(_message.Message):
         cached_input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         reasoning_tokens: _builtins.int = ...,
-        tries: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "completed_lines", b"completed_lines", "done", b"done", "errors", b"errors", "failed_lines", b"failed_lines", "floor", b"floor", "index", b"index", "input_tokens", b"input_tokens", "job_id", b"job_id", "lines", b"lines", "output", b"output", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tokens_sequence", b"tokens_sequence", "tries", b"tries", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "completed_lines", b"completed_lines", "done", b"done", "errors", b"errors", "failed_lines", b"failed_lines", "floor", b"floor", "fresh", b"fresh", "index", b"index", "input_tokens", b"input_tokens", "job_id", b"job_id", "lines", b"lines", "output", b"output", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tokens_sequence", b"tokens_sequence", "tries", b"tries", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -492,16 +496,15 @@ Global___JobCheckpoint: _TypeAlias = JobCheckpoint  # noqa: Y015
 
 @_typing.final
 class LineWindow(_message.Message):
-    """Lines from begin to end (exclusive) of the run order, which were to be published from open_time on."""
+    """Lines that may have been published since open_time, each at the try that tries says, and have not ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    BEGIN_FIELD_NUMBER: _builtins.int
-    END_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
     OPEN_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
-    begin: _builtins.int
-    end: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -511,14 +514,13 @@ class LineWindow(_message.Message):
     def __init__(
         self,
         *,
-        begin: _builtins.int = ...,
-        end: _builtins.int = ...,
+        lines: _abc.Iterable[_builtins.int] | None = ...,
         open_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "open_time", b"open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "expire_time", b"expire_time", "open_time", b"open_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "lines", b"lines", "open_time", b"open_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
