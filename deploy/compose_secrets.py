@@ -22,6 +22,7 @@ from inferbus_stack.secrets import SecretFolder
 # Compose service -> role and name on the bus. A new worker is a new line here and a new service in the compose file.
 INSTANCES: Mapping[str, tuple[Role, str]] = {
     "edge": (Role.EDGE, "edge-0"),
+    "batch": (Role.BATCH, "batch"),
     "scheduler": (Role.SCHEDULER, "scheduler"),
     "worker": (Role.WORKER, "worker-0"),
     "worker-gpu": (Role.WORKER, "worker-gpu-0"),

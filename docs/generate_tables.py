@@ -25,7 +25,7 @@ from inferbus_runtime.durations import format_duration
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 DOCS = Path(__file__).parent
-SERVICES = ("edge", "scheduler", "worker", "meter")
+SERVICES = ("edge", "scheduler", "worker", "batch", "meter")
 # What differs from service to service even among the shared ones is in the service's own table.
 _SHARED = frozenset(ServiceConfig.model_fields)
 _TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)

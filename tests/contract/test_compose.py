@@ -42,6 +42,7 @@ USERS = ET.parse(ROOT / "deploy" / "clickhouse" / "users.d" / "inferbus.xml").ge
 # compose service -> the room that it runs
 ROOMS = {
     "edge": "edge",
+    "batch": "batch",
     "scheduler": "scheduler",
     "worker": "worker",
     "worker-gpu": "worker",
@@ -129,7 +130,7 @@ def test_names_addresses_and_stop_times_fit(service: str, secrets: Path) -> None
 
 def test_services_name_each_other_rightly(secrets: Path) -> None:
     edge = environment("edge", secrets)
-    for peer in ("scheduler", "meter"):
+    for peer in ("batch", "scheduler", "meter"):
         host, port = edge[f"INFERBUS_EDGE_{peer.upper()}_ADDRESS"].split(":")
         assert host in SERVICES
         assert environment(peer, secrets)[f"INFERBUS_{peer.upper()}_GRPC_ADDRESS"].endswith(f":{port}")

@@ -108,7 +108,7 @@ def test_stack_json_keeps_its_contract(stack: RunningStack) -> None:
     assert content["nats_url"].startswith("nats://")
     assert set(content["clickhouse"]) == {"url", "user", "password", "database"}
     assert set(content["analyst"]) == {"user", "password"}
-    ours = ("edge", "edge-1", "scheduler", "worker-0", "worker-1", "meter")
+    ours = ("edge", "edge-1", "batch", "scheduler", "worker-0", "worker-1", "meter")
     assert set(content["services"]) == {*ours, "nats", "clickhouse"}
     assert all(content["services"][name]["grpc"] for name in ours)
 

@@ -21,7 +21,7 @@ from inferbus_runtime.tls import TlsFiles, trusting
 from .conftest import RunningStack
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "docker"
-SERVICES = ("edge", "scheduler", "worker-0", "meter")
+SERVICES = ("edge", "batch", "scheduler", "worker-0", "meter")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,11 @@ class Pace(Section):
     """Share of it that varies."""
 
 
+class Place(Section):
+    host: str
+    """Whom to call."""
+
+
 class Config(ServiceConfig):
     http_port: int = Field(default=8080, ge=0, le=65535)
     """Port; 0 takes
@@ -29,6 +34,8 @@ class Config(ServiceConfig):
     """Waits between tries; the last one repeats."""
     pace: Pace = Pace()
     """Nested."""
+    place: Place | None = None
+    """Nested, and may be left out."""
     password: SecretStr
     """Of the store."""
 
@@ -135,6 +142,7 @@ def test_describe_lists_every_variable_with_its_line() -> None:
     )
     assert listed["INFERBUS_ROOM_PASSWORD"].secret
     assert listed["INFERBUS_ROOM_PASSWORD"].required
+    assert not listed["INFERBUS_ROOM_PLACE__HOST"].required, "the section may be left out"
     assert listed["INFERBUS_ROOM_PACE__ITL"].default == "20ms"
     assert listed["INFERBUS_ROOM_WAITS"].type == "list of duration"
     assert listed["INFERBUS_ROOM_WAITS"].default == "1s"

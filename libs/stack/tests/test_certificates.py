@@ -39,7 +39,7 @@ def test_a_stack_has_one_for_each_process_and_strangers_see_none_that_may_call(t
         tls_names=("api.example.com",),
     )  # fmt: skip
     by_name = {one.name: one for one in certificates(options)}
-    services = ("edge-0", "edge-1", "scheduler", "worker-0", "worker-1", "meter", "meter-1")
+    services = ("edge-0", "edge-1", "batch", "scheduler", "worker-0", "worker-1", "meter", "meter-1")
     assert set(by_name) == {*services, "edge-0-http", "edge-1-http", "nats", "admin"}
     assert by_name["edge-1-http"].hosts == ("localhost", "127.0.0.1", "10.1.2.3", "api.example.com")
     assert not by_name["edge-0-http"].client

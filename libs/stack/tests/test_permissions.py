@@ -14,8 +14,9 @@ import nats.errors
 import pytest
 import pytest_asyncio
 from inferbus.bus.v1.audit_pb2 import AuditEvent
+from inferbus.bus.v1.batch_pb2 import FileRecord, JobCheckpoint, JobRecord, UploadRecord
 from inferbus.bus.v1.brand_pb2 import BrandRecord
-from inferbus.bus.v1.control_pb2 import CacheEvents, Cancel, Heartbeat, Recall
+from inferbus.bus.v1.control_pb2 import CacheEvents, Cancel, Capacity, Heartbeat, Recall
 from inferbus.bus.v1.frame_pb2 import Fence, Frame
 from inferbus.bus.v1.registry_pb2 import (
     DeploymentRecord,
@@ -32,16 +33,21 @@ from inferbus_bus.connection import Bus, BusConfig, connect, inbox_prefix
 from inferbus_bus.frames import FramePublisher, FrameReader
 from inferbus_bus.lease import hold
 from inferbus_bus.log import FrameLog
+from inferbus_bus.objects import Objects
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
 from inferbus_bus.store import Store
 from inferbus_bus.streams import ensure_streams
 from inferbus_bus.workqueue import Delivery, WorkQueue
 from inferbus_contracts.subjects import (
+    BATCH_SHARDS,
     SHARDS,
+    edge_tokens,
+    job_edge,
     model_shard,
     shard_requests,
     subject_token,
+    submit_subject,
     token_subject,
     work_subject,
 )
@@ -283,6 +289,76 @@ async def test_the_meter_takes_out_what_an_edge_keeps_entry_by_entry(broker: Bro
 
 
 @pytest.mark.usefixtures("nothing_refused")
+async def test_the_batch_service_keeps_files_and_jobs_with_their_content(broker: Broker) -> None:
+    async with connect(broker.config("batch")) as batch:
+        publisher = Publisher(batch)
+        await publisher.start()
+        for bucket, record in (("files", FileRecord()), ("uploads", UploadRecord()), ("jobs", JobRecord())):
+            registry = Registry(batch, bucket, type(record))
+            await registry.start()
+            await registry.create("acme/1", record)
+            await registry.delete("acme/1")
+            await registry.stop()
+        checkpoints = Store(batch, "job_checkpoints", JobCheckpoint, publisher)
+        ack = await checkpoints.create("acme/1", JobCheckpoint(lines=1))
+        await checkpoints.update("acme/1", JobCheckpoint(lines=2), ack.sequence)
+        assert await checkpoints.get("acme/1") is not None
+        await checkpoints.delete("acme/1")
+        objects, content = Objects(batch, publisher), b"content" * 200_000
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield content
+
+        for _ in range(2):  # in place of what is there, too
+            await objects.put("acme/1", parts())
+        assert await objects.names() == ["acme/1"]
+        assert b"".join([part async for part in objects.read("acme/1", 5)]) == content[5:]
+        assert await objects.delete("acme/1")
+
+
+@pytest.mark.usefixtures("nothing_refused")
+async def test_the_batch_service_runs_the_jobs_of_its_shards(broker: Broker) -> None:
+    edge, wanted = job_edge(3), submit_subject("acme")
+    worker = FramePublisher(broker.config("worker-0"), worker="worker-0", boot=7)
+    await worker.start()
+    async with connect(broker.config("admin")) as admin, connect(broker.config("batch")) as batch:
+        for lease in ("batch-0", f"batch-{BATCH_SHARDS - 1}", "batch-member-batch"):
+            async with hold(batch, lease, "me", timedelta(seconds=30)):
+                pass
+        publisher = Publisher(batch)
+        await publisher.start()
+        for name in ("keys", "tenants", "projects", "deployments", "prices", "budgets", "credits", "budget_ledgers"):
+            registry = Registry(batch, name, GenerateRequest)  # of any type: whether it may be read
+            await registry.start()
+            await registry.stop()
+
+        heard: asyncio.Queue[object] = asyncio.Queue()
+        await batch.subscribe(Capacity, heard.put_nowait)
+        await batch.nc.flush()
+        admin.send(Capacity(model=MODEL))
+        async with asyncio.timeout(30):
+            await heard.get()
+
+        arrived, jobs = await deliveries(batch, "JOBS", "batch", "job.submit.>")
+        await admin.nc.jetstream().publish(wanted, b"{}")
+        async with asyncio.timeout(30):
+            delivery = await jobs.get()
+        delivery.ack()
+        await arrived.stop()
+        await batch.nc.publish("job.result.acme.1", b"{}")
+
+        await publisher.publish(a_request(edge))
+        batch.send(Cancel(request_id=b"r" * 16))
+        await worker.wait_acked(worker.publish(Frame(edge=edge, text=b"of a line")))
+        log = FrameLog(batch)
+        first, last = await log.bounds()
+        reading = log.read(first, last, subject=edge_tokens(edge))
+        assert [Frame.FromString(data).text async for part in reading for _, _, data in part] == [b"of a line"]
+        await batch.nc.flush()
+    await worker.stop()
+
+
+@pytest.mark.usefixtures("nothing_refused")
 async def test_control_messages_reach_whom_they_are_for(broker: Broker) -> None:
     async with (
         connect(broker.config("edge-0")) as edge,
@@ -383,7 +459,27 @@ REFUSED_PUBLISHES = {
         "$JS.API.CONSUMER.CREATE.KV_keys.spy.$KV.keys.>",
         "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-0.*",
     ),
-    "batch": ("$KV.keys.x", "tok.edge-0.worker-0", "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-0.*"),
+    "batch": (
+        "tok.edge-0.worker-0",
+        "tok.batch-0.worker-0",
+        "work.worker-0.1",
+        "ctl.capacity.m",
+        "audit.acme.key.created",
+        *(f"$KV.{bucket}.x" for bucket in ("keys", "tenants", "prices", "budgets", "credits", "models", "responses")),
+        "$KV.leases.scheduler-0",
+        "$KV.leases.budget-edge-0",
+        "$KV.leases.batch-16",
+        "$KV.leases.batch-member-batch-1",
+        "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-0.*",
+        "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.>",
+        "$JS.API.CONSUMER.CREATE.REQUESTS.spy.req.>",
+        "$JS.API.CONSUMER.CREATE.KV_responses.spy.$KV.responses.>",
+        "$JS.API.CONSUMER.CREATE.AUDIT.spy.audit.>",
+        "$JS.API.STREAM.PURGE.TOKENS",
+        "$JS.API.STREAM.PURGE.KV_jobs",
+        "$JS.API.STREAM.DELETE.OBJ_files",
+        "_INBOX_edge-0.ack1.1",
+    ),
     "meter": (
         "req.0.interactive.m",
         "tok.edge-0.worker-0",
@@ -418,7 +514,7 @@ REFUSED_SUBSCRIBES = {
         "tok.>",
         "$JS.API.>",
     ),
-    "batch": ("_INBOX_edge-0.>", "tok.>"),
+    "batch": ("_INBOX_edge-0.>", "tok.>", "tok.batch-0.*", "req.>", "job.submit.>", "$KV.>", "$O.>", "ctl.heartbeat.*"),
     "meter": ("_INBOX_edge-0.>", "tok.>", "req.>", "$JS.API.>"),
 }
 

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from inferbus.bus.v1.control_pb2 import CacheEvents, Heartbeat
+from inferbus.bus.v1.control_pb2 import CacheEvents, Capacity, Heartbeat
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_contracts.subjects import CACHE_SUBJECTS, HEARTBEAT_SUBJECTS, subject_of, subject_token
+from inferbus_contracts.subjects import CACHE_SUBJECTS, CAPACITY_SUBJECTS, HEARTBEAT_SUBJECTS, subject_of, subject_token
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError, unavailable
 from inferbus_runtime.tls import TlsFiles, client_context
@@ -32,8 +32,8 @@ _PENDING_BYTES = 64 << 20
 # reader here bounds what it asks for, or reads in a callback that does not wait.
 _SUBSCRIPTION_BYTES = 512 << 20
 _SUBSCRIPTION_MESSAGES = 1 << 20
-# Control messages whose subjects name their senders: heard of all of them.
-_FROM_ALL = {Heartbeat: HEARTBEAT_SUBJECTS, CacheEvents: CACHE_SUBJECTS}
+# Control messages whose subjects name their senders, or what they are about: all of them are heard.
+_FROM_ALL = {Heartbeat: HEARTBEAT_SUBJECTS, CacheEvents: CACHE_SUBJECTS, Capacity: CAPACITY_SUBJECTS}
 # How long a connection that is given up, or closed, may take to send the rest.
 _CLOSE_SECONDS = 2.0
 # What nats-server takes as subject and reply of a message, by default (max_control_line, less two sizes and spaces).

@@ -9,7 +9,7 @@ import difflib
 import os
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -144,7 +144,9 @@ def describe(cls: type[BaseModel], prefix: str) -> list[Variable]:
         variable = prefix + name.upper()
         section = _section(field.annotation)
         if section is not None:
-            variables += describe(section, variable + "__")
+            parts = describe(section, variable + "__")
+            # Of a section that may be left out as a whole, nothing must be set.
+            variables += parts if field.is_required() or field.default is not None else map(_not_required, parts)
             continue
         default = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
         secret = _has(field.annotation, SecretStr)
@@ -159,6 +161,10 @@ def describe(cls: type[BaseModel], prefix: str) -> list[Variable]:
             )
         )
     return variables
+
+
+def _not_required(variable: Variable) -> Variable:
+    return replace(variable, required=False)
 
 
 def _put(cls: type[BaseModel], values: dict[str, Any], path: list[str], text: str) -> None:

@@ -47,6 +47,11 @@ class Home:
         return self.root / "run"
 
     @property
+    def scratch(self) -> Path:
+        """What is on disk only while it is worked on: inputs of batches."""
+        return self.root / "scratch"
+
+    @property
     def nats(self) -> Path:
         return self.root / "nats"
 
@@ -66,7 +71,7 @@ class Home:
 
     def make_folders(self) -> None:
         """Only the owner may look in: logs and stores belong to many tenants."""
-        for folder in (self.root, self.secrets, self.logs, self.run, self.nats, self.clickhouse):
+        for folder in (self.root, self.secrets, self.logs, self.run, self.scratch, self.nats, self.clickhouse):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.secrets.chmod(0o700)
 

@@ -161,7 +161,7 @@ def _batch(name: str) -> Permissions:
     return Permissions(
         publish=(
             "req.>",
-            "audit.>",
+            *(f"audit.*.{kind}.*" for kind in ("file", "upload", "job")),
             CANCEL_SUBJECT,
             *(subject for shard in range(BATCH_SHARDS) for subject in _log(edge_tokens(job_edge(shard)))),
             *(subject for shard in range(BATCH_SHARDS) for subject in _reads("TOKENS", edge_tokens(job_edge(shard)))),

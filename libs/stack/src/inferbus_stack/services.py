@@ -20,6 +20,7 @@ ADMIN_USER, WRITER_USER, ANALYST_USER = "admin", "writer", "analyst"
 CAPTURE_WRITER_USER, CAPTURE_READER_USER = "capture_writer", "capture_reader"
 BUS_ADMIN = "admin"
 _EMBEDDINGS = "worker-embeddings"
+_BATCH = "batch"
 _DRAIN_SECONDS = 10
 # Above the drain: what closing connections and flushing may take on a busy machine.
 STOP_SECONDS = _DRAIN_SECONDS + 12.0
@@ -69,6 +70,7 @@ def instances(options: StackOptions) -> tuple[Instance, ...]:
     meters = _named("meter", options.meters)
     return (
         *edges,
+        Instance(Role.BATCH, _BATCH, _BATCH),
         *(Instance(Role.SCHEDULER, name, name) for name in _named("scheduler", options.schedulers)),
         *workers,
         *(Instance(Role.METER, name, name) for name in meters),
@@ -206,10 +208,13 @@ class Plan:
                 "INFERENCE_GRPC_ADDRESS": f"{_bracketed(self.options.host)}:{self.ports[_inference(instance.name)]}",
                 "SCHEDULER_ADDRESS": ",".join(map(self.grpc, _named("scheduler", self.options.schedulers))),
                 "METER_ADDRESS": self.grpc("meter"),
+                "BATCH_ADDRESS": self.grpc(_BATCH),
                 **self._https(instance),
             }
         if instance.role is Role.WORKER:
             return dict(instance.settings)
+        if instance.role is Role.BATCH:
+            return {"SCRATCH_FOLDER": str(self.options.home.scratch)}
         if instance.role is Role.METER:
             return self._clickhouse(WRITER_USER) | {
                 "CLICKHOUSE_READ_USER": ANALYST_USER,

@@ -1,7 +1,8 @@
 """Starts the processes of a stack in order, keeps them alive, says what it does, and stops them in order.
 
-Start: nats-server → streams, keys, prices → scheduler, workers, edges; beside it ClickHouse → migrations → meter.
-Stop:  edges (they drain) → scheduler → workers → meter (it flushes) → ClickHouse → nats-server.
+Start: nats-server → streams, keys, prices → scheduler, workers, batch, edges; beside it ClickHouse → migrations →
+       meter.
+Stop:  edges (they drain) → batch → scheduler → workers → meter (it flushes) → ClickHouse → nats-server.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from inferbus_stack.services import BUS_ADMIN, Instance, Plan, instances, scaled
 # A first start derives a model's file; later ones take a few seconds.
 _READY_SECONDS = 180.0
 _HOUSEKEEPING_SECONDS = 5.0
-_STOP_ORDER = (Role.EDGE, Role.SCHEDULER, Role.WORKER, Role.METER)
+_STOP_ORDER = (Role.EDGE, Role.BATCH, Role.SCHEDULER, Role.WORKER, Role.METER)
 Say = Callable[[str], None]
 
 
@@ -51,7 +52,7 @@ class Supervisor:
                 store = group.create_task(self._start_store())
                 await self._launch(embedded.nats_server(self._plan))
                 await self._prepare_bus()
-                for one in (*self._of(Role.SCHEDULER, Role.EDGE), *self._first_workers()):
+                for one in (*self._of(Role.SCHEDULER, Role.BATCH, Role.EDGE), *self._first_workers()):
                     group.create_task(self._launch(self._plan.service(one)))
                 await store
                 for one in self._of(Role.METER):

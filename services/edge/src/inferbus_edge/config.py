@@ -30,6 +30,8 @@ class Config(ServiceConfig):
     draining and deployments; unset: these answer 503."""
     meter_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of the meter's gRPC API, for usage and audit; unset: these answer 503."""
+    batch_address: str | None = Field(default=None, pattern=ADDRESS)
+    """host:port of the batch service's gRPC API, for files, uploads and batches; unset: these answer 503."""
     request_timeout: timedelta = Field(default=timedelta(minutes=10), gt=timedelta(0))
     """A request that has not ended by then is cancelled: 504, or an error event in a running stream."""
     background_timeout: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0))

@@ -1,0 +1,38 @@
+"""What the batch service is told. Variables are ``INFERBUS_BATCH_`` + the field's name."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from inferbus_runtime.config import ServiceConfig
+from pydantic import Field
+
+from inferbus_batch.files import FileLimits
+from inferbus_batch.s3_settings import S3Settings
+
+PREFIX = "INFERBUS_BATCH_"
+
+
+class Config(ServiceConfig):
+    """The batch service, with all that several of them share by leases."""
+
+    s3: S3Settings | None = None
+    """Where the content of files is. None: in the object store of the bus."""
+    max_file_bytes: int = Field(default=2 << 30, ge=1)
+    """A file that comes as a whole and is larger is refused, 400 file_too_large; in parts it may have 8 GiB."""
+    tenant_file_bytes: int | None = Field(default=None, ge=1)
+    """Of all files and open uploads of a tenant; then 429 file_quota_exceeded until some are deleted. Unset: no end."""
+    batch_file_retention: timedelta = Field(default=timedelta(days=30), ge=timedelta(hours=1))
+    """Inputs of batches whose senders name no time are deleted after so long."""
+    scratch_folder: Path | None = None
+    """Inputs lie here while they are validated, in a folder under this one that is named after the process and emptied
+    at its start; a full disk ends the job that needs it. Unset: a new folder in the system's place for such files."""
+    lease_ttl: timedelta = Field(default=timedelta(seconds=6), ge=timedelta(seconds=2), le=timedelta(minutes=1))
+    """After a batch service was killed, another one goes on with its jobs this much later. Whole seconds."""
+
+    @property
+    def files(self) -> FileLimits:
+        return FileLimits(
+            file_bytes=self.max_file_bytes,
+            tenant_bytes=self.tenant_file_bytes,
+            batch_expire_after=self.batch_file_retention,
+        )
