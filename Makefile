@@ -13,7 +13,7 @@ ROOMS := $(wildcard libs/*) $(wildcard services/*)
 EDITABLE := $(foreach room,$(ROOMS),-e $(room))
 SOURCES := $(wildcard libs/*/src services/*/src)
 
-.PHONY: help install install-dev triton upstream transformers run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
+.PHONY: help install install-dev triton upstream swift transformers run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,7 @@ help: ## list the targets
 	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt $(EDITABLE) 'inferbus-worker[triton]' --group dev
 	@$(MAKE) --no-print-directory triton || echo "no tritonserver for this machine: the tests of engine triton will be skipped"
 	@$(MAKE) --no-print-directory upstream || echo "no dasLLAMA for this machine: the tests of engine openai with it will be skipped"
+	@$(MAKE) --no-print-directory swift || echo "no Swift for this machine: the tests of the store on S3 will be skipped"
 	@command -v npm >/dev/null || echo "npm is missing: the tests with SDKs for Node will be skipped"
 	@command -v chromium chromium-browser google-chrome >/dev/null || echo "chromium is missing: the tests of the console will be skipped"
 	@! command -v npm >/dev/null || { mkdir -p .venv/node && cp tests/conformance/node/package.json .venv/node && \
@@ -52,6 +53,11 @@ help: ## list the targets
 .venv/.upstream: .venv/.python upstream.txt
 	@$(BIN)/python -m venv --without-pip .venv/upstream
 	@$(UV) pip install --quiet --python .venv/upstream/bin/python --no-deps -r upstream.txt
+	@touch $@
+
+.venv/.swift: .venv/.python swift.txt
+	@$(BIN)/python -m venv --without-pip .venv/swift
+	@$(UV) pip install --quiet --python .venv/swift/bin/python --no-deps -r swift.txt
 	@touch $@
 
 .venv/.transformers: .venv/.run transformers.txt
@@ -71,6 +77,8 @@ install: .venv/.run ## what `make run` needs, into .venv
 triton: .venv/.triton ## a real tritonserver for the tests of its engine (Linux, glibc 2.35)
 
 upstream: .venv/.upstream ## a second OpenAI server for the tests of the engine openai (Linux, glibc 2.35)
+
+swift: .venv/.swift ## an object store that speaks S3, for the contract of the batch service's stores
 
 transformers: .venv/.transformers ## PyTorch for the engine transformers, 6 GB; no part of install-dev
 
