@@ -160,7 +160,7 @@ BUCKETS = (
     # 1 KiB, and 100 bytes for each 8 MiB: a million files, or 10,000 of 8 GiB.
     BucketSpec("files", FileRecord, "customers' files: what they are, and where their content is", max_bytes=_GIB),
     BucketSpec("uploads", UploadRecord, "files that are coming in parts", leases=True, max_bytes=256 << 20),
-    BucketSpec("jobs", JobRecord, "customers' batches", max_bytes=512 << 20),
+    BucketSpec("jobs", JobRecord, "customers' batches", leases=True, max_bytes=512 << 20),
     # The newest of each job that has not ended: up to 1 MiB of segments and lines that are done out of order.
     BucketSpec("job_checkpoints", JobCheckpoint, "how far jobs are", max_bytes=2 * _GIB),
 )

@@ -273,6 +273,9 @@ class JobRecord(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     SUBMIT_ID_FIELD_NUMBER: _builtins.int
     RESULT_SUBJECT_FIELD_NUMBER: _builtins.int
+    WEBHOOK_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    WEBHOOK_NEXT_TIME_FIELD_NUMBER: _builtins.int
+    WEBHOOK_END_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     tenant_id: _builtins.str
     project_id: _builtins.str
@@ -300,6 +303,8 @@ class JobRecord(_message.Message):
     """Of whoever submitted it, so that a retry finds it; empty: none."""
     result_subject: _builtins.str
     """Where its result goes if it came straight over the queue; empty: nowhere."""
+    webhook_attempts: _builtins.int
+    """Of telling webhook_url that it has ended: tries so far, when the next one is due, and when it was taken or given up."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """What has not run by then does not."""
@@ -320,6 +325,10 @@ class JobRecord(_message.Message):
     def cancel_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def webhook_next_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def webhook_end_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -354,10 +363,13 @@ class JobRecord(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         submit_id: _builtins.str = ...,
         result_subject: _builtins.str = ...,
+        webhook_attempts: _builtins.int = ...,
+        webhook_next_time: _timestamp_pb2.Timestamp | None = ...,
+        webhook_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "cancel_time", b"cancel_time", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "finalize_time", b"finalize_time", "output_expire_after", b"output_expire_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "cancel_time", b"cancel_time", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "finalize_time", b"finalize_time", "output_expire_after", b"output_expire_after", "webhook_end_time", b"webhook_end_time", "webhook_next_time", b"webhook_next_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "cached_input_tokens", b"cached_input_tokens", "cancel_time", b"cancel_time", "completed_lines", b"completed_lines", "create_time", b"create_time", "end_time", b"end_time", "endpoint", b"endpoint", "error_file_id", b"error_file_id", "expire_time", b"expire_time", "failed_lines", b"failed_lines", "fault_count", b"fault_count", "faults", b"faults", "finalize_time", b"finalize_time", "input_file_id", b"input_file_id", "input_tokens", b"input_tokens", "job_id", b"job_id", "key_id", b"key_id", "lines", b"lines", "metadata", b"metadata", "model", b"model", "output_expire_after", b"output_expire_after", "output_file_id", b"output_file_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "reasoning_tokens", b"reasoning_tokens", "result_subject", b"result_subject", "shard", b"shard", "state", b"state", "submit_id", b"submit_id", "tenant_id", b"tenant_id", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "cached_input_tokens", b"cached_input_tokens", "cancel_time", b"cancel_time", "completed_lines", b"completed_lines", "create_time", b"create_time", "end_time", b"end_time", "endpoint", b"endpoint", "error_file_id", b"error_file_id", "expire_time", b"expire_time", "failed_lines", b"failed_lines", "fault_count", b"fault_count", "faults", b"faults", "finalize_time", b"finalize_time", "input_file_id", b"input_file_id", "input_tokens", b"input_tokens", "job_id", b"job_id", "key_id", b"key_id", "lines", b"lines", "metadata", b"metadata", "model", b"model", "output_expire_after", b"output_expire_after", "output_file_id", b"output_file_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "reasoning_tokens", b"reasoning_tokens", "result_subject", b"result_subject", "shard", b"shard", "state", b"state", "submit_id", b"submit_id", "tenant_id", b"tenant_id", "webhook_attempts", b"webhook_attempts", "webhook_end_time", b"webhook_end_time", "webhook_next_time", b"webhook_next_time", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,6 +448,7 @@ class JobCheckpoint(_message.Message):
     CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     lines: _builtins.int
     """How many lines there are, and where each is in the input, in the order in which they run."""
@@ -465,6 +478,10 @@ class JobCheckpoint(_message.Message):
     def output(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]: ...
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All that its lines ask."""
+
     def __init__(
         self,
         *,
@@ -485,10 +502,11 @@ class JobCheckpoint(_message.Message):
         cached_input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         reasoning_tokens: _builtins.int = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "completed_lines", b"completed_lines", "done", b"done", "errors", b"errors", "failed_lines", b"failed_lines", "floor", b"floor", "fresh", b"fresh", "index", b"index", "input_tokens", b"input_tokens", "job_id", b"job_id", "lines", b"lines", "output", b"output", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tokens_sequence", b"tokens_sequence", "tries", b"tries", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "completed_lines", b"completed_lines", "done", b"done", "errors", b"errors", "failed_lines", b"failed_lines", "floor", b"floor", "fresh", b"fresh", "index", b"index", "input_tokens", b"input_tokens", "job_id", b"job_id", "lines", b"lines", "models", b"models", "output", b"output", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tokens_sequence", b"tokens_sequence", "tries", b"tries", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
