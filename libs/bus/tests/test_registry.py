@@ -238,12 +238,15 @@ async def test_an_emptied_bucket_is_seen_to_be_empty(tmp_path) -> None:
             models = await registry(bus)
             await models.put("only", ModelRecord())
             await until(lambda: models.get("only") is not None)
+            assert models.following
             await server.stop()
+            await until(lambda: not models.following)
             async with NatsServer(tmp_path) as elsewhere, connect(BusConfig(elsewhere.url, "writer")) as other:
                 await delete_briefly(other, "only")
                 await nothing_left(other, "only")
             await server.start()
             await until(lambda: not models.items())
+            await until(lambda: models.following)
     finally:
         await server.stop()
 

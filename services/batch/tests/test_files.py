@@ -193,16 +193,29 @@ async def test_what_is_over_and_what_nothing_names_is_swept(room):
     over.segments.extend(await content.write(room.store, "file-over", one_part(DATA)))
     over.expire_time.CopyFrom(clock.timestamp(clock.now_us() - 1))
     await room.files.add(over)
-    named = await content.write(room.store, "job-1", one_part(DATA))
-    await content.write(room.store, "rubbish", one_part(DATA))
+    job, rubbish = f"job-batch_{'1' * 24}", f"file-{'a' * 24}"
+    named = await content.write(room.store, job, one_part(DATA))
+    await content.write(room.store, rubbish, one_part(DATA))
+    await content.write(room.store, "of somebody else", one_part(DATA))
+    following = True
+
+    def sweeper(*unnamed: timedelta) -> Sweeper:
+        return Sweeper(room.files, room.uploads, lambda: named, lambda: following, *unnamed)
+
     with pytest.raises(InferBusError, match="file_not_found"):
         room.files.find("sweep", "", "file-over")
-    await Sweeper(room.files, room.uploads, lambda: named).sweep()
-    assert await left(room, "rubbish")
+    await sweeper().sweep()
+    assert await left(room, rubbish)
     assert not await left(room, "file-over")
-    await Sweeper(room.files, room.uploads, lambda: named, timedelta(0)).sweep()
-    assert not await left(room, "rubbish")
-    assert len(await left(room, "job-1")) == 3
+    # What others name is not known now.
+    following = False
+    await sweeper(timedelta(0)).sweep()
+    assert await left(room, rubbish)
+    following = True
+    await sweeper(timedelta(0)).sweep()
+    assert not await left(room, rubbish)
+    assert len(await left(room, job)) == 3
+    assert len(await left(room, "of somebody else")) == 3
     assert await room.read(kept) == DATA
 
 

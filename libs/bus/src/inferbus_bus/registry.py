@@ -124,6 +124,11 @@ class Registry(Generic[T]):
     def loaded(self) -> bool:
         return self._loaded.is_set()
 
+    @property
+    def following(self) -> bool:
+        """Whether the broker tells it what changes: without that what is here may be old."""
+        return self._loaded.is_set() and self._reader.following
+
     def get(self, name: str) -> T | None:
         return self._records.get(name)
 

@@ -33,7 +33,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     files = Files(await process.enter(_following(Registry(bus, "files", FileRecord))), store, config.files)
     uploads = Uploads(await process.enter(_following(Registry(bus, "uploads", UploadRecord))), files)
     checkpoints = await process.enter(_following(Registry(bus, "job_checkpoints", JobCheckpoint)))
-    sweeper = Sweeper(files, uploads, lambda: _segments(checkpoints))
+    sweeper = Sweeper(files, uploads, lambda: _segments(checkpoints), lambda: checkpoints.following)
     process.spawn(sweeper.run(), "what is over goes")
 
     def add(server: Any) -> None:

@@ -138,6 +138,11 @@ class Files:
                 raise
             raise _not_found(record.file_id) from error
 
+    @property
+    def following(self) -> bool:
+        """Whether what others do to files is heard of here."""
+        return self._registry.following
+
     def expired(self) -> list[FileRecord]:
         return [one for one in self._registry.items().values() if is_over(one)]
 

@@ -12,7 +12,8 @@ class S3Settings(Section):
     killed cannot be seen as objects."""
 
     bucket: str = Field(min_length=3, max_length=63)
-    """Must be there: it is not created."""
+    """Must be there: it is not created. What is named as content is, and is none of this installation, is removed: two
+    of them need prefixes of their own."""
     prefix: str = Field(default="", pattern=r"^([^/\s]+(/[^/\s]+)*)?$")
     """Goes before all names, for a bucket that holds other things, too. Empty: none."""
     endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+$")

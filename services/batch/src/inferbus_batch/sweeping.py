@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
@@ -17,18 +18,27 @@ log = logging.getLogger(__name__)
 EVERY = timedelta(minutes=5)
 UNNAMED = PUT_TIME + timedelta(minutes=15)
 """Content may wait so long for its record: longer than a file may take to come."""
+# As content is named; a bucket may hold other people's things.
+_OURS = re.compile(r"(file-[0-9a-f]{24}|upload_[0-9a-f]{24}/part_[0-9a-f]{24}|job-batch_[0-9a-f]{24})/.+")
 
 
 class Sweeper:
-    """``named``: segments that count though no file and no upload names them, those of jobs' checkpoints. What nothing
-    names goes when this process has seen it so for ``unnamed``: the store does not say how old an object is."""
+    """``named``: segments that count though no file and no upload names them, those of jobs' checkpoints;
+    ``following``: whether that is known as it is now. What nothing names goes when this process has seen it so for
+    ``unnamed``: the store does not say how old an object is."""
 
     def __init__(
-        self, files: Files, uploads: Uploads, named: Callable[[], Iterable[Segment]], unnamed: timedelta = UNNAMED
+        self,
+        files: Files,
+        uploads: Uploads,
+        named: Callable[[], Iterable[Segment]],
+        following: Callable[[], bool],
+        unnamed: timedelta = UNNAMED,
     ) -> None:
         self._files = files
         self._uploads = uploads
         self._named = named
+        self._following = following
         self._unnamed = unnamed.total_seconds()
         # When each was first seen, by :func:`clock.monotonic`.
         self._since: dict[str, float] = {}
@@ -53,7 +63,10 @@ class Sweeper:
     async def _remove_unnamed(self) -> None:
         store = self._files.store
         # Before who names what: content that comes meanwhile is looked at the next time.
-        names = await store.names("")
+        names = [name for name in await store.names("") if _OURS.fullmatch(name)]
+        if not (self._files.following and self._uploads.following and self._following()):
+            self._since.clear()  # others may have named it meanwhile
+            return
         kept = {
             one.object for part in (self._files.segments(), self._uploads.segments(), self._named()) for one in part
         }

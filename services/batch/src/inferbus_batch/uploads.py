@@ -141,6 +141,11 @@ class Uploads:
         except InferBusError:
             return None
 
+    @property
+    def following(self) -> bool:
+        """Whether what others do to uploads is heard of here."""
+        return self._registry.following
+
     def segments(self) -> Iterable[Segment]:
         """Of all uploads."""
         for record in self._registry.items().values():
