@@ -33,7 +33,7 @@ class _Choice:
 
 @dataclass(slots=True)
 class Whole:
-    """One client call. After its end ``error`` says how it ended, or ``form.body()`` is the answer; ``choices`` are the
+    """One client call. Once ``ended`` is true ``error`` says how, or ``form.body()`` is the answer; ``choices`` are the
     ids of all its choices, ``usage`` is that of those that have ended."""
 
     first: bytes
@@ -41,6 +41,7 @@ class Whole:
     choices: tuple[bytes, ...]
     error: InferBusError | None = None
     usage: Usage = field(default_factory=Usage)
+    ended: bool = False
 
 
 class Wholes:
@@ -75,7 +76,9 @@ class Wholes:
             self._end(choice.whole)
 
     def take(self, frame: Frame) -> Iterator[Whole]:
-        """Those that end by ``frame``; to be walked to its end. Raises InferBusError INTERNAL ``broken_frame``."""
+        """Those that end by ``frame``, and those that can come to no good end any more while other choices of theirs
+        still run: these are to be cancelled by whoever waits. To be walked to its end. Raises InferBusError INTERNAL
+        ``broken_frame``."""
         for fence in frame.fences:
             fenced = self._choices.get(fence.request_id)
             if fenced is not None and fence.attempt > fenced.attempt:
@@ -87,7 +90,9 @@ class Wholes:
             if attempt != choice.opened or first_index != choice.index:
                 verdict = judge(choice.attempt, choice.index, attempt, first_index, count)
                 if verdict is Verdict.GAP:
-                    yield self._failed(choice.whole, _gap())
+                    if choice.whole.error is None:
+                        choice.whole.error = _gap()
+                        yield choice.whole
                     continue
                 if attempt >= choice.attempt and attempt != choice.opened:
                     _open(choice, attempt, frame.contexts[context])
@@ -108,26 +113,25 @@ class Wholes:
     def _close(self, choice: _Choice, close: Close, context: RequestContext) -> Iterator[Whole]:
         whole = choice.whole
         add_usage(whole.usage, close.usage)
+        choice.closed = True
         error = error_of(close)
         if error is None and close.usage.output_tokens > choice.index:
             error = _gap()
-        if error is not None:
-            yield self._failed(whole, error)
-            return
-        if close.attempt != choice.opened:
-            _open(choice, close.attempt, context)  # one that made nothing: what an earlier one left is void
-        choice.closed = True
-        whole.form.close(choice.number, context.revision, close, context.model)
+        failed = error is not None and whole.error is None
+        if whole.error is None:
+            whole.error = error
+        if error is None:
+            if close.attempt != choice.opened:
+                _open(choice, close.attempt, context)  # one that made nothing: what an earlier one left is void
+            whole.form.close(choice.number, context.revision, close, context.model)
         if all(self._choices[one].closed for one in whole.choices):
-            whole.form.finish()
+            if whole.error is None:
+                whole.form.finish()
+            whole.ended = True
             self._end(whole)
             yield whole
-
-    def _failed(self, whole: Whole, error: InferBusError) -> Whole:
-        """With the first choice that fails; the others are to be cancelled by whoever waits."""
-        whole.error = error
-        self._end(whole)
-        return whole
+        elif failed:
+            yield whole
 
     def _end(self, whole: Whole) -> None:
         for one in whole.choices:

@@ -1,14 +1,22 @@
-"""The only wiring: bus → store and registries → files and uploads → gRPC."""
+"""The only wiring: bus → store and registries → files, uploads and jobs → their runner and gRPC."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from inferbus.bus.v1.batch_pb2 import FileRecord, JobCheckpoint, Segment, UploadRecord
-from inferbus_bus.connection import BusConfig, connect
+from inferbus.bus.v1.batch_pb2 import FileRecord, JobCheckpoint, JobRecord, Segment, UploadRecord
+from inferbus.bus.v1.control_pb2 import Capacity
+from inferbus.bus.v1.registry_pb2 import KeyRecord, MemberRecord, ModelRecord, ProjectRecord, TenantRecord
+from inferbus_budgets.budgets import Budgets
+from inferbus_bus.connection import Bus, BusConfig, connect
+from inferbus_bus.log import FrameLog
 from inferbus_bus.objects import Objects
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
+from inferbus_bus.shards import Shards
+from inferbus_bus.store import Store
+from inferbus_contracts.subjects import BATCH_SHARDS
 from inferbus_runtime import rpc
 from inferbus_runtime.lifecycle import Process, ReadyInfo
 
@@ -16,6 +24,14 @@ from inferbus_batch.config import Config
 from inferbus_batch.file_servicer import SERVICE_NAME as FILE_SERVICE
 from inferbus_batch.file_servicer import add_file_service
 from inferbus_batch.files import Files
+from inferbus_batch.job_servicer import SERVICE_NAME as JOB_SERVICE
+from inferbus_batch.job_servicer import add_job_service
+from inferbus_batch.jobs import Jobs
+from inferbus_batch.judging import Judge
+from inferbus_batch.keys import Keys
+from inferbus_batch.pace import Pace
+from inferbus_batch.parts import Parts
+from inferbus_batch.runner import Runner
 from inferbus_batch.scratch import scratch
 from inferbus_batch.store import BusStore, ObjectStore
 from inferbus_batch.sweeping import Sweeper
@@ -28,20 +44,59 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     bus = await process.enter(connect(BusConfig(config.nats_url, config.name, seed, config.tls)))
     publisher = Publisher(bus)
     await publisher.start()
-    await process.enter(scratch(config.scratch_folder, config.name))
+    folder = await process.enter(scratch(config.scratch_folder, config.name))
     store = await _store(config, Objects(bus, publisher))
     files = Files(await process.enter(_following(Registry(bus, "files", FileRecord))), store, config.files)
     uploads = Uploads(await process.enter(_following(Registry(bus, "uploads", UploadRecord))), files)
     checkpoints = await process.enter(_following(Registry(bus, "job_checkpoints", JobCheckpoint)))
     sweeper = Sweeper(files, uploads, lambda: _segments(checkpoints), lambda: checkpoints.following)
     process.spawn(sweeper.run(), "what is over goes")
+    jobs = Jobs(await process.enter(_following(Registry(bus, "jobs", JobRecord))), files)
+    models = await process.enter(_following(Registry(bus, "models", ModelRecord)))
+    judge = Judge(models)
+    keys = await _keys(bus, process)
+    await _runner(
+        config, process, bus, publisher, jobs=jobs, files=files, models=models, judge=judge, keys=keys, folder=folder
+    )
 
     def add(server: Any) -> None:
         add_file_service(server, files, uploads)
+        add_job_service(server, jobs, files, judge, keys, folder)
 
     token = config.rpc_token.get_secret_value() if config.rpc_token else None
-    server = await process.enter(rpc.serve(config.grpc_address, add, [FILE_SERVICE], token, config.tls))
+    server = await process.enter(rpc.serve(config.grpc_address, add, [FILE_SERVICE, JOB_SERVICE], token, config.tls))
     return {"grpc": server.address}
+
+
+async def _runner(
+    config: Config, process: Process, bus: Bus, publisher: Publisher, *, jobs: Jobs, files: Files,
+    models: Registry[ModelRecord], judge: Judge, keys: Keys, folder: Path,
+) -> None:  # fmt: skip
+    """Runs the jobs of the shards that are ours."""
+    budgets = Budgets(bus, edge=config.name, model_of=models.get)
+    await process.enter(_following(budgets))
+    process.spawn(budgets.run(), "grants of budgets")
+    shards = Shards(bus, role="batch", count=BATCH_SHARDS, name=config.name, ttl=config.lease_ttl)
+    pace = Pace(lambda: len(shards.members()))
+    await bus.subscribe(Capacity, pace.on_capacity)
+    parts = Parts(
+        jobs=jobs, files=files, checkpoints=Store(bus, "job_checkpoints", JobCheckpoint, publisher), judge=judge,
+        keys=keys, model=models.get, budgets=budgets, publisher=publisher, cancel=bus.send, pace=pace, scratch=folder,
+        line_timeout=config.line_timeout,
+    )  # fmt: skip
+    runner = Runner(parts, FrameLog(bus))
+    await process.enter(_held(shards))
+    process.spawn(shards.run(runner), "shards of jobs")
+    process.on_drain(shards.stop)
+
+
+@asynccontextmanager
+async def _held(shards: Shards) -> AsyncIterator[None]:
+    await shards.start()
+    try:
+        yield
+    finally:
+        await shards.close()
 
 
 async def _store(config: Config, objects: Objects) -> ObjectStore:
@@ -66,7 +121,7 @@ def _segments(checkpoints: Registry[JobCheckpoint]) -> Iterator[Segment]:
 
 
 @asynccontextmanager
-async def _following(registry: Registry[Any]) -> AsyncIterator[Registry[Any]]:
+async def _following(registry: Any) -> AsyncIterator[Any]:
     await registry.start()
     try:
         yield registry

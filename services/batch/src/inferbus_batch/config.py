@@ -26,6 +26,8 @@ class Config(ServiceConfig):
     scratch_folder: Path | None = None
     """Inputs lie here while they are validated, in a folder under this one that is named after the process and emptied
     at its start; a full disk ends the job that needs it. Unset: a new folder in the system's place for such files."""
+    line_timeout: timedelta = Field(default=timedelta(minutes=30), ge=timedelta(minutes=1), le=timedelta(minutes=50))
+    """A line that has waited and run for longer is asked again. The queue keeps a request for an hour."""
     lease_ttl: timedelta = Field(default=timedelta(seconds=6), ge=timedelta(seconds=2), le=timedelta(minutes=1))
     """After a batch service was killed, another one goes on with its jobs this much later. Whole seconds."""
 

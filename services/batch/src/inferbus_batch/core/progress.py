@@ -89,6 +89,10 @@ class Progress:
         """(try, moment of its window) of a line in a window: what its request's id is made of. KeyError."""
         return self.tries.get(line, 0), self._window_of[line].open_ms
 
+    def expires(self, line: int) -> int:
+        """Of a line in a window. KeyError."""
+        return self._window_of[line].expire_ms
+
     def awaits(self, line: int, attempt: int) -> bool:
         """Whether the end of this try counts; that of an earlier one, or a second one, does not."""
         return line in self._window_of and self.tries.get(line, 0) == attempt

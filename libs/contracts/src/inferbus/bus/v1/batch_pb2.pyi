@@ -449,6 +449,7 @@ class JobCheckpoint(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     lines: _builtins.int
     """How many lines there are, and where each is in the input, in the order in which they run."""
@@ -464,6 +465,8 @@ class JobCheckpoint(_message.Message):
     cached_input_tokens: _builtins.int
     output_tokens: _builtins.int
     reasoning_tokens: _builtins.int
+    expired: _builtins.bool
+    """Its time was over before all lines had run."""
     @_builtins.property
     def index(self) -> Global___Segment: ...
     @_builtins.property
@@ -503,10 +506,11 @@ class JobCheckpoint(_message.Message):
         output_tokens: _builtins.int = ...,
         reasoning_tokens: _builtins.int = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        expired: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "completed_lines", b"completed_lines", "done", b"done", "errors", b"errors", "failed_lines", b"failed_lines", "floor", b"floor", "fresh", b"fresh", "index", b"index", "input_tokens", b"input_tokens", "job_id", b"job_id", "lines", b"lines", "models", b"models", "output", b"output", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tokens_sequence", b"tokens_sequence", "tries", b"tries", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "completed_lines", b"completed_lines", "done", b"done", "errors", b"errors", "expired", b"expired", "failed_lines", b"failed_lines", "floor", b"floor", "fresh", b"fresh", "index", b"index", "input_tokens", b"input_tokens", "job_id", b"job_id", "lines", b"lines", "models", b"models", "output", b"output", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tokens_sequence", b"tokens_sequence", "tries", b"tries", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
