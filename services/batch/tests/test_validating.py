@@ -52,7 +52,7 @@ def test_a_good_file_has_an_index_with_shared_prefixes_together(tmp_path):
     systems = ["a" * 600, "b" * 600]
     data = b"\n".join(line(f"{number}", systems[number % 2] + f" question {number}") for number in range(10))
     report = judged(tmp_path, data)
-    assert (report.lines, report.fault_count, report.model) == (10, 0, "m")
+    assert (report.lines, report.fault_count, report.models) == (10, 0, ["m"])
     order = [int(name) for name in in_run_order(tmp_path)]
     assert sorted(order) == list(range(10))
     assert [number % 2 for number in order] in ([0] * 5 + [1] * 5, [1] * 5 + [0] * 5)
@@ -60,7 +60,7 @@ def test_a_good_file_has_an_index_with_shared_prefixes_together(tmp_path):
 
 
 def test_two_models_are_no_model(tmp_path):
-    assert judged(tmp_path, line("a") + b"\n" + line("b", model="other")).model == ""
+    assert judged(tmp_path, line("a") + b"\n" + line("b", model="other")).models == ["m", "other"]
 
 
 def test_every_fault_is_told_with_its_line_and_nothing_is_indexed(tmp_path):

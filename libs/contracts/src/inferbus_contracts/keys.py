@@ -6,6 +6,8 @@
 import base64
 import re
 
+from inferbus.bus.v1.registry_pb2 import KeyRecord
+
 ENTROPY_BYTES = 32
 # inference: may ask models; tenant_admin: administers its own tenant; admin: the operator, every tenant.
 SCOPES = ("inference", "tenant_admin", "admin")
@@ -30,3 +32,12 @@ def is_key(secret: str) -> bool:
 def prefix_of(secret: str) -> str:
     """The part that may be shown and stored, to recognise a key by."""
     return secret[:_SHOWN]
+
+
+def revoked(record: KeyRecord, now_us: int) -> bool:
+    """The time may lie ahead: an old secret outlives its rotation by the overlap."""
+    return record.HasField("revoke_time") and record.revoke_time.ToNanoseconds() <= now_us * 1000
+
+
+def expired(record: KeyRecord, now_us: int) -> bool:
+    return record.HasField("expire_time") and record.expire_time.ToNanoseconds() <= now_us * 1000

@@ -175,7 +175,7 @@ def _batch(name: str) -> Permissions:
             "job.result.>",
             *(
                 subject
-                for bucket in ("models", "keys", "tenants", "projects", "deployments")
+                for bucket in ("models", "keys", "tenants", "projects", "members", "deployments")
                 for subject in _watches(bucket)
             ),
             *(subject for bucket in ("prices", "budgets", "credits", "budget_ledgers") for subject in _watches(bucket)),

@@ -51,9 +51,9 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     checkpoints = await process.enter(_following(Registry(bus, "job_checkpoints", JobCheckpoint)))
     sweeper = Sweeper(files, uploads, lambda: _segments(checkpoints), lambda: checkpoints.following)
     process.spawn(sweeper.run(), "what is over goes")
-    jobs = Jobs(await process.enter(_following(Registry(bus, "jobs", JobRecord))), files)
+    jobs = Jobs(await process.enter(_following(Registry(bus, "jobs", JobRecord))), files, config.jobs)
     models = await process.enter(_following(Registry(bus, "models", ModelRecord)))
-    judge = Judge(models)
+    judge = Judge(models, config.max_batch_lines)
     keys = await _keys(bus, process)
     await _runner(
         config, process, bus, publisher, jobs=jobs, files=files, models=models, judge=judge, keys=keys, folder=folder
@@ -97,6 +97,15 @@ async def _held(shards: Shards) -> AsyncIterator[None]:
         yield
     finally:
         await shards.close()
+
+
+async def _keys(bus: Bus, process: Process) -> Keys:
+    return Keys(
+        await process.enter(_following(Registry(bus, "keys", KeyRecord))),
+        await process.enter(_following(Registry(bus, "tenants", TenantRecord))),
+        await process.enter(_following(Registry(bus, "projects", ProjectRecord))),
+        await process.enter(_following(Registry(bus, "members", MemberRecord))),
+    )
 
 
 async def _store(config: Config, objects: Objects) -> ObjectStore:

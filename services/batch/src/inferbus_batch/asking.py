@@ -1,6 +1,8 @@
 """Lines go onto REQUESTS, as an edge's calls do; and what is known of those that have not ended."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from inferbus.bus.v1.batch_pb2 import JobRecord
@@ -25,7 +27,7 @@ from inferbus_batch.inputs import Input
 from inferbus_batch.parts import Parts
 
 TAG = "batch_id"
-_FORMS = {
+_FORMS: dict[str, Callable[[bytes, Mapping[str, Any], bool], Form]] = {
     "chat": ChatForm,
     "completions": CompletionForm,
     "embeddings": EmbeddingsForm,
@@ -35,7 +37,7 @@ _FORMS = {
 
 @dataclass(slots=True)
 class Asked:
-    """A try of a line. ``first``: the id of its first choice; ``plan`` None: it cannot be asked any more, see ``error``.
+    """A try of a line. ``first``: the id of its first choice; ``plan`` None: it cannot be asked, see ``error``.
 
     ``reserved``: here, in the budgets that it counts in; ``tried``: it may be on REQUESTS; ``stored``: it was.
     """
@@ -83,13 +85,13 @@ class Asking:
     def form(self, asked: Asked) -> Form:
         """Fresh, of one that can be asked."""
         reply = orjson.loads(asked.reply)
-        form: Form = _FORMS[reply["api"]](asked.first, reply, False)
-        return form
+        return _FORMS[reply["api"]](asked.first, reply, False)
 
     async def ask(self, asked: Asked, key: KeyRecord, window_ms: int, expire_ms: int) -> None:
         """Returns when it is stored. Raises InferBusError: of budgets, and as :meth:`Publisher.publish`; asked again it
         is the same request."""
-        assert asked.plan is not None and asked.model is not None  # noqa: S101
+        assert asked.plan is not None  # noqa: S101
+        assert asked.model is not None  # noqa: S101
         if not asked.reserved:
             await self._parts.budgets.reserve(asked.first, key, asked.plan, asked.model, window_ms * 1000)
             asked.reserved = True

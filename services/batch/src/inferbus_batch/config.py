@@ -7,6 +7,7 @@ from inferbus_runtime.config import ServiceConfig
 from pydantic import Field
 
 from inferbus_batch.files import FileLimits
+from inferbus_batch.jobs import JobLimits
 from inferbus_batch.s3_settings import S3Settings
 
 PREFIX = "INFERBUS_BATCH_"
@@ -26,10 +27,20 @@ class Config(ServiceConfig):
     scratch_folder: Path | None = None
     """Inputs lie here while they are validated, in a folder under this one that is named after the process and emptied
     at its start; a full disk ends the job that needs it. Unset: a new folder in the system's place for such files."""
+    max_batch_lines: int = Field(default=1_000_000, ge=1, le=1 << 28)
+    """Of one batch; one that has more fails."""
+    tenant_batches: int = Field(default=200, ge=1)
+    """Of a tenant, that have not ended; then 429 batch_limit_exceeded."""
+    batch_retention: timedelta = Field(default=timedelta(days=30), ge=timedelta(hours=1))
+    """So long a batch is found after its end; its files have times of their own."""
     line_timeout: timedelta = Field(default=timedelta(minutes=30), ge=timedelta(minutes=1), le=timedelta(minutes=50))
     """A line that has waited and run for longer is asked again. The queue keeps a request for an hour."""
     lease_ttl: timedelta = Field(default=timedelta(seconds=6), ge=timedelta(seconds=2), le=timedelta(minutes=1))
     """After a batch service was killed, another one goes on with its jobs this much later. Whole seconds."""
+
+    @property
+    def jobs(self) -> JobLimits:
+        return JobLimits(active=self.tenant_batches, retention=self.batch_retention)
 
     @property
     def files(self) -> FileLimits:

@@ -220,10 +220,11 @@ class JobLines:
     def take(self, sequence: int, frame: Frame) -> None:
         """One frame of the shard, in stream order."""
         self._position = sequence
-        for part in (*frame.fences, *frame.opens, *frame.closes):
-            asked = self._asked.get(choice_id(part.request_id, 0))
-            if asked is not None:
-                self._since.setdefault(asked.line, sequence)
+        for parts in (frame.fences, frame.opens, frame.closes):
+            for part in parts:
+                asked = self._asked.get(choice_id(part.request_id, 0))
+                if asked is not None:
+                    self._since.setdefault(asked.line, sequence)
         for whole in self._wholes.take(frame):
             asked = self._asked[whole.first]
             if whole.ended:

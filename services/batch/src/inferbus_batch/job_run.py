@@ -1,4 +1,4 @@
-"""One job from its submission to its end, by whoever holds its shard. At each step what is stored says where to go on."""
+"""One job from its submission to its end, by whoever holds its shard. What is stored says where to go on."""
 
 import asyncio
 import hashlib

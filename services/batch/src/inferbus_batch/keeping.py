@@ -69,7 +69,7 @@ class Keeping:
         one.reasoning_tokens += usage.reasoning_tokens
 
     async def store(self, progress: Progress, tokens_sequence: int) -> None:
-        """Returns when it counts. Raises LostError, InferBusError UNAVAILABLE (then it is not known whether it does)."""
+        """Returns when it counts. Raises LostError, InferBusError UNAVAILABLE (and it may)."""
         one = self.checkpoint
         one.floor, one.fresh, one.tokens_sequence = progress.done.floor, progress.fresh, tokens_sequence
         del one.done[:], one.windows[:]

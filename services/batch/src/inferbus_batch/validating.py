@@ -18,6 +18,7 @@ from inferbus_batch.core.index import Place, packed
 from inferbus_batch.core.lines import MAX_LINE_BYTES, Fault, Line, plan_line, read_line
 
 MAX_FAULTS = 1000
+MAX_MODELS = 64
 _READ_BYTES = 1 << 20
 # Of the chain of hashes of what a line begins with: 4 KiB of it. Lines that share more stand beside each other all the
 # same if nothing else shares that much.
@@ -29,13 +30,12 @@ CREATE TABLE lines (custom_id BLOB PRIMARY KEY, number INTEGER, start INTEGER, s
 
 @dataclass(slots=True)
 class Report:
-    """``faults``: the first MAX_FAULTS of ``fault_count``, in order. ``model``: of all lines, empty if they have
-    several."""
+    """``faults``: the first MAX_FAULTS of ``fault_count``, in order. ``models``: all that lines ask, by name."""
 
     lines: int = 0
     faults: list[Fault] = field(default_factory=list)
     fault_count: int = 0
-    model: str = ""
+    models: list[str] = field(default_factory=list)
 
     def add(self, fault: Fault) -> None:
         self.fault_count += 1
@@ -62,11 +62,13 @@ def validate(source: Path, index: Path, endpoint: str, models: Mapping[str, froz
             found = _judged(place, raw, endpoint, models, database)
             if isinstance(found, Fault):
                 report.add(found)
-            elif len(asked) < 2:
+            else:
                 asked.add(found)
         if not report.lines:
             report.add(Fault(0, "empty_file", "The file has no lines."))
-        report.model = asked.pop() if len(asked) == 1 else ""
+        report.models = sorted(asked)
+        if len(asked) > MAX_MODELS:
+            report.add(Fault(0, "too_many_models", f"A batch asks {MAX_MODELS} models at most; make several of it."))
         if not report.fault_count:
             rows = database.execute("SELECT start, size, number FROM lines ORDER BY prefix, number")
             with index.open("wb") as out:

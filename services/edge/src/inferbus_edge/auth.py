@@ -6,10 +6,10 @@ from inferbus.bus.v1.registry_pb2 import KeyRecord, MemberRecord, ProjectRecord,
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import key_hash
+from inferbus_contracts.keys import expired, revoked
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
-from inferbus_edge.core.organization_rules import expired, revoked
 from inferbus_edge.key_uses import KeyUses
 
 INFERENCE = "inference"

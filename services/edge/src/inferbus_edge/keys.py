@@ -16,7 +16,7 @@ from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits
 from inferbus.edge.v1.edge_pb2 import Key
 from inferbus_bus.publish import Publisher
 from inferbus_contracts.ids import key_hash
-from inferbus_contracts.keys import ENTROPY_BYTES, SCOPES, mint, prefix_of
+from inferbus_contracts.keys import ENTROPY_BYTES, SCOPES, expired, mint, prefix_of, revoked
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
@@ -31,9 +31,7 @@ from inferbus_edge.core.organization_rules import (
     checked_models,
     checked_name,
     conflict,
-    expired,
     not_found,
-    revoked,
     too_many,
     with_changes,
 )

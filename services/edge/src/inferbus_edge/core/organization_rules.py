@@ -101,15 +101,6 @@ def _copy_field(source: Any, target: Any, name: str) -> None:
         getattr(target, name).CopyFrom(getattr(source, name))
 
 
-def revoked(record: KeyRecord, now_us: int) -> bool:
-    """The time may lie ahead: an old secret outlives its rotation by the overlap."""
-    return record.HasField("revoke_time") and record.revoke_time.ToNanoseconds() <= now_us * 1000
-
-
-def expired(record: KeyRecord, now_us: int) -> bool:
-    return record.HasField("expire_time") and record.expire_time.ToNanoseconds() <= now_us * 1000
-
-
 def allows(record: KeyRecord, model: str) -> bool:
     """Whether the key may use the model."""
     return not record.models or model in record.models
