@@ -205,9 +205,9 @@ class Jobs:
         if not now_us < expire_us <= now_us + (_LONGEST + timedelta(minutes=1)) // timedelta(microseconds=1):
             raise invalid("A batch ends within 14 days.", param="completion_window")
         _check_metadata(request)
-        if request.HasField("output_expire_after"):
-            if not _SHORTEST_OUTPUT <= request.output_expire_after.ToTimedelta() <= _LONGEST_OUTPUT:
-                raise invalid("Its output expires after 3600 to 2592000 seconds.", param="output_expires_after")
+        kept = request.output_expire_after.ToTimedelta() if request.HasField("output_expire_after") else _LONGEST_OUTPUT
+        if not _SHORTEST_OUTPUT <= kept <= _LONGEST_OUTPUT:
+            raise invalid("Its output expires after 3600 to 2592000 seconds.", param="output_expires_after")
         self._check_webhook(request.webhook_url)
         record = JobRecord(
             job_id=_id_of(request), tenant_id=request.tenant_id, project_id=request.project_id, key_id=request.key_id,
@@ -266,7 +266,7 @@ def _check_metadata(request: SubmitJobRequest) -> None:
         0 < len(name) <= _MAX_NAME and len(value) <= _MAX_VALUE for name, value in request.metadata.items()
     )
     if not fits:
-        message = f"'metadata' has {_MAX_METADATA} entries at most, names of {_MAX_NAME} and values of {_MAX_VALUE} characters."
+        message = f"'metadata' has {_MAX_METADATA} entries; names have {_MAX_NAME} characters, values {_MAX_VALUE}."
         raise invalid(message, param="metadata")
 
 

@@ -1,5 +1,5 @@
-"""Inputs are validated in a process of their own each: a million lines are a minute of computing, and a hostile one must
-not take the service down."""
+"""Inputs are validated in a process of their own each: a million lines are a minute of computing, and a hostile one
+must not take the service down."""
 
 import asyncio
 import os

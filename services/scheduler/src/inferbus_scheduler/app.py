@@ -19,6 +19,7 @@ from inferbus_runtime import clock
 from inferbus_runtime.lifecycle import Process, ReadyInfo
 from inferbus_runtime.rpc import serve
 
+from inferbus_scheduler.capacity import Capacities
 from inferbus_scheduler.config import Config
 from inferbus_scheduler.core.drain_rate import DrainRate
 from inferbus_scheduler.core.estimates import OutputMeans
@@ -123,6 +124,8 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     _follow_outages(bus, fleet, dispatcher)
     process.spawn(takeover.run(), "takeover")
     process.spawn(scaler.run(), "scaler")
+    capacities = Capacities(bus, fleet=fleet, queues=queues, name=config.name, owns=ours.owns)
+    process.spawn(capacities.run(), "capacity for batches")
     process.spawn(_tick(fleet, dispatcher, queues, rate, decisions, making_room), "tick")
     intake = Intake(bus, on_delivery=dispatcher.on_delivery, max_held=config.max_held, ack_wait=config.ack_wait)
     placed = PlacedWork(bus, publisher)
