@@ -52,10 +52,7 @@ async def test_whoever_dies_each_line_is_there_once_and_generated_once(
         await batches.until(job.job_id, lambda one: one.completed_line_count > 0)
         victims = ["batch", "scheduler", "worker-0", "nats", "meter", "worker-1"]
         for number in range(kills):
-            if number >= len(victims):
-                name = source.choice(victims)
-            else:
-                name = victims[number]
+            name = source.choice(victims) if number >= len(victims) else victims[number]
             await stack.restarted(name, stack.kill(name))
             if (await batches.get(job.job_id)).state != JobState.JOB_STATE_ACTIVE:
                 break

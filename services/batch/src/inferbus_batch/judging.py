@@ -2,7 +2,6 @@
 must not take the service down."""
 
 import asyncio
-import os
 import pickle
 import sys
 from contextlib import suppress
@@ -39,10 +38,9 @@ class Judge:
         }
         asked = pickle.dumps((str(source), str(index), record.endpoint, models, self._max_lines))
         async with self._room:
-            # Nothing of ours but what Python needs: it has no credentials to lose.
-            environ = {name: value for name, value in os.environ.items() if not name.startswith("INFERBUS_")}
+            # Without our variables it has no credentials to lose.
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "inferbus_batch.judging_process", env=environ,
+                sys.executable, "-m", "inferbus_batch.judging_process", env={},
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
             try:

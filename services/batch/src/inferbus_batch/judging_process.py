@@ -1,4 +1,4 @@
-"""``python -m inferbus_batch.judging_process``: one validation, asked on stdin and told on stdout. See :mod:`.judging`."""
+"""``python -m inferbus_batch.judging_process``: one validation, asked on stdin, told on stdout."""
 
 import pickle
 import sys
