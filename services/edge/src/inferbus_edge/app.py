@@ -37,6 +37,7 @@ from inferbus_edge.resume import ResumeRoutes
 from inferbus_edge.routes.admin import AdminRoutes
 from inferbus_edge.routes.analytics import AnalyticsRoutes
 from inferbus_edge.routes.anthropic import MessageRoutes
+from inferbus_edge.routes.batches import BatchRoutes
 from inferbus_edge.routes.brands import BrandRoutes
 from inferbus_edge.routes.budgets import BudgetRoutes
 from inferbus_edge.routes.chat import ChatRoutes, StoredChatRoutes
@@ -44,6 +45,7 @@ from inferbus_edge.routes.completions import CompletionRoutes
 from inferbus_edge.routes.console import ConsoleRoutes
 from inferbus_edge.routes.deployments import DeploymentRoutes
 from inferbus_edge.routes.embeddings import EmbeddingRoutes
+from inferbus_edge.routes.files import FileRoutes
 from inferbus_edge.routes.health import HealthRoutes
 from inferbus_edge.routes.inference_v2 import InferenceV2Routes
 from inferbus_edge.routes.inference_v2_door import InferenceDoor
@@ -142,6 +144,9 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     BrandRoutes(directory, wait).add_to(routes)
     ConsoleRoutes(directory.brands).add_to(routes)
     PrivacyRoutes(directory, meter, publisher, wait).add_to(reports)
+    batch = await _channel(process, config, config.batch_address, token)
+    FileRoutes(auth, batch, wait).add_to(routes)
+    BatchRoutes(auth, batch, wait).add_to(routes)
     OpenApiRoutes().add_to(routes)  # last: it describes the others
 
     servicer = DirectoryServicer(directory)
