@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from inferbus_edge.core import (
     openapi_analytics,
+    openapi_batches,
     openapi_brands,
     openapi_budgets,
     openapi_deployments,
@@ -36,6 +37,7 @@ from inferbus_edge.core.tokenize_schema import DetokenizeBody, TokenizeChat, Tok
 OPERATIONS: tuple[Operation, ...] = (
     *openapi_inference.OPERATIONS,
     *openapi_inference_v2.OPERATIONS,
+    *openapi_batches.OPERATIONS,
     *openapi_organization.OPERATIONS,
     *openapi_operator.OPERATIONS,
     *openapi_brands.OPERATIONS,
@@ -79,6 +81,7 @@ _GROUPS = {
     "Tokenize": "vLLM's tokenize and detokenize.",
     "Models": "What is served.",
     "Streams": "Answers after a break.",
+    "Files and batches": "OpenAI's files, uploads and batches: many requests as lines of a file, run when there is room.",
     "Organization": "OpenAI's administration API: a tenant's projects, keys, users, limits, audit log.",
     "Operator": "The administration of all tenants, in protobuf's JSON: a field with its zero value is left out.",
     "Health and document": "Without a key.",
@@ -156,6 +159,7 @@ def schemas() -> dict[str, Schema]:
         openapi_organization.BODIES, openapi_organization.OBJECTS, openapi_operator.SCHEMAS,
         openapi_deployments.SCHEMAS,
         openapi_prices.SCHEMAS,
+        openapi_batches.SCHEMAS,
         openapi_brands.SCHEMAS,
         openapi_budgets.SCHEMAS,
         openapi_usage.SCHEMAS,
@@ -191,7 +195,7 @@ def _operation(operation: Operation) -> Schema:
         media: Schema = {"schema": ref(operation.body)}
         if operation.example is not None:
             media["example"] = operation.example
-        shown["requestBody"] = {"required": operation.body_required, "content": {"application/json": media}}
+        shown["requestBody"] = {"required": operation.body_required, "content": {operation.body_content: media}}
     return shown
 
 

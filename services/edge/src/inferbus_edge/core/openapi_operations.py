@@ -39,6 +39,7 @@ class Operation:
     description: str = ""
     body: str = ""
     body_required: bool = True
+    body_content: str = "application/json"
     parameters: Sequence[Parameter] = ()
     status: int = 200
     content: str = "application/json"
