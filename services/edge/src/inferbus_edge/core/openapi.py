@@ -81,7 +81,7 @@ _GROUPS = {
     "Tokenize": "vLLM's tokenize and detokenize.",
     "Models": "What is served.",
     "Streams": "Answers after a break.",
-    "Files and batches": "OpenAI's files, uploads and batches: many requests as lines of a file, run when there is room.",
+    "Files and batches": "OpenAI's files, uploads and batches: many requests as lines of a file.",
     "Organization": "OpenAI's administration API: a tenant's projects, keys, users, limits, audit log.",
     "Operator": "The administration of all tenants, in protobuf's JSON: a field with its zero value is left out.",
     "Health and document": "Without a key.",
