@@ -31,6 +31,23 @@ async def test_no_more_than_the_window_is_on_the_way(bus: Bus, nats_server: Nats
     await publisher.stop()
 
 
+async def test_what_is_purged_while_it_is_read_is_not_waited_for(bus: Bus, nats_server: NatsServer) -> None:
+    publisher = FramePublisher(BusConfig(nats_server.url, "w-purged"), worker="w-purged", boot=1)
+    await publisher.start()
+    for number in range(50):
+        last = publisher.publish(Frame(edge="w-purged", text=b"%d" % number))
+    await publisher.wait_acked(last)
+    log, subject, got = FrameLog(bus), "tok.w-purged.*", 0
+    _, end = await log.bounds()
+    async with asyncio.timeout(60):
+        async for batch in log.read(1, end, subject=subject, window=2):
+            if not got:
+                await bus.api("STREAM.PURGE.TOKENS", {"filter": subject})
+            got += len(batch)
+    assert got < 50
+    await publisher.stop()
+
+
 async def test_of_large_frames_fewer_are_on_the_way(bus: Bus, nats_server: NatsServer) -> None:
     """The broker cuts off a reader that leaves 64 MiB unread: those of a thousand frames with outputs would be 500."""
     publisher = FramePublisher(BusConfig(nats_server.url, "w-large"), worker="w-large", boot=1)

@@ -176,6 +176,8 @@ class _Cursor:
         if msg.headers and "Status" in msg.headers and not msg.data:
             if pull_ended(msg.headers):  # how much of it was left, it says
                 self._asked = max(0, self._asked - int(msg.headers.get("Nats-Pending-Messages", self._asked)))
+                if msg.headers["Status"] == "408" and self._pending and not self._ready:
+                    self._lost = True  # what was to come was purged: a new consumer says what is left
             elif msg.headers["Status"] != "100":
                 self._lost = True
             self._wake.set()
