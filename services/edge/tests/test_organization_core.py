@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from inferbus.bus.v1.audit_pb2 import AuditEvent
 from inferbus.bus.v1.registry_pb2 import KeyRecord, Limits
 from inferbus.edge.v1.edge_pb2 import Key
+from inferbus_contracts.keys import expired, revoked
 from inferbus_contracts.subjects import subject_token
 from inferbus_edge.core.organization import NO_LIMIT_REQUESTS, Listing, PageQuery, page, rate_limit_object
 from inferbus_edge.core.organization_audit import (
@@ -27,8 +28,6 @@ from inferbus_edge.core.organization_rules import (
     allows,
     checked_id,
     checked_models,
-    expired,
-    revoked,
     with_changes,
 )
 from inferbus_runtime.errors import InferBusError

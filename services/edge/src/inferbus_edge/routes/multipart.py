@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from inferbus_dialect.errors import of_status
-from inferbus_runtime.errors import InferBusError, invalid
+from inferbus_runtime.errors import invalid
 
 from inferbus_edge.server import Call
 
 _PART_BYTES = 256 << 10
 _MAX_FIELDS, _MAX_FIELD_BYTES = 16, 4096
+# What the reader says of bytes that are no form.
+_BROKEN = (ValueError, web.RequestPayloadError, AssertionError, HttpProcessingError)
 
 
 @dataclass(slots=True)
@@ -36,12 +39,12 @@ async def read_form(call: Call, name: str, timeout: timedelta) -> Form:
                 if not isinstance(part, BodyPartReader) or part.name is None or len(form.fields) >= _MAX_FIELDS:
                     raise invalid("The form has parts that this call does not know.")
                 if part.name == name:
-                    form.filename, form.file = part.filename or "", part
+                    form.filename, form.file = _utf8(part.filename or ""), part
                     return form
-                form.fields[part.name] = await _text(part)
+                form.fields[_utf8(part.name)] = await _text(part)
     except TimeoutError:
         raise of_status(408) from None
-    except (ValueError, web.RequestPayloadError, AssertionError) as error:
+    except _BROKEN as error:
         raise invalid(f"The form cannot be read ({type(error).__name__}).", reason="bad_request") from None
     return form
 
@@ -56,7 +59,7 @@ async def content(form: Form, timeout: timedelta) -> AsyncIterator[bytes]:
                 part = await form.file.read_chunk(_PART_BYTES)
         except TimeoutError:
             raise of_status(408) from None
-        except (ValueError, web.RequestPayloadError, AssertionError) as error:
+        except _BROKEN as error:
             raise invalid(f"The form cannot be read ({type(error).__name__}).", reason="bad_request") from None
         if not part:
             return
@@ -68,9 +71,10 @@ async def _text(part: BodyPartReader) -> str:
     while chunk := await part.read_chunk(_MAX_FIELD_BYTES):
         held += chunk
         if len(held) > _MAX_FIELD_BYTES:
-            raise _too_long(part)
+            raise invalid(f"A field of a form has {_MAX_FIELD_BYTES} bytes at most.", param=_utf8(part.name or ""))
     return held.decode()
 
 
-def _too_long(part: BodyPartReader) -> InferBusError:
-    return invalid(f"A field of a form has {_MAX_FIELD_BYTES} bytes at most.", param=part.name or "")
+def _utf8(name: str) -> str:
+    """A header's text may have bytes that are none."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
