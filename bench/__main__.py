@@ -10,6 +10,10 @@ import uvloop
 
 from bench import (
     analytics,
+    batch_beside,
+    batch_files,
+    batch_lines,
+    batch_prefixes,
     cost,
     edge,
     engines,
@@ -34,6 +38,10 @@ BENCHES: dict[str, tuple[Callable[..., Awaitable[str]], dict[str, Any]]] = {
     "edge": (edge.run, {"seconds": 2.0, "levels": (16,), "streams": 50}),
     "migration": (migration.run, {"lengths": (0, 100)}),
     "analytics": (analytics.run, {"tokens": 300_000}),
+    "batch_beside": (batch_beside.run, {"seconds": 5.0, "rounds": 1}),
+    "batch_files": (batch_files.run, {"megabytes": 32}),
+    "batch_lines": (batch_lines.run, {"lines": 1000}),
+    "batch_prefixes": (batch_prefixes.run, {"lines": 24, "prefixes": 4}),
     "neighbour": (neighbour.run, {"seconds": 5.0}),
     "placement": (placement.run, {"rounds": 1000}),
     "prefixes": (prefixes.run, {"turns": 1}),
@@ -61,11 +69,14 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, help="engines: windows of each side and level")
     parser.add_argument("--tokens", type=int, help="ingest, analytics: how many")
     parser.add_argument("--requests", type=int, help="scheduler_memory: how many")
+    parser.add_argument("--mb", type=int, dest="megabytes", help="batch_files: MiB of the file")
+    parser.add_argument("--lines", type=int, help="batch_lines, batch_prefixes: how many")
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHES):
         parser.error(f"no such bench: {', '.join(sorted(unknown))}")
     names = options.names or list(BENCHES)
-    asked = {name: getattr(options, name) for name in ("only", "seconds", "rounds", "tokens", "requests")}
+    settable = ("only", "seconds", "rounds", "tokens", "requests", "megabytes", "lines")
+    asked = {name: getattr(options, name) for name in settable}
     given = {name: value for name, value in asked.items() if value is not None}
     for name in names:
         if strange := given.keys() - inspect.signature(BENCHES[name][0]).parameters:

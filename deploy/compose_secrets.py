@@ -39,7 +39,10 @@ def nats_conf(secrets: SecretFolder) -> str:
     users = [BusUser(name, secrets.nkey(name).public, permissions(role, name)) for role, name in INSTANCES.values()]
     users.append(BusUser(BUS_ADMIN, secrets.nkey(BUS_ADMIN).public, permissions(Role.ADMIN, BUS_ADMIN)))
     limits = NatsLimits(FILE_STORE_BYTES + _SPARE_BYTES)
-    text = render(host="0.0.0.0", port=4222, store=Path("/data"), users=users, limits=limits, encrypted=True)  # noqa: S104
+    text = render(
+        host="0.0.0.0", port=4222, store=Path("/data"), users=users, limits=limits, encrypted=True,  # noqa: S104
+        issuer=secrets.issuer().public,
+    )  # fmt: skip
     # For the health check, which runs inside the container; it tells who is connected, so nobody else may ask.
     return text + 'http: "127.0.0.1:8222"\n'
 
@@ -66,6 +69,8 @@ def environments(secrets: SecretFolder) -> dict[str, dict[str, str]]:
             f"{prefix}NATS_SEED": secrets.nkey(name).seed,
             f"{prefix}RPC_TOKEN": secrets.password("rpc-token"),
         }
+    found["edge"]["INFERBUS_EDGE_BUS_ISSUER_SEED"] = secrets.issuer().seed
+    found["batch"]["INFERBUS_BATCH_WEBHOOK_SECRET"] = secrets.webhook_secret("batch-webhooks")
     found["meter"]["INFERBUS_METER_CLICKHOUSE_PASSWORD"] = passwords["writer"]
     found["meter"]["INFERBUS_METER_CLICKHOUSE_READ_PASSWORD"] = passwords["analyst"]
     found["grafana"] = {

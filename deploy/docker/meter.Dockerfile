@@ -6,11 +6,12 @@ COPY libs/contracts libs/contracts
 COPY libs/runtime libs/runtime
 COPY libs/bus libs/bus
 COPY libs/rating libs/rating
+COPY libs/webhooks libs/webhooks
 COPY services/meter services/meter
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/inferbus \
     && /opt/inferbus/bin/pip install --disable-pip-version-check -c constraints.txt \
-        ./libs/contracts ./libs/runtime ./libs/bus ./libs/rating ./services/meter
+        ./libs/contracts ./libs/runtime ./libs/bus ./libs/rating ./libs/webhooks ./services/meter
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin inferbus

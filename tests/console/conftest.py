@@ -14,6 +14,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.console.browsing import visit
+from tests.console.in_node import Js, batch_modules, found_node
 from tests.harness.local import Stack, running
 
 MODEL = "synthetic"
@@ -82,6 +83,15 @@ def console(browser: Browser, stack: Stack) -> Visit:
     """:func:`visit` of the first edge's console: ``async with console(key, width=390, dark=True) as page``, then
     ``await page.goto(f"{stack.root_url}/console/#/usage")``."""
     return partial(visit, browser, stack.root_url)
+
+
+@pytest.fixture(scope="session")
+def js(tmp_path_factory: pytest.TempPathFactory) -> Js:
+    """:func:`batch_modules`."""
+    node = found_node()
+    if node is None:
+        pytest.skip("node is missing: make install-dev")
+    return batch_modules(node, tmp_path_factory.mktemp("js"))
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,6 @@ async def test_signing_in_and_out(console: Visit, stack: Stack, keys: Keys) -> N
         await page.get_by_label("API key").fill("ib-nonsense")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("alert")).to_contain_text("not valid")
-        await page.get_by_label("API key").fill(keys.caller)
-        await page.get_by_role("button", name="Sign in").click()
-        await expect(page.get_by_role("alert")).to_contain_text("for inference only")
         await page.get_by_label("API key").fill(keys.tenant)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", name="Usage and cost")).to_be_visible()
@@ -72,6 +69,19 @@ async def test_each_role_is_led_to_what_it_may_see(console: Visit, stack: Stack,
         await expect(page.get_by_role("link", name="Invoices")).to_be_visible()
         assert "Brands" not in await titles(page)
         await expect(page.get_by_role("link", name="Margin")).to_have_count(0)
+
+
+async def test_a_key_for_inference_sees_its_projects_batches_and_no_more(
+    console: Visit, stack: Stack, keys: Keys
+) -> None:
+    async with console() as page:
+        await page.goto(f"{stack.root_url}/console/#/usage/budgets")
+        await page.get_by_label("API key").fill(keys.caller)
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("heading", name="Batches", exact=True)).to_be_visible()
+        assert page.url.endswith("#/batches")
+        assert await titles(page) == ["Batches"]
+        await expect(page.locator(".role")).to_have_text("acme · web")
 
 
 async def test_colours_are_chosen_and_kept(console: Visit, stack: Stack, keys: Keys) -> None:

@@ -23,6 +23,7 @@ import yaml
 from inferbus.bus.v1.registry_pb2 import KeyRecord
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.registry import Registry
+from inferbus_bus.user_jwt import Issuer
 from inferbus_contracts.ids import key_hash
 from inferbus_contracts.subjects import STREAMS
 from inferbus_runtime.config import ConfigError, ServiceConfig, load
@@ -284,6 +285,12 @@ def test_bus_users_of_containers_have_the_permissions_of_their_roles(secrets: Pa
             expected.publish,
             expected.subscribe,
         )
+
+
+def test_the_broker_asks_the_edge_and_knows_its_signature(secrets: Path) -> None:
+    conf = (secrets / "nats.conf").read_text()
+    issuer = Issuer(environment("edge", secrets)["INFERBUS_EDGE_BUS_ISSUER_SEED"])
+    assert f"issuer: {issuer.public}\n" in conf
 
 
 async def test_init_prepares_a_bus_under_the_configuration_of_the_containers(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 import grpc
 import pytest
@@ -15,19 +16,25 @@ from inferbus.batch.v1.batch_pb2 import (
     WatchJobRequest,
 )
 
-from tests.harness.batches import KEY, PROJECT, TENANT, Batches, chat_line
-from tests.harness.local import running
+from tests.harness.batches import KEY, PROJECT, TENANT, Batches, bills_of, chat_line
+from tests.harness.faulty_lines import faulty_file
+from tests.harness.local import Stack, running
 
 TOKENS = 20
 CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-async def batches(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Batches]:
+async def stack_of(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     variables = {"INFERBUS_WORKER_SYNTHETIC__ITL": "50ms", "INFERBUS_WORKER_CAPACITY": "16"}
     home = tmp_path_factory.mktemp("batches") / "home"
     async with running(home, "synthetic", variables=variables) as stack:
-        yield Batches(stack)
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def batches(stack_of: Stack) -> Batches:
+    return Batches(stack_of)
 
 
 def lines(count: int, tokens: int = TOKENS) -> list[bytes]:
@@ -44,7 +51,7 @@ async def all_once(batches: Batches, job, count: int) -> tuple[list[dict], list[
 
 
 @pytest.mark.timeout(300)
-async def test_a_batch_completes_and_its_watcher_is_told(batches: Batches) -> None:
+async def test_a_batch_completes_and_its_watcher_is_told(stack_of: Stack, batches: Batches) -> None:
     job = await batches.submit(lines(100), metadata={"team": "search"})
     assert (job.state, job.line_count, dict(job.metadata)) == (JobState.JOB_STATE_VALIDATING, 0, {"team": "search"})
     told = []
@@ -61,6 +68,10 @@ async def test_a_batch_completes_and_its_watcher_is_told(batches: Batches) -> No
     assert sum(line["response"]["body"]["usage"]["prompt_tokens"] for line in output) == ended.usage.input_tokens
     assert {line["response"]["status_code"] for line in output} == {200}
     assert ended.model == "synthetic"
+    bills = await bills_of(stack_of, ended.job_id, 100)
+    # What the stack's example prices say of each line, at half the price.
+    line_cost = (Decimal(ended.usage.input_tokens // 100) * Decimal("0.10") + TOKENS * Decimal("0.40")) / 2_000_000
+    assert {Decimal(str(bill["cost"])) for bill in bills} == {line_cost}
 
 
 @pytest.mark.timeout(300)
@@ -116,12 +127,30 @@ async def test_of_a_file_with_faults_each_is_told_and_nothing_runs(batches: Batc
 
 
 @pytest.mark.timeout(300)
+async def test_a_thousand_different_faults_are_told_each_with_its_line_and_nothing_is_charged(
+    stack_of: Stack, batches: Batches
+) -> None:
+    made = faulty_file("synthetic")
+    job = await batches.ended((await batches.submit(made.lines)).job_id)
+    assert job.state == JobState.JOB_STATE_FAILED
+    assert [(one.line, one.code) for one in job.faults] == made.faults
+    assert job.fault_count == len(made.faults) == 1000
+    assert len({(one.code, one.message, one.param, one.line) for one in job.faults}) == 1000
+    assert (job.output_file_id, job.error_file_id, job.completed_line_count) == ("", "", 0)
+    # What runs after it is billed, so it would be, too.
+    after = await batches.ended((await batches.submit(lines(3))).job_id)
+    assert len(await bills_of(stack_of, after.job_id, 3)) == 3
+    assert await bills_of(stack_of, job.job_id, 0) == []
+
+
+@pytest.mark.timeout(300)
 async def test_a_line_that_fails_is_told_beside_the_others(batches: Batches) -> None:
-    # More than its context holds: only the worker can know.
-    wrong = chat_line("line-1", "synthetic", 5, content="word " * 60_000)
-    job = await batches.ended((await batches.submit([*lines(1), wrong])).job_id)
+    # More than its context holds, behind so many longer ones which fit that it was not counted.
+    wrong = chat_line("line-1", "synthetic", 5, content="w " * 33_000)
+    longer = [chat_line(f"line-{number}", "synthetic", 5, content="w" * 70_000) for number in range(2, 60)]
+    job = await batches.ended((await batches.submit([*lines(1), wrong, *longer])).job_id)
     assert job.state == JobState.JOB_STATE_COMPLETED
-    _, errors = await all_once(batches, job, 2)
+    _, errors = await all_once(batches, job, 60)
     assert [line["response"]["status_code"] for line in errors] == [400]
     assert errors[0]["response"]["body"]["error"]["code"] == "context_length_exceeded"
 

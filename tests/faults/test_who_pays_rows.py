@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.faults.paying import answers, deaths, door, others, queue
+from tests.faults.paying import answers, batches, deaths, door, others, queue
 from tests.faults.paying.cases import CASES, VARIABLES
 from tests.harness.asking import audited
 from tests.harness.local import running
 from tests.harness.paying import world_of
 
-MODULES = (answers, queue, deaths, door, others)
+MODULES = (answers, queue, deaths, door, others, batches)
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import httpx2 as httpx
 from inferbus.batch.v1.batch_pb2 import GetJobRequest, Job, JobState, SubmitJobRequest
 from inferbus.batch.v1.batch_pb2_grpc import BatchServiceStub
 from inferbus.batch.v1.files_pb2 import FileHead, PutFileRequest, ReadFileRequest
@@ -93,3 +94,21 @@ class Batches:
 
     def _channel(self) -> grpc.aio.Channel:
         return rpc.channel(self._stack.content["services"]["batch"]["grpc"], self._token)
+
+
+async def bills_of(stack: Stack, job_id: str, at_least: int) -> list[dict[str, Any]]:
+    """What was billed of the job's requests, once that is at least so many."""
+    store = stack.content["clickhouse"]
+    query = (
+        f"SELECT * FROM {store['database']}.bills WHERE tags['batch_id'] = '{job_id}' "
+        "SETTINGS output_format_json_quote_64bit_integers = 0 FORMAT JSONEachRow"
+    )
+    headers = {"X-ClickHouse-User": store["user"], "X-ClickHouse-Key": store["password"]}
+    async with httpx.AsyncClient(timeout=60) as http, asyncio.timeout(120):
+        while True:
+            answer = await http.post(store["url"], content=query, headers=headers)
+            answer.raise_for_status()
+            lines = answer.text.splitlines()
+            if len(lines) >= at_least:
+                return [httpx.Response(200, content=line).json() for line in lines]
+            await asyncio.sleep(0.5)

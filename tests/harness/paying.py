@@ -16,7 +16,7 @@ from tests.harness.local import Stack
 
 # Each amount shows in a charge by itself: the price of a call is above the minimum, and that above most of the tokens.
 PRICE = {"input_per_million": "3", "cached_input_per_million": "1", "output_per_million": "7",
-         "reasoning_per_million": "11", "per_call": "0.01", "minimum": "0.0005"}  # fmt: skip
+         "reasoning_per_million": "11", "per_call": "0.01", "minimum": "0.0005", "batch_factor": "0.5"}  # fmt: skip
 VERSION = "who-pays"
 T = TypeVar("T")
 PROMPT = "tell me all of it"
@@ -39,6 +39,8 @@ def row(
     first = fields.pop("first", True)
     answered = finish in ("stop", "length")
     exact = Fraction(read * 3 + output * 7, 1_000_000) + (Fraction(1, 100) if answered and first else 0)
+    if fields.get("priority_class") == "batch":
+        exact /= 2
     least = Fraction(5, 10_000) if first and (answered or read + output) else Fraction(0)
     due = max(exact, least)
     return {

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.context_pb2 import RequestContext
-from inferbus_bus.connection import BusConfig, connect
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.errors import NotSentError
 from inferbus_bus.publish import Publisher
 from inferbus_bus.streams import ensure_streams
@@ -46,6 +47,20 @@ async def test_what_no_stream_takes_or_no_connection_carries_is_certainly_not_st
                 await asyncio.sleep(0.01)
         stored = await publisher.publish(request(1))
         assert (stored.sequence, stored.duplicate) == (1, False)
+
+
+async def test_what_is_too_large_for_the_broker_is_said_to_be(bus: Bus) -> None:
+    publisher = Publisher(bus)
+    await publisher.start()
+    large = request(3)
+    large.prompt.text = "x" * (8 << 20)
+    with pytest.raises(InferBusError) as refused:
+        await publisher.publish(large)
+    assert (refused.value.reason, refused.value.error_class) == (
+        "body_too_large", ErrorClass.ERROR_CLASS_INVALID_ARGUMENT,
+    )  # fmt: skip
+    large.prompt.text = "x" * ((8 << 20) - 2000)
+    assert (await publisher.publish(large)).sequence
 
 
 async def test_of_what_was_sent_and_not_acknowledged_it_is_not_known(tmp_path: Path) -> None:

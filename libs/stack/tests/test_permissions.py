@@ -318,11 +318,11 @@ async def test_the_batch_service_keeps_files_and_jobs_with_their_content(broker:
 
 @pytest.mark.usefixtures("nothing_refused")
 async def test_the_batch_service_runs_the_jobs_of_its_shards(broker: Broker) -> None:
-    edge, wanted = job_edge(3), submit_subject("acme")
+    edge, wanted = job_edge(3), submit_subject("acme", "key", "tag")
     worker = FramePublisher(broker.config("worker-0"), worker="worker-0", boot=7)
     await worker.start()
     async with connect(broker.config("admin")) as admin, connect(broker.config("batch")) as batch:
-        for lease in ("batch-0", f"batch-{BATCH_SHARDS - 1}", "batch-member-batch"):
+        for lease in ("batch-0", f"batch-{BATCH_SHARDS - 1}", "batch-member-batch", "intake-0", "intake-member-batch"):
             async with hold(batch, lease, "me", timedelta(seconds=30)):
                 pass
         publisher = Publisher(batch)
@@ -345,7 +345,8 @@ async def test_the_batch_service_runs_the_jobs_of_its_shards(broker: Broker) -> 
             delivery = await jobs.get()
         delivery.ack()
         await arrived.stop()
-        await batch.nc.publish("job.result.acme.1", b"{}")
+        assert (await batch.api("STREAM.INFO.JOBS"))["state"]["first_seq"] >= 1
+        await publisher.publish_raw("job.result.acme.search.1", b"{}", {"Nats-Msg-Id": "one"})
 
         await publisher.publish(a_request(edge))
         batch.send(Cancel(request_id=b"r" * 16))
@@ -417,6 +418,9 @@ REFUSED_PUBLISHES = {
         "$JS.API.STREAM.DELETE.KV_keys",
         "$JS.API.STREAM.CREATE.OWN",
         "_INBOX_edge-1.ack1.1",
+        "$SYS.REQ.USER.AUTH",
+        "job.submit.acme.key",
+        "job.result.acme.search.1",
     ),
     "scheduler": (
         "$KV.keys.x",
@@ -470,6 +474,10 @@ REFUSED_PUBLISHES = {
         "$KV.leases.budget-edge-0",
         "$KV.leases.batch-16",
         "$KV.leases.batch-member-batch-1",
+        "$KV.leases.intake-1",
+        "$KV.leases.intake-member-batch-1",
+        "$SYS._INBOX.x",
+        "job.submit.acme.key",
         "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.edge-0.*",
         "$JS.API.CONSUMER.CREATE.TOKENS.spy.tok.>",
         "$JS.API.CONSUMER.CREATE.REQUESTS.spy.req.>",
@@ -514,7 +522,17 @@ REFUSED_SUBSCRIBES = {
         "tok.>",
         "$JS.API.>",
     ),
-    "batch": ("_INBOX_edge-0.>", "tok.>", "tok.batch-0.*", "req.>", "job.submit.>", "$KV.>", "$O.>", "ctl.heartbeat.*"),
+    "batch": (
+        "_INBOX_edge-0.>",
+        "tok.>",
+        "tok.batch-0.*",
+        "req.>",
+        "job.submit.>",
+        "$KV.>",
+        "$O.>",
+        "ctl.heartbeat.*",
+        "$SYS.REQ.USER.AUTH",
+    ),
     "meter": ("_INBOX_edge-0.>", "tok.>", "req.>", "$JS.API.>"),
 }
 

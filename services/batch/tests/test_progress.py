@@ -67,11 +67,11 @@ class Jobs(RuleBasedStateMachine):
     @rule()
     def fold(self) -> None:
         """All that is on the log."""
-        for (line, attempt, _), how in self.log[self.read :]:
-            if not self.progress.awaits(line, attempt):
+        for (line, attempt, open_ms), how in self.log[self.read :]:
+            if not self.progress.awaits(line, attempt, open_ms):
                 continue
-            if how == "retry" and attempt + 1 < MAX_TRIES:
-                self.progress.again(line)
+            if how == "not begun" or (how == "retry" and attempt + 1 < MAX_TRIES):
+                self.progress.again(line, counts=how == "retry")
             else:
                 self.progress.finish(line)
                 assert line not in self.results
@@ -83,7 +83,7 @@ class Jobs(RuleBasedStateMachine):
         made = self.progress
         self.stored = Progress(
             LINES, Done(made.done.floor, made.done.above()), made.fresh, dict(made.tries),
-            [Window(set(one.lines), one.open_ms, one.expire_ms) for one in made.windows],
+            [Window(set(one.lines), one.open_ms, one.expire_ms) for one in made.windows], made.last_open_ms,
         )  # fmt: skip
         self.position, self.kept = self.read, dict(self.results)
 
@@ -108,7 +108,7 @@ class Jobs(RuleBasedStateMachine):
             case Missing.ASK:
                 self._ask(line)
             case Missing.NEXT_TRY:
-                self.progress.again(line)
+                self.progress.again(line, counts=False)
 
     # --- the world ---
 
@@ -119,10 +119,10 @@ class Jobs(RuleBasedStateMachine):
             for name, expiry in list(self.running.items()):
                 if expiry <= self.now:
                     del self.running[name]
-                    self.log.append((name, "retry"))
+                    self.log.append((name, "not begun"))
 
     @precondition(lambda self: self.running)
-    @rule(which=st.integers(0, 5), how=st.sampled_from(["good", "bad", "retry"]))
+    @rule(which=st.integers(0, 5), how=st.sampled_from(["good", "bad", "retry", "not begun"]))
     def end(self, which: int, how: str) -> None:
         name = sorted(self.running)[which % len(self.running)]
         del self.running[name]

@@ -1,5 +1,7 @@
 """Inputs as files: every fault with its line, and the order in which lines run."""
 
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import orjson
@@ -7,11 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inferbus_batch.core.index import ENTRY_BYTES, place_at
-from inferbus_batch.core.lines import MAX_LINE_BYTES
-from inferbus_batch.validating import MAX_FAULTS, lines_of, validate
+from inferbus_batch.core.lines import MAX_LINE_BYTES, Fault
+from inferbus_batch.validating import MAX_FAULTS, Report, Served, lines_of, validate
+from inferbus_rating import UNRATED
 
 CHAT = "/v1/chat/completions"
-MODELS = {"m": frozenset({"chat"}), "other": frozenset({"chat"}), "vectors": frozenset({"embeddings"})}
+RATE = replace(UNRATED, version="1", currency="EUR", output_per_million=Decimal(2))
+MODELS = {
+    "m": Served(
+        frozenset({"chat"}), 100_000, replace(UNRATED, version="1", currency="EUR", output_per_million=Decimal(2))
+    ),
+    "other": Served(frozenset({"chat"})),
+    "tiny": Served(frozenset({"chat"}), 1000),
+    "vectors": Served(frozenset({"embeddings"})),
+}
 
 
 def line(custom_id: object, content: str = "hi", model: str = "m", **fields: object) -> bytes:
@@ -71,7 +82,7 @@ def test_every_fault_is_told_with_its_line_and_nothing_is_indexed(tmp_path):
         "mismatched_endpoint": [line("url").replace(CHAT.encode(), b"/v1/embeddings")],
         "model_not_found": [line("model", model="none")],
         "unsupported_parameter": [line("stream", stream=True), line("chat", model="vectors")],
-        "line_too_long": [line("long", "x" * MAX_LINE_BYTES)],
+        "line_too_long": [line("long", "x" * MAX_LINE_BYTES, model="other")],
         "invalid_custom_id": [line(7)],
         "missing_required_parameter": [line("body").replace(b"messages", b"message", 1)],
     }
@@ -102,3 +113,28 @@ def test_a_file_without_lines_is_a_fault(tmp_path, data):
 def test_too_many_lines_are_a_fault(tmp_path):
     report = judged(tmp_path, b"\n".join(line(str(number)) for number in range(5)), max_lines=3)
     assert [(one.line, one.code) for one in report.faults] == [(4, "too_many_lines")]
+
+
+def test_what_a_file_can_cost_is_the_sum_of_its_lines(tmp_path):
+    report = judged(tmp_path, line("a", max_tokens=500_000) + b"\n" + line("b", max_tokens=10))
+    # No more than its context.
+    assert (report.highest_cost, report.currency) == (Decimal("0.20002"), "EUR")
+    assert judged(tmp_path, line("a") + b"\n" + line("b", model="other")).highest_cost is None
+
+
+def test_lines_that_may_be_too_long_are_named_the_longest_first(tmp_path):
+    data = b"\n".join(line(str(size), "x" * size) for size in (10, 98_500, 99_999, 5, 120_000))
+    report = judged(tmp_path, data)
+    assert [place.number for place in report.long] == [5, 3, 2]
+    assert not report.fault_count
+    assert [one.code for one in judged(tmp_path, line("sure", "x" * 3 * (1 << 20), model="tiny")).faults] == [
+        "context_length_exceeded"
+    ]
+
+
+def test_faults_found_later_are_told_in_their_places():
+    report = Report()
+    for number in (2, 5, 9):
+        report.add(Fault(number, "x", "x"))
+    report.insert([Fault(7, "y", "y"), Fault(1, "y", "y")])
+    assert ([one.line for one in report.faults], report.fault_count) == ([1, 2, 5, 7, 9], 5)

@@ -25,7 +25,7 @@ from inferbus.worker.v1.worker_pb2_grpc import WorkerServiceServicer, add_Worker
 from inferbus_bus.connection import BusConfig
 from inferbus_bus.connection import connect as connect_bus
 from inferbus_bus.registry import Registry
-from inferbus_edge.workers import Workers
+from inferbus_bus.workers import Workers
 from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.rpc import channel
 from inferbus_stack.nats import NatsServer

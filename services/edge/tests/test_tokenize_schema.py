@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 from inferbus.worker.v1.worker_pb2 import TokenizeResponse
+from inferbus_bus.workers import addresses
 from inferbus_dialect.plan import Need
 from inferbus_edge.core.tokenize_schema import parse_detokenize, parse_tokenize, prompt_body, tokens_body
-from inferbus_edge.workers import addresses
 from inferbus_runtime.errors import InferBusError
 
 MESSAGES = [{"role": "user", "content": "hi"}]

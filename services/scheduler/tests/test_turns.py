@@ -317,3 +317,30 @@ def test_batch_work_that_must_leave_room_does_not_hold_back_what_its_tenant_asks
         world.pushed(each := request("t", input_tokens=1, output_tokens=1))
         assert world.serve() == [each]
     assert batch not in world.placed
+
+
+def test_a_batch_leaves_the_last_slots_to_whoever_waits_for_an_answer_also_of_its_own_tenant() -> None:
+    world = World(worker("w1", capacity=32), worker("w2", capacity=32))
+    world.pushed(early := request("acme"))
+    world.serve()
+    world.end(early)
+    world.pushed(*(request("acme", Priority.BATCH) for _ in range(100)))
+    assert len(world.serve()) == 60
+    calls = [request("acme") for _ in range(4)]
+    world.pushed(*calls)
+    assert world.serve() == calls, "at once"
+    world.end(calls[0])
+    assert world.serve() == [], "what is left again is left to the next one"
+    world.now = 120.0
+    assert len(world.serve()) == 1, "nobody has asked for a minute: all of it is the batch's"
+
+
+def test_many_that_come_at_once_ask_for_room_at_once() -> None:
+    world = World(worker("w1", capacity=1, active=1))
+    world.pushed(*(request("acme") for _ in range(40)))
+    assert world.serve() == []
+    assert len(world.asked) == 16
+    world.pushed(*(request(f"other-{number}") for number in range(40)))
+    world.asked.clear()
+    world.serve()
+    assert len({each.key for each in world.asked}) == 24

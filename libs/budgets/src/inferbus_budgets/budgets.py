@@ -11,10 +11,12 @@ from decimal import Decimal
 
 from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.registry_pb2 import BudgetLedgerRecord, BudgetRecord, KeyRecord, ModelRecord, WorkerRecord
+from inferbus.common.v1.usage_pb2 import Operation, PriorityClass
 from inferbus_bus.connection import Bus
 from inferbus_bus.registry import Registry
 from inferbus_contracts.ids import choice_id
 from inferbus_dialect.plan import Plan
+from inferbus_rating import Rate, Scope
 from inferbus_rating import ledger as ledgers
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, unavailable
@@ -101,6 +103,14 @@ class Budgets:
                 # Without the broker nothing is accepted either; all of this is done again.
                 log.warning("the lease on grants was not renewed", extra={"error": str(error)})
             self._forget(clock.monotonic() - _FORGET_SECONDS)
+
+    def rate(
+        self, key: KeyRecord, scope: Scope, operation: Operation.ValueType, priority: PriorityClass.ValueType,
+        accepted_us: int,
+    ) -> Rate | None:  # fmt: skip
+        """The price in force; its version is empty if there is none. None: a record that may be meant is malformed."""
+        book = self._records.book()
+        return book.rate_at(scope, operation, priority, accepted_us) if is_readable(book, key, scope.model) else None
 
     # --- a call -----------------------------------------------------------------------------------------------------
 

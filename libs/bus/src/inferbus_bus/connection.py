@@ -256,12 +256,14 @@ class Bus:
 
         return await self.listen(subject, received)
 
-    async def listen(self, subject: str, callback: MessageCallback) -> Callable[[], Awaitable[None]]:
-        """Subscribe with bounds that no reader of this package reaches. Returns the way to end it."""
+    async def listen(self, subject: str, callback: MessageCallback, group: str = "") -> Callable[[], Awaitable[None]]:
+        """Subscribe with bounds that no reader of this package reaches. ``group``: of all that listen under this name
+        one hears a message. Returns the way to end it."""
         _check_line(subject)  # else the broker would refuse it again after each reconnect
         subscription = await self.nc.subscribe(
-            subject, cb=callback, pending_msgs_limit=_SUBSCRIPTION_MESSAGES, pending_bytes_limit=_SUBSCRIPTION_BYTES
-        )
+            subject, queue=group, cb=callback, pending_msgs_limit=_SUBSCRIPTION_MESSAGES,
+            pending_bytes_limit=_SUBSCRIPTION_BYTES,
+        )  # fmt: skip
 
         async def stop() -> None:
             if not self.nc.is_closed:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from inferbus_contracts.subjects import message_id, subject_of
 from inferbus_runtime import clock, metrics
-from inferbus_runtime.errors import InferBusError
+from inferbus_runtime.errors import InferBusError, invalid
 from nats.aio.msg import Msg
 
 from inferbus_bus.connection import Bus, send_now
@@ -28,6 +28,8 @@ class PubAck(NamedTuple):
 Outcome = PubAck | InferBusError
 OnAck = Callable[[Outcome], None]
 _SWEEP_SECONDS = 0.25
+# Of the headers of a message, which count as it does.
+_HEADER_BYTES = 1024
 
 
 def parse_ack(data: bytes, status: str | None) -> Outcome:
@@ -59,7 +61,8 @@ class Publisher:
 
         Raises InferBusError: UNAVAILABLE ``bus_unavailable`` (at once if disconnected, as NotSentError; after
         ``timeout`` seconds the message may or may not be stored, and publishing it again is harmless),
-        RESOURCE_EXHAUSTED ``stream_full``.
+        RESOURCE_EXHAUSTED ``stream_full``; INVALID_ARGUMENT ``body_too_large`` if the broker takes no message of its
+        size.
         """
         return await self.publish_raw(
             subject_of(message), message.SerializeToString(), {"Nats-Msg-Id": message_id(message), **(headers or {})},
@@ -93,6 +96,9 @@ class Publisher:
     def _publish(self, subject: str, data: bytes, headers: dict[str, str], on_ack: OnAck, timeout: float) -> None:
         if not self._bus.connected:
             _tell(on_ack, NotSentError("not connected to NATS"))
+            return
+        if len(data) + _HEADER_BYTES > self._bus.nc.max_payload:
+            _tell(on_ack, invalid("The request is too large.", reason="body_too_large"))
             return
         self._count += 1
         reply = f"{self._prefix}{self._count}"

@@ -22,7 +22,9 @@ _MARKER_TTL = timedelta(minutes=5)
 
 def stream_config(spec: StreamSpec, replicas: int) -> dict[str, Any]:
     """A stream as JetStream's API wants it; durations in nanoseconds."""
+    told = {"republish": {"src": spec.subjects[0], "dest": spec.told_on}} if spec.told_on else {}
     return {
+        **told,
         "name": spec.name, "subjects": list(spec.subjects), "retention": spec.retention, "storage": "file",
         "max_age": nanoseconds(spec.max_age), "max_bytes": spec.max_bytes, "max_msgs": -1, "max_consumers": -1,
         "max_msgs_per_subject": -1 if spec.newest_per_subject is None else spec.newest_per_subject,

@@ -27,12 +27,13 @@ class Delivery:
     """One message held by us until :meth:`ack` or :meth:`nak`; both are safe twice. ``stored_us``: Unix microseconds,
     by the broker's clock."""
 
-    __slots__ = ("_queue", "_reply", "data", "deliveries", "headers", "sequence", "stored_us")
+    __slots__ = ("_queue", "_reply", "data", "deliveries", "headers", "sequence", "stored_us", "subject")
 
     def __init__(self, queue: "WorkQueue", msg: Msg) -> None:
         at = position(msg.reply)
         self._queue: WorkQueue | None = queue
         self._reply = msg.reply
+        self.subject: str = msg.subject
         self.data: bytes = msg.data
         self.headers: Mapping[str, str] = msg.headers or {}
         self.sequence = at.stream_sequence

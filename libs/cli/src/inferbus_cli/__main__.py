@@ -9,6 +9,7 @@ _COMMANDS = {
     "up": "inferbus_cli.commands.up:up",
     "demo": "inferbus_cli.commands.demo:demo",
     "chat": "inferbus_cli.commands.chat:chat",
+    "batch": "inferbus_cli.commands.batch:batch",
     "models": "inferbus_cli.commands.models:models",
     "deployments": "inferbus_cli.commands.deployments:deployments",
     "tenants": "inferbus_cli.commands.tenants:tenants",

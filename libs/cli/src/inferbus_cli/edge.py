@@ -34,14 +34,20 @@ class Unreachable(click.ClickException):
     exit_code = 2
 
 
+class Misnamed(Unreachable):
+    """The URL is none, or who answers there is not believed: asking again changes nothing."""
+
+
 class Refused(click.ClickException):
-    """The edge answered with an error; ``message`` is what its body says. ``retry_after``: seconds, if it names any."""
+    """The edge answered with an error; ``message`` is what its body says. ``retry_after``: seconds, if it names any.
+    ``status``: of HTTP; 0 for an error inside an answer."""
 
     exit_code = 2
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, retry_after: float | None = None, status: int = 0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.status = status
 
 
 class Edge:
@@ -79,6 +85,24 @@ class Edge:
                 if "error" in chunk:
                     raise Refused(error_text(chunk, "the stream ended with an error"))
                 yield chunk
+
+    def tenant(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """One call of OpenAI's API with the API key; its JSON object."""
+        with self._call(method, f"/v1{path}", self._target.api_key, **options) as response:
+            return _json(response)
+
+    def content(self, path: str, offset: int) -> Iterator[bytes]:
+        """What a GET of OpenAI's API answers with, from a byte on. Raises Unreachable if it breaks off."""
+        headers = {"accept-encoding": "identity"}
+        if offset:
+            headers["range"] = f"bytes={offset}-"
+        with self._call("GET", f"/v1{path}", self._target.api_key, headers=headers) as response:
+            # Something between may not know ranges, and gives all of it again.
+            known = 0 if response.status_code == 206 else offset
+            for part in response.iter_bytes():
+                if known < len(part):
+                    yield part[known:]
+                known = max(0, known - len(part))
 
     def ask(self, method: str, path: str, answer: MessageT, *, patience: float = 0.0, **options: Any) -> MessageT:
         """One call of the operator's API; its JSON as the message that it stands for.
@@ -149,9 +173,10 @@ class Edge:
                     raise _refusal(response)
                 yield response
         except httpx2.ConnectError as error:
-            raise Unreachable(_nobody(self._target, error)) from None
+            why = Misnamed if _handshake_failed(error) else Unreachable
+            raise why(_nobody(self._target, error)) from None
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise Unreachable(f"{self._target.url} is not a URL: {error}") from None
+            raise Misnamed(f"{self._target.url} is not a URL: {error}") from None
         except httpx2.TransportError as error:
             raise Unreachable(f"the connection to {self._target.url} broke: {error or type(error).__name__}") from None
 
@@ -190,8 +215,8 @@ def _refusal(response: httpx2.Response) -> Refused:
     try:
         wait = float(response.headers["retry-after"])
     except (KeyError, ValueError):
-        return Refused(text)
-    return Refused(f"{text} Retry in {wait:g} s.", wait)
+        return Refused(text, status=response.status_code)
+    return Refused(f"{text} Retry in {wait:g} s.", wait, response.status_code)
 
 
 def _believed(ca: Path | None) -> ssl.SSLContext | bool:

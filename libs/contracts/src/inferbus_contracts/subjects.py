@@ -55,7 +55,8 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """One JetStream stream. ``discard_new``: refuse what is above the bound instead of dropping the oldest.
-    ``newest_per_subject``: so many messages of one subject are kept; None: as many as there are."""
+    ``newest_per_subject``: so many messages of one subject are kept; None: as many as there are. ``told_on``: subjects
+    of the same shape on which all that is stored is said once more, and what was stored before is not."""
 
     name: str
     subjects: tuple[str, ...]
@@ -66,6 +67,7 @@ class StreamSpec:
     discard_new: bool
     description: str
     newest_per_subject: int | None = None
+    told_on: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class BucketSpec:
 
 # A frame published again after an outage must still be recognised: the window is longer than any retry.
 _WINDOW = timedelta(minutes=10)
+# The least that there is. A stream knows ids, not whose they are: where tenants publish, one could take another's.
+_NO_WINDOW = timedelta(milliseconds=100)
 _GIB = 1 << 30
 # What one tenant may hold of a bucket that all tenants share: 2,000 keys of 2 KiB each. The buckets are sized for so
 # many tenants that use all of it, which few do.
@@ -116,8 +120,13 @@ STREAMS = (
         "where requests were placed and how many workers there should be, and why",
     ),
     StreamSpec(
-        "JOBS", ("job.submit.>",), "workqueue", timedelta(days=7), 1 * _GIB, _WINDOW, True,
+        "JOBS", ("job.submit.>",), "workqueue", timedelta(days=7), 1 * _GIB, _NO_WINDOW, True,
         "jobs and single requests that came straight over the queue, and are not taken yet",
+    ),
+    # Whoever listens hears a result once, however often it is published: not the subject on which it is stored.
+    StreamSpec(
+        "RESULTS", ("job.result.>",), "limits", timedelta(days=3), 1 * _GIB, _WINDOW, False,
+        "what came of jobs and single requests that came straight over the queue", told_on="job.told.>",
     ),
 )  # fmt: skip
 
@@ -220,9 +229,38 @@ def job_edge(shard: int) -> str:
     return f"batch-{shard}"
 
 
-def submit_subject(tenant_id: str) -> str:
-    """Where one tenant's jobs and single requests come straight over the queue."""
-    return f"job.submit.{subject_token(tenant_id)}"
+BUS_ACCOUNT, QUEUE_ACCOUNT = "INFERBUS", "TENANTS"
+"""Of the broker: that of the services, and that of tenants' own clients. They share no subject but those below."""
+QUEUE_CALLOUT = "$SYS.REQ.USER.AUTH"
+"""Where the broker asks who a client is whom it does not know."""
+
+
+def submit_subject(tenant_id: str, key_id: str, tag: str) -> str:
+    """Where jobs and single requests come straight over the queue, in the name of one key. ``tag``: see
+    :func:`result_prefix`."""
+    return f"job.submit.{subject_token(tenant_id)}.{subject_token(key_id)}.{tag}"
+
+
+def submitter_of(subject: str) -> tuple[str, str, str]:
+    """(tenant, key, tag) of a :func:`submit_subject`. Raises ValueError for another one."""
+    job, submit, tenant, key, tag = subject.split(".")
+    if (job, submit) != ("job", "submit"):
+        raise ValueError(subject)
+    return name_of_token(tenant), name_of_token(key), tag
+
+
+def result_prefix(tenant_id: str, project_id: str, tag: str) -> str:
+    """What came of a project's jobs and single requests is told below it.
+
+    ``tag``: what only keys of the project are told. Whoever may ask the broker anything says where the answer goes:
+    among the results of others, if he could name them.
+    """
+    return f"job.result.{subject_token(tenant_id)}.{subject_token(project_id)}.{tag}"
+
+
+def queue_inbox(tenant_id: str, key_id: str) -> str:
+    """Prefix of the inboxes of a key's own clients."""
+    return f"_INBOX.{subject_token(tenant_id)}.{subject_token(key_id)}"
 
 
 def shard_requests(shard: int) -> str:

@@ -49,6 +49,7 @@ def nats_server(plan: Plan) -> ChildSpec:
         limits=NatsLimits(file_store),
         encrypted=True,
         tls=identity,
+        issuer=plan.secrets.issuer().public,
     )
     asking = client_context(plan.tls[BUS_ADMIN]) if identity else None
     config = home.run / "nats.conf"

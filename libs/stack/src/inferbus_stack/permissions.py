@@ -22,6 +22,7 @@ from inferbus_contracts.subjects import (
     HEARTBEAT_SUBJECTS,
     OBJECTS,
     OBJECTS_STREAM,
+    QUEUE_CALLOUT,
     SHARDS,
     SPEND_SUBJECT,
     delivery_subject,
@@ -81,8 +82,10 @@ def _edge(name: str) -> Permissions:
             *_holds(f"budget-{subject_token(name)}"),
             *(subject for bucket in ("idempotency", "responses") for subject in _looks_up(bucket)),
             *_log("audit.>", "AUDIT"),
+            # Who a client with an API key is, when the broker asks.
+            "$SYS._INBOX.>",
         ),
-        subscribe=(ATTACHED_SUBJECT, SPEND_SUBJECT),
+        subscribe=(ATTACHED_SUBJECT, SPEND_SUBJECT, QUEUE_CALLOUT),
     )
 
 
@@ -172,10 +175,13 @@ def _batch(name: str) -> Permissions:
             *_objects(),
             # Straight over the queue: what came, and where its result goes.
             *_works("JOBS", "batch", "job.submit.>"),
+            "$JS.API.STREAM.INFO.JOBS",
+            *_holds("intake-0"),
+            *_holds(f"intake-member-{subject_token(name)}"),
             "job.result.>",
             *(
                 subject
-                for bucket in ("models", "keys", "tenants", "projects", "members", "deployments")
+                for bucket in ("models", "keys", "tenants", "projects", "members", "deployments", "fleet")
                 for subject in _watches(bucket)
             ),
             *(subject for bucket in ("prices", "budgets", "credits", "budget_ledgers") for subject in _watches(bucket)),

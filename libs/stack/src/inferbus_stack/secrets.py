@@ -48,8 +48,15 @@ class SecretFolder:
 
     def nkey(self, name: str) -> Nkey:
         """The bus identity of the service instance ``name``."""
-        seed = self._once(f"nats-{name}", _new_seed)
-        return Nkey(public=nkeys.from_seed(bytearray(seed.encode())).public_key.decode(), seed=seed)
+        return _nkey(self._once(f"nats-{name}", _new_seed))
+
+    def issuer(self) -> Nkey:
+        """In whose name edges say to the broker who a client with an API key is."""
+        return _nkey(self._once("bus-issuer", lambda: _new_seed(nkeys.PREFIX_BYTE_ACCOUNT)))
+
+    def webhook_secret(self, name: str) -> str:
+        """As Standard Webhooks writes it."""
+        return self._once(name, lambda: "whsec_" + base64.b64encode(secrets.token_bytes(_BYTES)).decode())
 
     def _once(self, name: str, make: Callable[[], str]) -> str:
         path = self._folder / name
@@ -62,8 +69,12 @@ class SecretFolder:
         return value
 
 
-def _new_seed() -> str:
-    seed: bytes = nkeys.encode_seed(secrets.token_bytes(_BYTES), nkeys.PREFIX_BYTE_USER)
+def _nkey(seed: str) -> Nkey:
+    return Nkey(public=nkeys.from_seed(bytearray(seed.encode())).public_key.decode(), seed=seed)
+
+
+def _new_seed(kind: int = nkeys.PREFIX_BYTE_USER) -> str:
+    seed: bytes = nkeys.encode_seed(secrets.token_bytes(_BYTES), kind)
     # Checks that the library at hand reads what it wrote, and that the padding is what nats-server expects.
     base64.b32decode(seed + b"=" * (-len(seed) % 8))
     return seed.decode()

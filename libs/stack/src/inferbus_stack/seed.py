@@ -25,6 +25,8 @@ _PRICES = {
     "synthetic": ("0.10", "0.05", "0.40"),
     "": ("0.50", "0.25", "1.50"),
 }
+# Work that may wait is half the price, as it is elsewhere.
+_BATCH_FACTOR = "0.5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ def _price_record(model: str) -> PriceRecord:
         input_per_million=given,
         cached_input_per_million=cached,
         output_per_million=output,
+        batch_factor=_BATCH_FACTOR,
     )
     record.effective_time.FromDatetime(_EFFECTIVE)
     return record

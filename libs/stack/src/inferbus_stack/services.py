@@ -209,12 +209,16 @@ class Plan:
                 "SCHEDULER_ADDRESS": ",".join(map(self.grpc, _named("scheduler", self.options.schedulers))),
                 "METER_ADDRESS": self.grpc("meter"),
                 "BATCH_ADDRESS": self.grpc(_BATCH),
+                "BUS_ISSUER_SEED": self.secrets.issuer().seed,
                 **self._https(instance),
             }
         if instance.role is Role.WORKER:
             return dict(instance.settings)
         if instance.role is Role.BATCH:
-            return {"SCRATCH_FOLDER": str(self.options.home.scratch)}
+            return {
+                "SCRATCH_FOLDER": str(self.options.home.scratch),
+                "WEBHOOK_SECRET": self.secrets.webhook_secret("batch-webhooks"),
+            }
         if instance.role is Role.METER:
             return self._clickhouse(WRITER_USER) | {
                 "CLICKHOUSE_READ_USER": ANALYST_USER,

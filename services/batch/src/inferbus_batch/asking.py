@@ -11,6 +11,7 @@ from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus_contracts.ids import choice_id
+from inferbus_contracts.prefixes import HASH_BYTES, prefix_of
 from inferbus_contracts.subjects import job_edge
 from inferbus_dialect.acceptance import messages_of, reply_of
 from inferbus_dialect.chat_form import ChatForm
@@ -27,6 +28,8 @@ from inferbus_batch.inputs import Input
 from inferbus_batch.parts import Parts
 
 TAG = "batch_id"
+# 16 KiB of text: a beginning that is longer is as good as read with that.
+_BEGINNING_BYTES = 64 * HASH_BYTES
 _FORMS: dict[str, Callable[[bytes, Mapping[str, Any], bool], Form]] = {
     "chat": ChatForm,
     "completions": CompletionForm,
@@ -39,7 +42,8 @@ _FORMS: dict[str, Callable[[bytes, Mapping[str, Any], bool], Form]] = {
 class Asked:
     """A try of a line. ``first``: the id of its first choice; ``plan`` None: it cannot be asked, see ``error``.
 
-    ``reserved``: here, in the budgets that it counts in; ``tried``: it may be on REQUESTS; ``stored``: it was.
+    ``beginning``: see :mod:`.core.leading`. ``reserved``: here, in the budgets that it counts in; ``tried``: it may be
+    on REQUESTS; ``stored``: it was.
     """
 
     line: int
@@ -50,6 +54,7 @@ class Asked:
     model: ModelRecord | None
     reply: bytes = b""
     error: InferBusError | None = None
+    beginning: tuple[bytes, ...] = ()
     reserved: bool = False
     tried: bool = False
     stored: bool = False
@@ -74,13 +79,15 @@ class Asking:
             error = InferBusError(ErrorClass.ERROR_CLASS_INVALID_ARGUMENT, plan.code, plan.message, param=plan.param)
             return Asked(line, attempt, first, said.custom_id, None, None, error=error)
         plan.tags[TAG] = self._record.job_id
+        for request in plan.requests:
+            request.priority_class = PriorityClass.PRIORITY_CLASS_BATCH
         model = self._parts.model(plan.model)
         if model is None:
             message = f"The model '{plan.model[:128]}' does not exist or is not served here."
             error = InferBusError(ErrorClass.ERROR_CLASS_NOT_FOUND, "model_not_found", message, param="model")
             return Asked(line, attempt, first, said.custom_id, None, None, error=error)
         reply = orjson.dumps(reply_of(plan, model, window_ms * 1000, 0.0))
-        return Asked(line, attempt, first, said.custom_id, plan, model, reply)
+        return Asked(line, attempt, first, said.custom_id, plan, model, reply, beginning=_beginning(plan))
 
     def form(self, asked: Asked) -> Form:
         """Fresh, of one that can be asked."""
@@ -109,9 +116,9 @@ class Asking:
 
     def _messages(self, asked: Asked, key: KeyRecord, window_ms: int, expire_ms: int) -> list[GenerateRequest]:
         assert asked.plan is not None  # noqa: S101
-        messages = messages_of(
-            asked.plan, key, asked.first, self._edge, window_ms * 1000, expire_ms * 1000, asked.reply
-        )
-        for message in messages:
-            message.priority_class = PriorityClass.PRIORITY_CLASS_BATCH
-        return messages
+        return messages_of(asked.plan, key, asked.first, self._edge, window_ms * 1000, expire_ms * 1000, asked.reply)
+
+
+def _beginning(plan: Plan) -> tuple[bytes, ...]:
+    hashes, model = prefix_of(plan.requests[0])[:_BEGINNING_BYTES], plan.model.encode()
+    return tuple(model + hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES))

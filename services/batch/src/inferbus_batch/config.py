@@ -4,7 +4,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from inferbus_runtime.config import ServiceConfig
-from pydantic import Field
+from inferbus_webhooks.signing import secret_of
+from pydantic import Field, SecretStr, field_validator
 
 from inferbus_batch.files import FileLimits
 from inferbus_batch.jobs import JobLimits
@@ -35,12 +36,30 @@ class Config(ServiceConfig):
     """So long a batch is found after its end; its files have times of their own."""
     line_timeout: timedelta = Field(default=timedelta(minutes=30), ge=timedelta(minutes=1), le=timedelta(minutes=50))
     """A line that has waited and run for longer is asked again. The queue keeps a request for an hour."""
+    webhook_secret: SecretStr | None = None
+    """whsec_ and base64 of 24 to 64 bytes. Webhooks of batches are signed with what is made of it for each project, and
+    its owner can read. None: no batch can have a webhook."""
+    webhook_anywhere: bool = False
+    """Tenants choose the URLs of webhooks: without this they lead to public addresses alone, and not into a network
+    that this service happens to be in."""
     lease_ttl: timedelta = Field(default=timedelta(seconds=6), ge=timedelta(seconds=2), le=timedelta(minutes=1))
     """After a batch service was killed, another one goes on with its jobs this much later. Whole seconds."""
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signs(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            secret_of(secret.get_secret_value())
+        return secret
+
     @property
     def jobs(self) -> JobLimits:
-        return JobLimits(active=self.tenant_batches, retention=self.batch_retention)
+        return JobLimits(
+            active=self.tenant_batches,
+            retention=self.batch_retention,
+            webhooks=self.webhook_secret is not None,
+            webhooks_anywhere=self.webhook_anywhere,
+        )
 
     @property
     def files(self) -> FileLimits:

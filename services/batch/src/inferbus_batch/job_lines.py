@@ -19,12 +19,14 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_batch.asking import Asked, Asking
+from inferbus_batch.core.leading import Leading
 from inferbus_batch.core.progress import Missing, Progress
 from inferbus_batch.core.results import CANCELLED, EXPIRED, answered, failed
-from inferbus_batch.core.retrying import pause, worth_another
+from inferbus_batch.core.retrying import pause, worked, worth_another
 from inferbus_batch.folding import ShardLog
 from inferbus_batch.keeping import Keeping
 from inferbus_batch.parts import Parts
+from inferbus_batch.telling_results import results_of
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 128
@@ -73,6 +75,7 @@ class JobLines:
         self._since: dict[int, int] = {}
         self._position = keeping.checkpoint.tokens_sequence - 1
         self._to_ask: deque[Asked] = deque()
+        self._leading = Leading()
         self._results = _Results()
         self._wake = asyncio.Event()
         self._failures = 0
@@ -82,12 +85,15 @@ class JobLines:
         # Lines of windows that were opened here: nobody else can have asked them.
         self._own: set[int] = set()
         self._winding_down: InferBusError | None = None
+        self._teller = results_of(record, parts.publisher)
 
     # --- the life of it ---------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """From here on nobody else can make anything of this job count; and all of it that is on the log is known."""
         await self._keeping.store(self._progress, self._position + 1)
+        if self._teller is not None:
+            await self._teller.tell_rest(self._keeping.checkpoint, self._parts.files.store)
         for line in list(self._progress.in_windows()):
             self._add(self._asking.prepared(line, *self._progress.asked(line)))
         self._position = max(self._position, await self._log.join(self, self._position + 1))
@@ -181,9 +187,13 @@ class JobLines:
     async def _ask(self, key: KeyRecord) -> None:
         """All that is to be asked, many at once; what could not be for now stays."""
         again: list[Asked] = []
-        while self._to_ask and clock.monotonic() >= self._quiet_until:
+        while self._to_ask and (now := clock.monotonic()) >= self._quiet_until:
             some = [self._to_ask.popleft() for _ in range(min(_AT_ONCE, len(self._to_ask)))]
-            some = [asked for asked in some if asked.first in self._asked]
+            todo = [asked for asked in some if asked.first in self._asked]
+            some = []
+            for asked in todo:
+                leads = self._leading.may_go(asked.first, asked.beginning, now)
+                (some if leads else again).append(asked)
             outcomes = await asyncio.gather(*(self._ask_one(asked, key) for asked in some), return_exceptions=True)
             for asked, outcome in zip(some, outcomes, strict=True):
                 if isinstance(outcome, InferBusError):
@@ -225,6 +235,8 @@ class JobLines:
                 asked = self._asked.get(choice_id(part.request_id, 0))
                 if asked is not None:
                     self._since.setdefault(asked.line, sequence)
+        for opened in frame.opens:
+            self._leading.has_read(choice_id(opened.request_id, 0))
         for whole in self._wholes.take(frame):
             asked = self._asked[whole.first]
             if whole.ended:
@@ -236,11 +248,11 @@ class JobLines:
         error = whole.error
         if error is None:
             self._failures = 0
-        elif worth_another(error, asked.attempt) and self._winding_down is None:
+        elif worth_another(error, asked.attempt, whole.usage) and self._winding_down is None:
             self._forget(asked)
             self._since.pop(asked.line, None)
             self._keeping.count(whole.usage)
-            self._progress.again(asked.line)
+            self._progress.again(asked.line, counts=worked(whole.usage))
             self._failures += 1
             self._quiet_until = clock.monotonic() + pause(self._failures)
             return
@@ -262,6 +274,7 @@ class JobLines:
     def _forget(self, asked: Asked) -> None:
         self._asked.pop(asked.first, None)
         self._of_line.pop(asked.line, None)
+        self._leading.has_read(asked.first)
 
     def _ended(self, asked: Asked, usage: Usage, error: InferBusError | None, body: bytes = b"") -> None:
         results, name = self._results, asked.first.hex()
@@ -298,6 +311,8 @@ class JobLines:
             self._own.discard(line)
         await self._keeping.store(self._progress, self._tokens_sequence())
         await self._keeping.drop(old)
+        if self._teller is not None:
+            await self._teller.tell((*results.good, *results.bad), self._keeping.checkpoint)
         await self._tell()
 
     def _tokens_sequence(self) -> int:
@@ -351,7 +366,7 @@ class JobLines:
         self._wholes.drop(asked.first)
         self._forget(asked)
         self._since.pop(asked.line, None)
-        self._progress.again(asked.line)
+        self._progress.again(asked.line, counts=False)
 
     async def _wind_down(self, ending: InferBusError) -> None:
         """Lines that have not been asked end so; the others are told to, or end by their expiry."""

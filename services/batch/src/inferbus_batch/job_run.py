@@ -118,7 +118,9 @@ class JobRun:
                     raise
                 report.add(Fault(0, error.reason, "The input file was deleted.", "input_file_id"))
             else:
-                report = await self._parts.judge.judge(record, key, folder / inputs.SOURCE, folder / inputs.INDEX)
+                report = await self._parts.judge.judge(
+                    record.endpoint, key, folder / inputs.SOURCE, folder / inputs.INDEX
+                )
         if report.fault_count:
             await self._end(State.JOB_RECORD_STATE_FAILED, report)
             return False

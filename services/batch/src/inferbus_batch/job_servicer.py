@@ -13,6 +13,8 @@ from inferbus.batch.v1.batch_pb2 import (
     CancelJobResponse,
     GetJobRequest,
     GetJobResponse,
+    GetWebhookSecretRequest,
+    GetWebhookSecretResponse,
     Job,
     JobState,
     JobUsage,
@@ -28,7 +30,9 @@ from inferbus.batch.v1.batch_pb2 import (
 )
 from inferbus.bus.v1.batch_pb2 import JobRecord
 from inferbus.bus.v1.batch_pb2 import JobRecordState as State
-from inferbus_runtime.errors import invalid
+from inferbus.common.v1.error_pb2 import ErrorClass
+from inferbus_runtime.errors import InferBusError, invalid
+from inferbus_webhooks.signing import key_for, written
 
 from inferbus_batch import inputs
 from inferbus_batch.core.lines import ENDPOINTS
@@ -55,12 +59,15 @@ class JobServicer(batch_pb2_grpc.BatchServiceServicer):
     """What it answers are InferBusErrors of :class:`Jobs` and :class:`Files`. ``scratch``: inputs lie there while they
     are validated."""
 
-    def __init__(self, jobs: Jobs, files: Files, judge: Judge, keys: Keys, scratch: Path) -> None:
+    def __init__(
+        self, jobs: Jobs, files: Files, judge: Judge, keys: Keys, scratch: Path, webhook_secret: bytes | None
+    ) -> None:
         self._jobs = jobs
         self._files = files
         self._judge = judge
         self._keys = keys
         self._scratch = scratch
+        self._webhook_secret = webhook_secret
 
     async def SubmitJob(self, request: SubmitJobRequest, context: Any) -> SubmitJobResponse:  # noqa: N802 - gRPC's name
         return SubmitJobResponse(job=job_of(await self._jobs.submit(request)))
@@ -99,18 +106,34 @@ class JobServicer(batch_pb2_grpc.BatchServiceServicer):
         folder.mkdir(mode=0o700)
         try:
             await inputs.fetch(self._files.read(found), folder / inputs.SOURCE)
-            asked = JobRecord(job_id=request.input_file_id, tenant_id=request.tenant_id, endpoint=request.endpoint)
-            report = await self._judge.judge(asked, key, folder / inputs.SOURCE, folder / inputs.INDEX)
+            report = await self._judge.judge(request.endpoint, key, folder / inputs.SOURCE, folder / inputs.INDEX)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         faults = [
             LineFault(line=one.line, code=one.code, message=one.message, param=one.param) for one in report.faults
         ]
-        return ValidateFileResponse(line_count=report.lines, faults=faults, fault_count=report.fault_count)
+        cost = "" if report.highest_cost is None else f"{report.highest_cost:f}"
+        return ValidateFileResponse(
+            line_count=report.lines, faults=faults, fault_count=report.fault_count, highest_cost=cost,
+            currency=report.currency if cost else "",
+        )  # fmt: skip
+
+    async def GetWebhookSecret(  # noqa: N802
+        self, request: GetWebhookSecretRequest, context: Any
+    ) -> GetWebhookSecretResponse:
+        _named(request)
+        if self._webhook_secret is None:
+            message = "Webhooks are not set up here; ask your operator."
+            raise InferBusError(ErrorClass.ERROR_CLASS_CONFLICT, "no_webhooks", message)
+        key = key_for(self._webhook_secret, request.tenant_id, request.project_id)
+        return GetWebhookSecretResponse(secret=written(key))
 
 
-def add_job_service(server: Any, jobs: Jobs, files: Files, judge: Judge, keys: Keys, scratch: Path) -> None:
-    batch_pb2_grpc.add_BatchServiceServicer_to_server(JobServicer(jobs, files, judge, keys, scratch), server)
+def add_job_service(
+    server: Any, jobs: Jobs, files: Files, judge: Judge, keys: Keys, scratch: Path, webhook_secret: bytes | None = None
+) -> None:
+    servicer = JobServicer(jobs, files, judge, keys, scratch, webhook_secret)
+    batch_pb2_grpc.add_BatchServiceServicer_to_server(servicer, server)
 
 
 def job_of(record: JobRecord) -> Job:

@@ -17,6 +17,7 @@ from inferbus_bus.registry import Registry
 from inferbus_contracts.subjects import BATCH_SHARDS
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
+from inferbus_webhooks.addresses import may_be_public
 
 from inferbus_batch.core.job_states import CANCELLABLE, ENDED, may_move
 from inferbus_batch.core.lines import ENDPOINTS
@@ -28,6 +29,8 @@ _MAX_URL = 2048
 _DAY = timedelta(days=1)
 _LONGEST = timedelta(days=14)
 _SHORTEST_OUTPUT, _LONGEST_OUTPUT = timedelta(hours=1), timedelta(days=30)
+# Longer than webhooks are tried, and anew with each try.
+_TELLING = timedelta(days=4)
 _TRIES = 20
 _RETRY_AFTER = timedelta(seconds=1)
 
@@ -35,11 +38,22 @@ _RETRY_AFTER = timedelta(seconds=1)
 @dataclass(frozen=True, slots=True)
 class JobLimits:
     """``active``: jobs of a tenant that have not ended. ``retention``: of those that have. ``webhooks``: they can be
-    signed."""
+    signed; ``webhooks_anywhere``: and go to private addresses, too."""
 
     active: int = 200
     retention: timedelta = timedelta(days=30)
     webhooks: bool = False
+    webhooks_anywhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Of a job that came straight over the queue. ``result_subject``: where its end is told, or if it is made of single
+    requests the result of each; with ``.*`` at its end by their names. ``first``, ``last``: their sequences on JOBS."""
+
+    result_subject: str = ""
+    first: int = 0
+    last: int = 0
 
 
 class Jobs:
@@ -56,11 +70,14 @@ class Jobs:
         for name, record in registry.items().items():
             self._changed(name, record)
 
-    async def submit(self, request: SubmitJobRequest) -> JobRecord:
+    async def submit(self, request: SubmitJobRequest, queued: Queued | None = None) -> JobRecord:
         """A new job, or with a ``request_id`` the one that was made under it. Raises InferBusError INVALID_ARGUMENT;
         NOT_FOUND ``file_not_found``; RESOURCE_EXHAUSTED ``batch_limit_exceeded``; CONFLICT ``idempotency_mismatch``;
         UNAVAILABLE."""
         record = self._checked(request)
+        if queued is not None:
+            record.result_subject, record.queue_first = queued.result_subject, queued.first
+            record.queue_last = queued.last
         name = _name(record)
         before = self._registry.get(name)
         if before is None:
@@ -86,6 +103,11 @@ class Jobs:
         if record is None or project_id not in ("", record.project_id):
             raise _not_found(job_id)
         return record
+
+    def submitted(self, tenant_id: str, project_id: str, request_id: str) -> JobRecord | None:
+        """The job that was made under this id."""
+        asked = SubmitJobRequest(tenant_id=tenant_id, project_id=project_id, request_id=request_id)
+        return self._records.get(tenant_id, {}).get(_id_of(asked))
 
     def page(self, tenant_id: str, project_id: str, size: int, after: str) -> tuple[list[JobRecord], str]:
         """At most ``size`` (0: 20), the newest first, those behind the job ``after`` (empty: from the first), and the
@@ -151,8 +173,23 @@ class Jobs:
         """Those that have not ended."""
         return [one for one in self._all() if one.shard == shard and one.state not in ENDED]
 
+    def queued(self) -> list[JobRecord]:
+        """Those made of single requests, the newest first."""
+        return sorted((one for one in self._all() if one.queue_last), key=_age, reverse=True)
+
+    def is_busy(self, tenant_id: str) -> bool:
+        """Whether batches of the tenant's single requests are waiting for their validation, or are many."""
+        mine = [one for one in self._records.get(tenant_id, {}).values() if one.queue_last and one.state not in ENDED]
+        waiting = any(one.state == State.JOB_RECORD_STATE_VALIDATING for one in mine)
+        return waiting or len(mine) >= max(1, self._limits.active // 4)
+
     def ended(self) -> list[JobRecord]:
         return [one for one in self._all() if one.state in ENDED]
+
+    @property
+    def following(self) -> bool:
+        """Whether what others do to jobs is heard of here."""
+        return self._registry.following
 
     def on_change(self, callback: Callable[[JobRecord], None]) -> None:
         """Called with each record that is new or has changed."""
@@ -173,9 +210,8 @@ class Jobs:
             if made.state != now.state and not may_move(now.state, made.state):
                 message = "The batch has changed meanwhile; look at it again."
                 raise InferBusError(ErrorClass.ERROR_CLASS_CONFLICT, "job_moved", message)
-            lifetime = self._limits.retention if made.state in ENDED else None
             try:
-                ack = await self._registry.update(name, made, revision, lifetime)
+                ack = await self._registry.update(name, made, revision, self._lifetime(made))
             except InferBusError as error:
                 if error.error_class != ErrorClass.ERROR_CLASS_CONFLICT:
                     raise
@@ -230,8 +266,17 @@ class Jobs:
         if not known or len(url) > _MAX_URL or not url.isprintable():
             message = f"'webhook_url' is an http or https URL of {_MAX_URL} characters at most."
             raise invalid(message, param="webhook_url")
+        if not self._limits.webhooks_anywhere and not may_be_public(url):
+            raise invalid("'webhook_url' leads to a private address; take a public one.", param="webhook_url")
         if not self._limits.webhooks:
             raise invalid("Webhooks are not set up here; leave it out, or ask your operator.", param="webhook_url")
+
+    def _lifetime(self, record: JobRecord) -> timedelta | None:
+        """What is still to be told of its end is not forgotten before that. None: for ever."""
+        if record.state not in ENDED:
+            return None
+        telling = record.webhook_url and not record.HasField("webhook_end_time")
+        return max(self._limits.retention, _TELLING) if telling else self._limits.retention
 
     def _shard(self) -> int:
         """That which has the least to do."""
@@ -240,7 +285,9 @@ class Jobs:
         return secrets.choice([shard for shard in range(BATCH_SHARDS) if busy[shard] == least])
 
     async def _appeared(self, name: str) -> JobRecord:
-        await stored(self._registry, name, self._registry.revision(name) + 1)
+        """Whoever was faster made it; it may be here by now."""
+        if self._registry.get(name) is None:
+            await stored(self._registry, name, self._registry.revision(name) + 1)
         record = self._registry.get(name)
         if record is None:
             raise unavailable("bus_unavailable", "The service is busy; ask for it again.", retry_after=_RETRY_AFTER)

@@ -58,7 +58,8 @@ class Keeping:
             )
             for window in one.windows
         ]
-        return Progress(one.lines, Done(one.floor, one.done), one.fresh, dict(one.tries), windows)
+        last_ms = clock.unix_us(one.last_open_time) // 1000
+        return Progress(one.lines, Done(one.floor, one.done), one.fresh, dict(one.tries), windows, last_ms)
 
     def count(self, usage: Usage) -> None:
         """For the next checkpoint."""
@@ -72,6 +73,7 @@ class Keeping:
         """Returns when it counts. Raises LostError, InferBusError UNAVAILABLE (and it may)."""
         one = self.checkpoint
         one.floor, one.fresh, one.tokens_sequence = progress.done.floor, progress.fresh, tokens_sequence
+        one.last_open_time.CopyFrom(clock.timestamp(progress.last_open_ms * 1000))
         del one.done[:], one.windows[:]
         one.done.extend(progress.done.above())
         one.tries.clear()

@@ -15,6 +15,7 @@ from inferbus_bus.frames import FrameReader
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
 from inferbus_bus.store import Store
+from inferbus_bus.workers import Workers
 from inferbus_runtime import metrics, rpc
 from inferbus_runtime.lifecycle import Process
 
@@ -32,6 +33,7 @@ from inferbus_edge.inference_v2_servicer import SERVICE as INFERENCE_SERVICE
 from inferbus_edge.inference_v2_servicer import InferenceV2Servicer
 from inferbus_edge.limits import RateLimits
 from inferbus_edge.listening import listen
+from inferbus_edge.queue_door import QueueDoor
 from inferbus_edge.reports import Reports
 from inferbus_edge.resume import ResumeRoutes
 from inferbus_edge.routes.admin import AdminRoutes
@@ -69,7 +71,6 @@ from inferbus_edge.servicer import DirectoryServicer
 from inferbus_edge.stored import Stored
 from inferbus_edge.streaming import Streams
 from inferbus_edge.unattended import Unattended
-from inferbus_edge.workers import Workers
 
 SERVICE = "inferbus.edge.v1.EdgeService"
 
@@ -146,7 +147,8 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     PrivacyRoutes(directory, meter, publisher, wait).add_to(reports)
     batch = await _channel(process, config, config.batch_address, token)
     FileRoutes(auth, batch, wait).add_to(routes)
-    BatchRoutes(auth, batch, wait).add_to(routes)
+    issuer = config.bus_issuer
+    BatchRoutes(auth, batch, wait, queue=issuer).add_to(routes)
     OpenApiRoutes().add_to(routes)  # last: it describes the others
 
     servicer = DirectoryServicer(directory)
@@ -174,6 +176,8 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
         )
     )
     addresses = {"http": address, "grpc": server.address}
+    if issuer is not None:
+        await QueueDoor(bus, auth, issuer, config.queue_session).start()
     if config.inference_grpc_address is not None:
         addresses["inference_grpc"] = await _inference_grpc(config, process, config.inference_grpc_address, door)
     process.on_drain(lambda: _drain(inference))

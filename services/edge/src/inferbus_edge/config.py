@@ -3,9 +3,10 @@
 from datetime import timedelta
 from pathlib import Path
 
+from inferbus_bus.user_jwt import Issuer
 from inferbus_runtime.config import ADDRESS, ServiceConfig, together
 from inferbus_runtime.tls import TlsFiles
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from inferbus_edge.core.lifetimes import LEAST_ORPHAN_SECONDS
 from inferbus_edge.cors import cors_of
@@ -32,6 +33,11 @@ class Config(ServiceConfig):
     """host:port of the meter's gRPC API, for usage and audit; unset: these answer 503."""
     batch_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of the batch service's gRPC API, for files, uploads and batches; unset: these answer 503."""
+    bus_issuer_seed: SecretStr | None = None
+    """nkey seed of the account in whose name the broker is told who a client with an API key is: straight onto the
+    queue. The same at all edges, and its public half in the broker's configuration. Unset: HTTP and gRPC only."""
+    queue_session: timedelta = Field(default=timedelta(hours=1), ge=timedelta(seconds=10), le=timedelta(days=7))
+    """A client on the queue is cut off after so long, and its key judged again when it comes back."""
     request_timeout: timedelta = Field(default=timedelta(minutes=10), gt=timedelta(0))
     """A request that has not ended by then is cancelled: 504, or an error event in a running stream."""
     background_timeout: timedelta = Field(default=timedelta(hours=1), gt=timedelta(0))
@@ -77,10 +83,22 @@ class Config(ServiceConfig):
         cors_of(origins)
         return origins
 
+    @field_validator("bus_issuer_seed")
+    @classmethod
+    def _is_issuer(cls, seed: SecretStr | None) -> SecretStr | None:
+        if seed is not None:
+            Issuer(seed.get_secret_value())
+        return seed
+
     @field_validator("http_tls_key")
     @classmethod
     def _whole_http_tls(cls, key: Path | None, info: ValidationInfo) -> Path | None:
         return together(key, info, "http_tls_cert")
+
+    @property
+    def bus_issuer(self) -> Issuer | None:
+        """None: nobody comes straight onto the queue."""
+        return None if self.bus_issuer_seed is None else Issuer(self.bus_issuer_seed.get_secret_value())
 
     @property
     def scheduler_addresses(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from inferbus_bus.log import FrameLog
 from inferbus_bus.publish import Publisher
 from inferbus_runtime import clock, rpc
 from inferbus_runtime.lifecycle import Process
+from inferbus_webhooks.signing import secret_of
 
 from inferbus_meter.analytics_servicer import SERVICE_NAME as ANALYTICS_SERVICE
 from inferbus_meter.analytics_servicer import AnalyticsServicer
@@ -35,7 +36,6 @@ from inferbus_meter.captures_servicer import CaptureServicer
 from inferbus_meter.clickhouse import Store, StoreConfig, open_store
 from inferbus_meter.config import Config
 from inferbus_meter.core.margin import OperatingPrices
-from inferbus_meter.core.webhook import secret_of
 from inferbus_meter.deliveries import STREAM as DELIVERIES
 from inferbus_meter.deliveries import DeliveryIngest
 from inferbus_meter.eraser import Eraser, keep_erased

@@ -5,9 +5,8 @@ from decimal import Decimal
 from pathlib import Path
 
 from inferbus_runtime.config import ServiceConfig
+from inferbus_webhooks.signing import secret_of
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-
-from inferbus_meter.core.webhook import secret_of
 
 PREFIX = "INFERBUS_METER_"
 

@@ -12,10 +12,10 @@ import pytest
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import BudgetAlertRecord, BudgetRecord
 from inferbus_meter.core.budget import checked_budget
-from inferbus_meter.core.webhook import secret_of
 from inferbus_meter.webhooks import Webhooks
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
+from inferbus_webhooks.signing import secret_of
 
 from services.meter.tests.budgets.office import MONTH, SECRET, Office, spend
 

@@ -151,17 +151,18 @@ class Takeover:
         """All that is wanted of one worker, each until it is done."""
         pause = _RETRY_SECONDS
         while line.wanted:
-            wanted = line.wanted[0]
+            together = _together(line.wanted)
+            wanted = together[0]
             try:
                 async with self._slots:
-                    await self._move(wanted)
+                    await self._move(_as_one(together))
             except (InferBusError, StreamApiError, NatsError, OSError, BufferError) as error:
                 log.warning("generations not moved yet", extra={"worker": worker, "error": str(error)})
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
                 continue
             pause = _RETRY_SECONDS
-            line.wanted.remove(wanted)
+            line.wanted[:] = [one for one in line.wanted if all(one is not done for done in together)]
             if wanted.only is None and not wanted.again and wanted.of[1] != COPIES:
                 self._look_again(wanted)
         del self._lines[worker]
@@ -228,6 +229,20 @@ class Takeover:
                 )
             if self._told is not None:
                 self._told(one)
+
+
+def _together(wanted: list[Wanted]) -> list[Wanted]:
+    """The first, and what else is to be paused of the same incarnation: the log of its worker is read once for all."""
+    first = wanted[0]
+    if first.reason is not Reason.PREEMPTED:
+        return [first]
+    return [one for one in wanted if one.reason is Reason.PREEMPTED and one.of == first.of]
+
+
+def _as_one(together: list[Wanted]) -> Wanted:
+    if len(together) == 1:
+        return together[0]
+    return Wanted(together[0].of, together[0].reason, {each for one in together for each in one.only or ()})
 
 
 def _fruitless(orphan: Orphan, move: Move) -> bool:

@@ -17,7 +17,8 @@ from inferbus_dialect.responses_schema import parse_responses_request
 from inferbus_dialect.schema import check_size, unsupported
 from inferbus_runtime.errors import InferBusError
 
-MAX_LINE_BYTES = 8 << 20
+MAX_LINE_BYTES = 4 << 20
+"""As the body of a request of the API may have by default; what it becomes must fit into a message of the broker."""
 MAX_CUSTOM_ID = 512
 _FIELDS = frozenset({"custom_id", "method", "url", "body"})
 _ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")

@@ -42,13 +42,15 @@ class Missing(Enum):
 @dataclass(slots=True)
 class Progress:
     """Of one job of ``lines`` lines, named by their place in the run order. One that goes on from a checkpoint is made
-    of what that says. ``fresh``: no line from there on has been in a window."""
+    of what that says. ``fresh``: no line from there on has been in a window. ``last_open_ms``: of all windows so far;
+    no two are of one moment, though the clock be set back."""
 
     lines: int
     done: Done = field(default_factory=Done)
     fresh: int = 0
     tries: dict[int, int] = field(default_factory=dict)
     windows: list[Window] = field(default_factory=list)
+    last_open_ms: int = 0
     _again: deque[int] = field(default_factory=deque)
     _window_of: dict[int, Window] = field(default_factory=dict)
 
@@ -80,7 +82,8 @@ class Progress:
         self.fresh += more
         if not lines:
             return None
-        window = Window(set(lines), now_ms, expire_ms)
+        self.last_open_ms = max(now_ms, self.last_open_ms + 1)
+        window = Window(set(lines), self.last_open_ms, expire_ms)
         self.windows.append(window)
         self._window_of.update(dict.fromkeys(lines, window))
         return window
@@ -93,9 +96,9 @@ class Progress:
         """Of a line in a window. KeyError."""
         return self._window_of[line].expire_ms
 
-    def awaits(self, line: int, attempt: int) -> bool:
-        """Whether the end of this try counts; that of an earlier one, or a second one, does not."""
-        return line in self._window_of and self.tries.get(line, 0) == attempt
+    def awaits(self, line: int, attempt: int, open_ms: int) -> bool:
+        """Whether the end of what was :meth:`asked` so counts; that of an earlier one, or a second one, does not."""
+        return line in self._window_of and self.asked(line) == (attempt, open_ms)
 
     def finish(self, line: int) -> None:
         """A line in a window has its result, good or bad. KeyError if it is in none."""
@@ -103,10 +106,12 @@ class Progress:
         self.tries.pop(line, None)
         self.done.add(line)
 
-    def again(self, line: int) -> None:
-        """The try of a line in a window has ended, and another is worth it. KeyError if it is in none."""
+    def again(self, line: int, *, counts: bool = True) -> None:
+        """The try of a line in a window has ended, and another is worth it. KeyError if it is in none. ``counts``
+        false: it had not begun, and is the same try, in another window."""
         self._leave(line)
-        self.tries[line] = self.tries.get(line, 0) + 1
+        if counts:
+            self.tries[line] = self.tries.get(line, 0) + 1
         self._again.append(line)
 
     def missing(self, line: int, now_ms: int) -> Missing:

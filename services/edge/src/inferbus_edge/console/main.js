@@ -10,16 +10,18 @@ import { theme } from "./lib/theme.js";
 const KEY = "inferbus.key"; // of the tab only: sessionStorage
 const OPERATOR = "admin";
 const TENANT = "tenant_admin";
+const CALLER = "inference"; // who has no more than that sees its project's batches
 // Loaded when it is first shown.
 const PAGES = [
   { name: "analytics", title: "Analytics", roles: [OPERATOR, TENANT], load: () => import("./pages/analytics.js") },
   { name: "requests", title: "Requests", roles: [OPERATOR, TENANT], load: () => import("./pages/request.js") },
+  { name: "batches", title: "Batches", roles: [OPERATOR, TENANT, CALLER], load: () => import("./pages/batches.js") },
   { name: "usage", title: "Usage and cost", roles: [OPERATOR, TENANT], load: () => import("./pages/usage.js") },
   { name: "brand", title: "Brands", roles: [OPERATOR], load: () => import("./pages/brand.js") },
 ];
 const app = document.getElementById("app");
 
-let session = null; // {key, role, tenant, keyName}
+let session = null; // {key, role, scopes, tenant, project, keyName}
 let leave = null; // the page's own clean-up
 let shown = 0; // counts what was asked to be shown, so that a slow page does not come after a later one
 
@@ -54,7 +56,7 @@ function login(problem = "") {
     window.isSecureContext ? null : el("p", { class: "message failed", text: "This connection is not encrypted: others can read a key that is entered here. Use HTTPS." }),
     form,
     el("div", { class: "login-foot" },
-      el("p", { id: "key-help", text: "A key with the scope admin or tenant_admin. It stays in this tab and is forgotten with it." }),
+      el("p", { id: "key-help", text: "A key with the scope admin or tenant_admin, or one for inference, which shows batches only. It stays in this tab and is forgotten with it." }),
       themeButton()))));
   input.focus();
 }
@@ -63,10 +65,12 @@ function login(problem = "") {
 async function begin(key) {
   if (!/^[\x21-\x7e]+$/.test(key)) throw new Error("Enter an API key.");
   const { key: found } = await createApi(key, () => {}).get("/inferbus/v1/key");
-  const role = [OPERATOR, TENANT].find((one) => found.scopes?.includes(one));
-  if (!role) throw new Error("This key is for inference only. The console needs one with the scope admin or tenant_admin.");
+  const scopes = found.scopes ?? [];
+  const role = [OPERATOR, TENANT, CALLER].find((one) => scopes.includes(one));
+  if (!role) throw new Error("This key has no scope that the console has a page for: admin, tenant_admin or inference.");
   sessionStorage.setItem(KEY, key);
-  session = { key, role, tenant: found.tenant_id, keyName: found.name || found.key_id };
+  const { tenant_id: tenant, project_id: project } = found;
+  session = { key, role, scopes, tenant, project, keyName: found.name || found.key_id };
 }
 
 function signOut(problem = "") {
@@ -85,7 +89,7 @@ function frame(current) {
     el("header", { class: "bar" }, el("a", { class: "brand", href: `#/${allowed()[0].name}` }, brandMark()),
       el("nav", { "aria-label": "Pages" }, links),
       el("div", { class: "who" },
-        el("span", { class: "role", text: session.role === OPERATOR ? "operator" : session.tenant, title: `key: ${session.keyName}` }),
+        el("span", { class: "role", text: whose(), title: `key: ${session.keyName}` }),
         themeButton(), el("button", { type: "button", class: "button plain", text: "Sign out", onclick: () => signOut() }))),
     content);
   seen(app.querySelector(".bar nav"));
@@ -101,6 +105,12 @@ function themeButton() {
   }
   name();
   return button;
+}
+
+/** What the key sees: a key for inference its project only. */
+function whose() {
+  if (session.role === OPERATOR) return "operator";
+  return session.role === TENANT ? session.tenant : `${session.tenant} · ${session.project}`;
 }
 
 const allowed = () => PAGES.filter((one) => one.roles.includes(session.role));
@@ -141,6 +151,7 @@ function contextOf(parts, query) {
   const context = {
     api: createApi(session.key, (error) => signOut(error.message)),
     role: session.role,
+    scopes: session.scopes,
     tenant: session.tenant,
     route: parts,
     query,

@@ -45,6 +45,7 @@ def _sent(required: tuple[str, ...], **fields: Schema) -> Schema:
     return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
 
 
+_FAULTS = many(record(code=TEXT, line=nullable(WHOLE), message=TEXT, param=_NAME))
 SCHEMAS: dict[str, Schema] = {
     "FileForm": {
         "type": "object",
@@ -82,12 +83,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Batch": record(
         id=TEXT, object=const("batch"), endpoint=_ENDPOINT, model=told(_NAME, "Of all lines; null for several."),
-        errors=nullable(
-            record(
-                object=const("list"),
-                data=many(record(code=TEXT, line=nullable(WHOLE), message=TEXT, param=_NAME)),
-            )
-        ),
+        errors=nullable(record(object=const("list"), data=_FAULTS)),
         input_file_id=TEXT, completion_window=TEXT, status=_STATUS, output_file_id=_NAME, error_file_id=_NAME,
         created_at=UNIX, in_progress_at=_TIME, expires_at=UNIX, finalizing_at=_TIME, completed_at=_TIME,
         failed_at=_TIME,
@@ -100,6 +96,18 @@ SCHEMAS: dict[str, Schema] = {
         metadata=_METADATA,
     ),
     "BatchList": listing("Batch"),
+    "ValidateBody": _sent(("input_file_id", "endpoint"), input_file_id=TEXT, endpoint=_ENDPOINT),
+    "BatchValidation": record(
+        object=const("batch.validation"), line_count=WHOLE, fault_count=WHOLE, faults=_FAULTS,
+        highest_cost=told(_NAME, "A decimal: all lines cost no more; null if a price is not known."), currency=_NAME,
+    ),
+    "BatchWebhookSecret": record(
+        object=const("batch.webhook_secret"), secret=told(TEXT, "As Standard Webhooks writes it: whsec_ and base64."),
+    ),
+    "BatchQueue": record(
+        object=const("batch.queue"), submit_subject=told(TEXT, "Publish jobs and single requests here."),
+        result_subject=told(TEXT, "What came of them is told here."), inbox_prefix=told(TEXT, "Of your NATS client."),
+    ),
 }  # fmt: skip
 
 _FILE, _UPLOAD, _BATCH = "/v1/files/{file_id}", "/v1/uploads/{upload_id}", "/v1/batches/{batch_id}"
@@ -153,6 +161,18 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/v1/batches", _GROUP, "Batches of the project, the newest first", "BatchList", scope=_SCOPE,
         parameters=(in_query("limit", whole(1, 100, 20)), _AFTER), errors=_ERRORS,
+    ),
+    Operation(
+        "POST", "/v1/batches/validate", _GROUP, "Look at a file as a batch would", "BatchValidation", scope=_SCOPE,
+        body="ValidateBody", errors=_ONE,
+    ),
+    Operation(
+        "GET", "/v1/batches/queue", _GROUP, "Your subjects, for a NATS client with this key", "BatchQueue",
+        scope=_SCOPE, errors=_ERRORS,
+    ),
+    Operation(
+        "GET", "/v1/batches/webhook_secret", _GROUP, "What webhooks of the project's batches are signed with",
+        "BatchWebhookSecret", scope=_SCOPE, errors=(*_ERRORS, 409),
     ),
     Operation("GET", _BATCH, _GROUP, "One batch", "Batch", scope=_SCOPE, parameters=(_BATCH_ID,), errors=_ONE),
     Operation(

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import orjson
 from aiohttp import web
+from inferbus_bus.workers import Workers
 from inferbus_dialect.schema import parse
 
 from inferbus_edge.auth import INFERENCE, Auth
@@ -14,7 +15,6 @@ from inferbus_edge.core.messages_schema import CountRequest, MessageRequest
 from inferbus_edge.inference import Inference
 from inferbus_edge.resume import resumed
 from inferbus_edge.server import Call, Routes, json_response, read_body
-from inferbus_edge.workers import Workers
 
 PATH = "/v1/messages"
 COUNT_PATH = "/v1/messages/count_tokens"

@@ -1,31 +1,50 @@
 """/v1/batches: the batch service's jobs, for the project of the key."""
 
+from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import orjson
 from aiohttp import web
-from inferbus.batch.v1.batch_pb2 import CancelJobRequest, GetJobRequest, ListJobsRequest, SubmitJobRequest
+from inferbus.batch.v1.batch_pb2 import (
+    CancelJobRequest,
+    GetJobRequest,
+    GetWebhookSecretRequest,
+    ListJobsRequest,
+    SubmitJobRequest,
+    ValidateFileRequest,
+)
 from inferbus.batch.v1.batch_pb2_grpc import BatchServiceStub
+from inferbus_bus.user_jwt import Issuer
+from inferbus_dialect.batches import batch_object, seconds_of
 from inferbus_runtime import clock
 from inferbus_runtime.errors import invalid
+from inferbus_runtime.rpc import error_of
 
 from inferbus_edge.auth import INFERENCE, Auth
-from inferbus_edge.core.batch_objects import batch_object, list_object, seconds_of
+from inferbus_edge.core.batch_objects import list_object, validation_object
 from inferbus_edge.idempotency import HEADER
+from inferbus_edge.queue_door import queue_subjects
 from inferbus_edge.routes.files import expiry_of, limit_of
 from inferbus_edge.routes.messages import body_object, only
 from inferbus_edge.routes.relay import ask, configured
 from inferbus_edge.server import Call, Routes, json_response
 
 PATH = "/v1/batches"
+# A million lines are a minute of computing, and others may be looked at before.
+_VALIDATE_SECONDS = 600.0
 _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after", "webhook_url")
 
 
 class BatchRoutes:
-    """``batch``: a channel to the batch service, None if the operator named none."""
+    """``batch``: a channel to the batch service, None if the operator named none. ``queue``: in whose name
+    clients may come straight onto the queue; None: nobody may."""
 
-    def __init__(self, auth: Auth, batch: grpc.aio.Channel | None, body_timeout: timedelta) -> None:
+    def __init__(
+        self, auth: Auth, batch: grpc.aio.Channel | None, body_timeout: timedelta, *, queue: Issuer | None = None
+    ) -> None:
+        self._issuer = queue
         self._auth = auth
         self._batch = None if batch is None else BatchServiceStub(batch)
         self._body_timeout = body_timeout
@@ -34,6 +53,9 @@ class BatchRoutes:
         one = f"{PATH}/{{batch_id}}"
         routes.add("POST", PATH, self.create)
         routes.add("GET", PATH, self.list)
+        routes.add("POST", f"{PATH}/validate", self.validate)
+        routes.add("GET", f"{PATH}/queue", self.queue)
+        routes.add("GET", f"{PATH}/webhook_secret", self.webhook_secret)
         routes.add("GET", one, self.get)
         routes.add("POST", f"{one}/cancel", self.cancel)
 
@@ -41,10 +63,7 @@ class BatchRoutes:
         key, stub = self._auth.require_for_change(call.http.headers, INFERENCE), self._stub()
         body = await body_object(call, self._body_timeout)
         only(body, _FIELDS)
-        for name in ("input_file_id", "endpoint", "completion_window"):
-            if not isinstance(body.get(name), str):
-                message = f"'{name}' should be a string." if name in body else f"Missing required parameter: '{name}'."
-                raise invalid(message, param=name, reason="missing_required_parameter")
+        _require_texts(body, ("input_file_id", "endpoint", "completion_window"))
         metadata = body.get("metadata") or {}
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise invalid("'metadata' should be an object of strings.", param="metadata", reason="invalid_type")
@@ -58,6 +77,22 @@ class BatchRoutes:
             asked.output_expire_after.CopyFrom(expiry_of(body["output_expires_after"], "output_expires_after"))
         return _json(call, batch_object((await ask(stub.SubmitJob, asked)).job))
 
+    async def validate(self, call: Call) -> web.StreamResponse:
+        """What a batch of this file would be told of it; nothing is kept."""
+        key, stub = self._auth.require_for_change(call.http.headers, INFERENCE), self._stub()
+        body = await body_object(call, self._body_timeout)
+        only(body, ("input_file_id", "endpoint"))
+        _require_texts(body, ("input_file_id", "endpoint"))
+        asked = ValidateFileRequest(
+            tenant_id=key.tenant_id, project_id=key.project_id, key_id=key.key_id, endpoint=body["endpoint"],
+            input_file_id=body["input_file_id"],
+        )  # fmt: skip
+        try:
+            answer = await stub.ValidateFile(asked, timeout=_VALIDATE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error
+        return _json(call, validation_object(answer))
+
     async def list(self, call: Call) -> web.StreamResponse:
         key, stub = self._auth.require(call.http.headers, INFERENCE), self._stub()
         query = call.http.query
@@ -67,6 +102,25 @@ class BatchRoutes:
         )  # fmt: skip
         answer = await ask(stub.ListJobs, asked)
         return _json(call, list_object([batch_object(one) for one in answer.jobs], bool(answer.next_page_token)))
+
+    async def queue(self, call: Call) -> web.StreamResponse:
+        """Where this key's own NATS client publishes and listens."""
+        key = self._auth.require(call.http.headers, INFERENCE)
+        where = queue_subjects(key, configured(self._issuer, "queue"))
+        said = {
+            "object": "batch.queue",
+            "submit_subject": where.submit,
+            "result_subject": where.results,
+            "inbox_prefix": where.inbox,
+        }
+        return _json(call, said)
+
+    async def webhook_secret(self, call: Call) -> web.StreamResponse:
+        """What webhooks of the project's batches are signed with."""
+        key = self._auth.require(call.http.headers, INFERENCE)
+        asked = GetWebhookSecretRequest(tenant_id=key.tenant_id, project_id=key.project_id)
+        said = {"object": "batch.webhook_secret", "secret": (await ask(self._stub().GetWebhookSecret, asked)).secret}
+        return _json(call, said)
 
     async def get(self, call: Call) -> web.StreamResponse:
         key = self._auth.require(call.http.headers, INFERENCE)
@@ -81,6 +135,13 @@ class BatchRoutes:
     def _stub(self) -> BatchServiceStub:
         stub: BatchServiceStub = configured(self._batch, "batch")
         return stub
+
+
+def _require_texts(body: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if not isinstance(body.get(name), str):
+            message = f"'{name}' should be a string." if name in body else f"Missing required parameter: '{name}'."
+            raise invalid(message, param=name, reason="missing_required_parameter")
 
 
 def _json(call: Call, said: object) -> web.Response:

@@ -37,7 +37,7 @@ PATH, UPLOADS = "/v1/files", "/v1/uploads"
 # As long as the service takes a file for; what is slower is refused by it.
 _PUT_SECONDS = 3700.0
 _COMPLETE_SECONDS = 600.0
-_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class FileRoutes:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 from inferbus.bus.v1.registry_pb2 import KeyRecord, ModelRecord
+from inferbus_bus.workers import Workers
 
 from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.catalogue import Catalogue
@@ -11,7 +12,6 @@ from inferbus_edge.core.inference_v2 import NEEDS, check_call, check_version, me
 from inferbus_edge.core.inference_v2_request import Inferring
 from inferbus_edge.inference import Inference
 from inferbus_edge.server import Asked
-from inferbus_edge.workers import Workers
 
 
 class InferenceDoor:

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import orjson
 from aiohttp import web
+from inferbus_bus.workers import Workers
 from inferbus_dialect.responses_objects import responses_error_body
 from inferbus_dialect.responses_plan import plan_input_tokens
 from inferbus_dialect.responses_schema import parse_input_tokens_request
@@ -14,7 +15,6 @@ from inferbus_edge.inference import Inference
 from inferbus_edge.routes.responses_history import History
 from inferbus_edge.server import Call, Routes, json_response, read_body
 from inferbus_edge.stored import Stored
-from inferbus_edge.workers import Workers
 
 PATH = "/v1/responses/input_tokens"
 

@@ -3,13 +3,13 @@
 from datetime import timedelta
 
 from aiohttp import web
+from inferbus_bus.workers import Workers
 
 from inferbus_edge.auth import INFERENCE, Auth
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.core.tokenize_schema import parse_detokenize, parse_tokenize, prompt_body, tokens_body
 from inferbus_edge.inference import Inference
 from inferbus_edge.server import Call, Routes, json_response, read_body
-from inferbus_edge.workers import Workers
 
 
 class TokenizeRoutes:

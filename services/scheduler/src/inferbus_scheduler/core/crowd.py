@@ -54,6 +54,11 @@ class Crowd:
         if not self.running[tenant]:
             del self.running[tenant]
 
+    def is_asked(self, now: float) -> bool:
+        """Whether anybody has asked for something interactive of late."""
+        self._expire(now)
+        return bool(self._lately)
+
     def leaves_room(self, tenant: str, weight: int, now: float) -> bool:
         """Whether it must: it runs more than a modest part of its share, and there is somebody to leave room for."""
         self._expire(now)

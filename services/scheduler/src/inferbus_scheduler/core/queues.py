@@ -21,6 +21,8 @@ Weigh = Callable[[str, str], tuple[int, int]]
 _TAKEN = 100_000
 # Of one class, and of one tenant in it, so many are looked at where the first ones do not fit.
 _HEADS, _HEADS_OF_TENANT = 8, 3
+# Who may ask for room: many come at once, and what is paused for them together is paused once.
+_ASKING, _ASKING_OF_TENANT = 24, 16
 
 
 class TenantQueue:
@@ -58,7 +60,7 @@ class TenantQueue:
 
     def is_behind(self, request: Request) -> bool:
         own = self.resumed if request.attempt > 1 else self.projects[request.project]
-        return len(own) > _HEADS_OF_TENANT
+        return len(own) > _ASKING_OF_TENANT
 
     def remove(self, request: Request) -> None:
         self.length -= 1
@@ -97,8 +99,15 @@ class ClassQueue:
 
     def heads(self) -> Iterator[Request]:
         """The first one, then those that may go past it: of each tenant one, then of each another one."""
-        lines = [self._tenants[name].heads(_HEADS_OF_TENANT) for name in self._order.firsts(_HEADS)]
-        return islice(_in_rounds(lines), _HEADS)
+        return self._firsts(_HEADS, _HEADS_OF_TENANT)
+
+    def asking(self) -> Iterator[Request]:
+        """In the same order more of them."""
+        return self._firsts(_ASKING, _ASKING_OF_TENANT)
+
+    def _firsts(self, most: int, of_tenant: int) -> Iterator[Request]:
+        lines = [self._tenants[name].heads(of_tenant) for name in self._order.firsts(most)]
+        return islice(_in_rounds(lines), most)
 
     def remove(self, request: Request) -> None:
         queue = self._tenants[request.tenant]
@@ -242,9 +251,14 @@ class Queues:
         queue = self._models.get(model)
         return queue.heads() if queue is not None else iter(())
 
+    def asking(self, model: str) -> Iterator[Request]:
+        """Of class interactive the first ones, more than :meth:`heads` has: who may ask for room where all is full."""
+        queue = self._models.get(model)
+        return queue.classes[Priority.INTERACTIVE].asking() if queue is not None else iter(())
+
     def is_behind(self, request: Request) -> bool:
-        """Whether it, the last one pushed, is certainly none of :meth:`heads`, since too many of its own stand before
-        it."""
+        """Whether it, the last one pushed, is certainly none of :meth:`heads` and of :meth:`asking`, since too many of
+        its own stand before it."""
         return self._models[request.model].classes[request.priority].is_behind(request)
 
     def overtaken(self, key: bytes, now: float) -> None:
@@ -257,10 +271,15 @@ class Queues:
         return self._overtaken.get(key)
 
     def leaves_room(self, request: Request, now: float) -> bool:
-        """Whether its tenant runs so much of the base model that it must leave room to others: see :class:`Crowd`."""
+        """Whether its tenant runs so much of the base model that it must leave room to others: see :class:`Crowd`. One
+        of class batch leaves room to whoever waits for an answer, its own tenant, too."""
         crowd = self._crowds.get(base_of(request.model))
+        if crowd is None:
+            return False
+        if request.priority is Priority.BATCH and crowd.is_asked(now):
+            return True
         weight, _ = self._weights(request.tenant, request.project)
-        return crowd is not None and crowd.leaves_room(request.tenant, weight, now)
+        return crowd.leaves_room(request.tenant, weight, now)
 
     def take(self, request: Request) -> None:
         """Out of the queue, since it is placed: its class and its tenant have had their turn. KeyError if not there."""

@@ -133,7 +133,7 @@ class _Pass:
                 if not reason:
                     return True
                 # Where all is full, nobody but those who may ask for room is worth a look.
-                asking = [request] if reason not in _FOR_ALL else list(self.queues.heads(self.model))
+                asking = [request] if reason not in _FOR_ALL else list(self.queues.asking(self.model))
                 made = [each for each in asking if self._may_ask(each) and self.ask(each)]
                 if made:
                     self.rejected.clear(made)

@@ -65,6 +65,11 @@ class BatchServiceStub:
                 request_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileRequest.SerializeToString,
                 response_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileResponse.FromString,
                 _registered_method=True)
+        self.GetWebhookSecret = channel.unary_unary(
+                '/inferbus.batch.v1.BatchService/GetWebhookSecret',
+                request_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.GetWebhookSecretRequest.SerializeToString,
+                response_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.GetWebhookSecretResponse.FromString,
+                _registered_method=True)
 
 
 class BatchServiceServicer:
@@ -110,6 +115,13 @@ class BatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWebhookSecret(self, request, context):
+        """What webhooks of the project's jobs are signed with. FAILED_PRECONDITION if there are none here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BatchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +154,11 @@ def add_BatchServiceServicer_to_server(servicer, server):
                     servicer.ValidateFile,
                     request_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileRequest.FromString,
                     response_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileResponse.SerializeToString,
+            ),
+            'GetWebhookSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWebhookSecret,
+                    request_deserializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.GetWebhookSecretRequest.FromString,
+                    response_serializer=inferbus_dot_batch_dot_v1_dot_batch__pb2.GetWebhookSecretResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -307,6 +324,33 @@ class BatchService:
             '/inferbus.batch.v1.BatchService/ValidateFile',
             inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileRequest.SerializeToString,
             inferbus_dot_batch_dot_v1_dot_batch__pb2.ValidateFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWebhookSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferbus.batch.v1.BatchService/GetWebhookSecret',
+            inferbus_dot_batch_dot_v1_dot_batch__pb2.GetWebhookSecretRequest.SerializeToString,
+            inferbus_dot_batch_dot_v1_dot_batch__pb2.GetWebhookSecretResponse.FromString,
             options,
             channel_credentials,
             insecure,

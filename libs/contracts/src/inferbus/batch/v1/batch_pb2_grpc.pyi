@@ -42,6 +42,8 @@ class BatchServiceStub:
     """The job as it is now and after each change, until it has ended."""
     ValidateFile: _grpc.UnaryUnaryMultiCallable[_batch_pb2.ValidateFileRequest, _batch_pb2.ValidateFileResponse]
     """All faults of a file, as SubmitJob would find them; nothing is kept."""
+    GetWebhookSecret: _grpc.UnaryUnaryMultiCallable[_batch_pb2.GetWebhookSecretRequest, _batch_pb2.GetWebhookSecretResponse]
+    """What webhooks of the project's jobs are signed with. FAILED_PRECONDITION if there are none here."""
 
 @_typing.type_check_only
 class BatchServiceAsyncStub(BatchServiceStub):
@@ -57,6 +59,8 @@ class BatchServiceAsyncStub(BatchServiceStub):
     """The job as it is now and after each change, until it has ended."""
     ValidateFile: _aio.UnaryUnaryMultiCallable[_batch_pb2.ValidateFileRequest, _batch_pb2.ValidateFileResponse]  # type: ignore[assignment]
     """All faults of a file, as SubmitJob would find them; nothing is kept."""
+    GetWebhookSecret: _aio.UnaryUnaryMultiCallable[_batch_pb2.GetWebhookSecretRequest, _batch_pb2.GetWebhookSecretResponse]  # type: ignore[assignment]
+    """What webhooks of the project's jobs are signed with. FAILED_PRECONDITION if there are none here."""
 
 class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Customers' jobs of many lines. Every call names the tenant (and project) whose jobs it may see; another's is NOT_FOUND."""
@@ -105,5 +109,13 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_batch_pb2.ValidateFileResponse, _abc.Awaitable[_batch_pb2.ValidateFileResponse]]:
         """All faults of a file, as SubmitJob would find them; nothing is kept."""
+
+    @_abc_1.abstractmethod
+    def GetWebhookSecret(
+        self,
+        request: _batch_pb2.GetWebhookSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_pb2.GetWebhookSecretResponse, _abc.Awaitable[_batch_pb2.GetWebhookSecretResponse]]:
+        """What webhooks of the project's jobs are signed with. FAILED_PRECONDITION if there are none here."""
 
 def add_BatchServiceServicer_to_server(servicer: BatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -276,6 +276,9 @@ class JobRecord(_message.Message):
     WEBHOOK_ATTEMPTS_FIELD_NUMBER: _builtins.int
     WEBHOOK_NEXT_TIME_FIELD_NUMBER: _builtins.int
     WEBHOOK_END_TIME_FIELD_NUMBER: _builtins.int
+    QUEUE_FIRST_FIELD_NUMBER: _builtins.int
+    QUEUE_LAST_FIELD_NUMBER: _builtins.int
+    RESULT_TOLD_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     tenant_id: _builtins.str
     project_id: _builtins.str
@@ -302,9 +305,14 @@ class JobRecord(_message.Message):
     submit_id: _builtins.str
     """Of whoever submitted it, so that a retry finds it; empty: none."""
     result_subject: _builtins.str
-    """Where its result goes if it came straight over the queue; empty: nowhere."""
+    """Where its end is told if it came straight over the queue; empty: nowhere. Of single requests: where the result of
+    each is; with ".*" at its end, below that by its custom_id.
+    """
     webhook_attempts: _builtins.int
     """Of telling webhook_url that it has ended: tries so far, when the next one is due, and when it was taken or given up."""
+    queue_first: _builtins.int
+    """Of single requests that came straight over the queue: the sequences on JOBS of the first and the last one."""
+    queue_last: _builtins.int
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """What has not run by then does not."""
@@ -329,6 +337,10 @@ class JobRecord(_message.Message):
     def webhook_next_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def webhook_end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def result_told_time(self) -> _timestamp_pb2.Timestamp:
+        """When result_subject, or those of its lines if none of them ran, had been told of its end."""
+
     def __init__(
         self,
         *,
@@ -366,10 +378,13 @@ class JobRecord(_message.Message):
         webhook_attempts: _builtins.int = ...,
         webhook_next_time: _timestamp_pb2.Timestamp | None = ...,
         webhook_end_time: _timestamp_pb2.Timestamp | None = ...,
+        queue_first: _builtins.int = ...,
+        queue_last: _builtins.int = ...,
+        result_told_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "cancel_time", b"cancel_time", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "finalize_time", b"finalize_time", "output_expire_after", b"output_expire_after", "webhook_end_time", b"webhook_end_time", "webhook_next_time", b"webhook_next_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "cancel_time", b"cancel_time", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "finalize_time", b"finalize_time", "output_expire_after", b"output_expire_after", "result_told_time", b"result_told_time", "webhook_end_time", b"webhook_end_time", "webhook_next_time", b"webhook_next_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "cached_input_tokens", b"cached_input_tokens", "cancel_time", b"cancel_time", "completed_lines", b"completed_lines", "create_time", b"create_time", "end_time", b"end_time", "endpoint", b"endpoint", "error_file_id", b"error_file_id", "expire_time", b"expire_time", "failed_lines", b"failed_lines", "fault_count", b"fault_count", "faults", b"faults", "finalize_time", b"finalize_time", "input_file_id", b"input_file_id", "input_tokens", b"input_tokens", "job_id", b"job_id", "key_id", b"key_id", "lines", b"lines", "metadata", b"metadata", "model", b"model", "output_expire_after", b"output_expire_after", "output_file_id", b"output_file_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "reasoning_tokens", b"reasoning_tokens", "result_subject", b"result_subject", "shard", b"shard", "state", b"state", "submit_id", b"submit_id", "tenant_id", b"tenant_id", "webhook_attempts", b"webhook_attempts", "webhook_end_time", b"webhook_end_time", "webhook_next_time", b"webhook_next_time", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "cached_input_tokens", b"cached_input_tokens", "cancel_time", b"cancel_time", "completed_lines", b"completed_lines", "create_time", b"create_time", "end_time", b"end_time", "endpoint", b"endpoint", "error_file_id", b"error_file_id", "expire_time", b"expire_time", "failed_lines", b"failed_lines", "fault_count", b"fault_count", "faults", b"faults", "finalize_time", b"finalize_time", "input_file_id", b"input_file_id", "input_tokens", b"input_tokens", "job_id", b"job_id", "key_id", b"key_id", "lines", b"lines", "metadata", b"metadata", "model", b"model", "output_expire_after", b"output_expire_after", "output_file_id", b"output_file_id", "output_tokens", b"output_tokens", "project_id", b"project_id", "queue_first", b"queue_first", "queue_last", b"queue_last", "reasoning_tokens", b"reasoning_tokens", "result_subject", b"result_subject", "result_told_time", b"result_told_time", "shard", b"shard", "state", b"state", "submit_id", b"submit_id", "tenant_id", b"tenant_id", "webhook_attempts", b"webhook_attempts", "webhook_end_time", b"webhook_end_time", "webhook_next_time", b"webhook_next_time", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,6 +465,9 @@ class JobCheckpoint(_message.Message):
     REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
+    TOLD_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    TOLD_ERROR_BYTES_FIELD_NUMBER: _builtins.int
+    LAST_OPEN_TIME_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     lines: _builtins.int
     """How many lines there are, and where each is in the input, in the order in which they run."""
@@ -467,6 +485,9 @@ class JobCheckpoint(_message.Message):
     reasoning_tokens: _builtins.int
     expired: _builtins.bool
     """Its time was over before all lines had run."""
+    told_output_bytes: _builtins.int
+    """Of a job of single requests: bytes of output and of errors whose lines have been told."""
+    told_error_bytes: _builtins.int
     @_builtins.property
     def index(self) -> Global___Segment: ...
     @_builtins.property
@@ -484,6 +505,10 @@ class JobCheckpoint(_message.Message):
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All that its lines ask."""
+
+    @_builtins.property
+    def last_open_time(self) -> _timestamp_pb2.Timestamp:
+        """Of the newest window so far."""
 
     def __init__(
         self,
@@ -507,10 +532,13 @@ class JobCheckpoint(_message.Message):
         reasoning_tokens: _builtins.int = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         expired: _builtins.bool = ...,
+        told_output_bytes: _builtins.int = ...,
+        told_error_bytes: _builtins.int = ...,
+        last_open_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "last_open_time", b"last_open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "completed_lines", b"completed_lines", "done", b"done", "errors", b"errors", "expired", b"expired", "failed_lines", b"failed_lines", "floor", b"floor", "fresh", b"fresh", "index", b"index", "input_tokens", b"input_tokens", "job_id", b"job_id", "lines", b"lines", "models", b"models", "output", b"output", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tokens_sequence", b"tokens_sequence", "tries", b"tries", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_tokens", b"cached_input_tokens", "completed_lines", b"completed_lines", "done", b"done", "errors", b"errors", "expired", b"expired", "failed_lines", b"failed_lines", "floor", b"floor", "fresh", b"fresh", "index", b"index", "input_tokens", b"input_tokens", "job_id", b"job_id", "last_open_time", b"last_open_time", "lines", b"lines", "models", b"models", "output", b"output", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "tokens_sequence", b"tokens_sequence", "told_error_bytes", b"told_error_bytes", "told_output_bytes", b"told_output_bytes", "tries", b"tries", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,5 +1,7 @@
 // Calls of the ordinary HTTP API with the key that was entered. There is no other door for the console.
 
+import { sendForm } from "./sending.js";
+
 const TIMEOUT_MS = 60_000;
 // Of what only looks. The API answers so many reports of a tenant at once (4, if the operator says nothing else): one is left
 // for who asks beside this page. One too many is asked again when the API says so.
@@ -26,11 +28,11 @@ const turn = turns(AT_ONCE);
 
 /** `onRefused` is called when the key is not taken (any more): 401. */
 export function createApi(key, onRefused) {
-  async function call(method, path, { params, body, organization, signal } = {}) {
-    const headers = { Authorization: `Bearer ${key}` };
+  async function call(method, path, { params, body, organization, signal, timeoutMs = TIMEOUT_MS, ...options } = {}) {
+    const headers = { Authorization: `Bearer ${key}`, ...options.headers };
     if (body !== undefined) headers["Content-Type"] = "application/json";
     if (organization) headers["OpenAI-Organization"] = organization;
-    const limit = AbortSignal.timeout(TIMEOUT_MS);
+    const limit = timeoutMs === null ? new AbortController().signal : AbortSignal.timeout(timeoutMs);
     let response;
     try {
       response = await fetch(path + query(params), {
@@ -43,7 +45,8 @@ export function createApi(key, onRefused) {
       throw new ApiError(0, limit.aborted ? "The API did not answer in time." : "The API cannot be reached.");
     }
     if (response.ok) return response;
-    const failure = await failureOf(response);
+    const text = await response.text().catch(() => "");
+    const failure = failureOf(response.status, (name) => response.headers.get(name), text);
     if (response.status === 401) onRefused(failure);
     throw failure;
   }
@@ -64,7 +67,8 @@ export function createApi(key, onRefused) {
 
   const json = async (response) => JSON.parse(await response.text());
   return {
-    /** The answer's JSON. `options`: {signal, organization (an operator asks for this tenant)}. */
+    /** The answer's JSON. `options`: {signal, organization (an operator asks for this tenant), headers, timeoutMs (null: no
+     *  end)}. */
     get: (path, params, options = {}) => look(path, params, options, json),
     post: async (path, body, options = {}) => json(await call("POST", path, { ...options, body })),
     put: async (path, body, options = {}) => json(await call("PUT", path, { ...options, body })),
@@ -74,6 +78,16 @@ export function createApi(key, onRefused) {
       look(path, params, options, async (response) => JSON.parse((await response.text()).replace(AMOUNT, '$1"$2"'))),
     /** A file, as a Blob. */
     file: (path, params, options = {}) => look(path, params, options, (response) => response.blob()),
+    /** The Response, to be read as it comes, for as long as that takes. */
+    stream: (path, options = {}) => call("GET", path, { ...options, timeoutMs: null }),
+    /** The JSON that a form with a file is answered with. `onProgress(bytes sent)`. */
+    async send(path, form, options = {}) {
+      const { status, header, text } = await sendForm(path, form, key, options);
+      if (status >= 200 && status < 300) return JSON.parse(text);
+      const failure = status === 0 ? new ApiError(0, "The API cannot be reached.") : failureOf(status, header, text);
+      if (status === 401) onRefused(failure);
+      throw failure;
+    },
   };
 }
 
@@ -89,14 +103,15 @@ export function query(params) {
   return text ? `?${text}` : "";
 }
 
-async function failureOf(response) {
-  const id = response.headers.get("x-request-id") ?? "";
-  const retry = Number(response.headers.get("retry-after")) || 0;
+/** `header(name)`: of the answer, or null. */
+function failureOf(status, header, text) {
+  const id = header("x-request-id") ?? "";
+  const retry = Number(header("retry-after")) || 0;
   try {
-    const { error } = await response.json();
-    return new ApiError(response.status, error.message, error.code ?? "", id, retry);
+    const { error } = JSON.parse(text);
+    return new ApiError(status, error.message, error.code ?? "", id, retry);
   } catch {
-    return new ApiError(response.status, `The API answered with status ${response.status}.`, "", id, retry);
+    return new ApiError(status, `The API answered with status ${status}.`, "", id, retry);
   }
 }
 
@@ -139,7 +154,7 @@ function turns(most) {
 }
 
 /** Rejected when `signal` takes it back. */
-function pause(milliseconds, signal) {
+export function pause(milliseconds, signal) {
   return new Promise((done, refuse) => {
     const timer = setTimeout(end, milliseconds);
     function end() {

@@ -21,6 +21,13 @@ export function replace(node, ...children) {
   return node;
 }
 
+/** `change()` draws parts of `root` anew; the focus stays on what is called the same (`data-focus`) as before. */
+export function keepingFocus(root, change) {
+  const name = root.contains(document.activeElement) ? document.activeElement.dataset.focus : undefined;
+  change();
+  if (name !== undefined) root.querySelector(`[data-focus="${CSS.escape(name)}"]`)?.focus({ preventScroll: true });
+}
+
 function filled(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;

@@ -15,9 +15,10 @@ from inferbus.bus.v1.registry_pb2 import WorkerRecord, WorkerState
 from inferbus.bus.v1.request_pb2 import ChatInput
 from inferbus.worker.v1.worker_pb2 import DetokenizeRequest, TokenizeRequest, TokenizeResponse
 from inferbus.worker.v1.worker_pb2_grpc import WorkerServiceStub
-from inferbus_bus.registry import Registry
 from inferbus_runtime.errors import InferBusError, unavailable
 from inferbus_runtime.rpc import error_of
+
+from inferbus_bus.registry import Registry
 
 _SECONDS = 5.0
 _RETRY_AFTER = timedelta(seconds=1)
