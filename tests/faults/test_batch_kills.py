@@ -27,7 +27,9 @@ REAL_MODEL = "smollm2-135m-instruct"
 async def test_whoever_dies_each_line_is_there_once_and_generated_once(
     tmp_path: Path, engine: str, lines: int, tokens: int, kills: int, pause: float
 ) -> None:
-    synthetic = {"INFERBUS_WORKER_SYNTHETIC__ITL": "100ms", "INFERBUS_WORKER_CAPACITY": "32"}
+    # As fast as leaves time for the kills.
+    step, slots = ("100ms", "32") if lines < 5000 else ("50ms", "64")
+    synthetic = {"INFERBUS_WORKER_SYNTHETIC__ITL": step, "INFERBUS_WORKER_CAPACITY": slots}
     model = "synthetic" if engine == "synthetic" else REAL_MODEL
     variables = synthetic if engine == "synthetic" else {}
     async with running(tmp_path / "home", engine, "--workers", "2", variables=variables) as stack:

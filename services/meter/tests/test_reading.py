@@ -26,8 +26,10 @@ from inferbus_rating import PriceBook
 from inferbus_runtime import clock, rpc
 from inferbus_runtime.errors import InferBusError
 
-REQUEST = "01a20230-358a-78ce-acbf-b0964cd17100"
-ACCEPTED_US = int(REQUEST.replace("-", "")[:12], 16) * 1000
+# An hour ago: what is asked without a time is asked of the last day.
+ACCEPTED_MS = clock.now_us() // 1000 - 3_600_000
+ACCEPTED_US = ACCEPTED_MS * 1000
+REQUEST = f"{ACCEPTED_MS >> 16:08x}-{ACCEPTED_MS & 0xFFFF:04x}-78ce-acbf-b0964cd17100"
 ENDED = {
     "request_id": REQUEST, "tenant_id": "acme", "project_id": "p", "key_id": "k", "model": "m", "attempt": 1,
     "priority_class": "batch", "operation": "chat", "finish_reason": "stop", "input_tokens": 7, "output_tokens": 3,
