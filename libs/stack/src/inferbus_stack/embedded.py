@@ -60,7 +60,12 @@ def nats_server(plan: Plan) -> ChildSpec:
         # Its heap is small, so it may grow further between collections (12.6 to 11.8 us
         # a token at 256 streams in one pair of runs, which is within the noise); while a
         # large file passes through it collects sooner.
-        environ={"GOGC": "400", "GOMEMLIMIT": "192MiB", **plan.environ, CIPHER_KEY_VARIABLE: plan.secrets.cipher_key("jetstream")},
+        environ={
+            "GOGC": "400",
+            "GOMEMLIMIT": "192MiB",
+            **plan.environ,
+            CIPHER_KEY_VARIABLE: plan.secrets.cipher_key("jetstream"),
+        },
         log_file=home.log_file("nats"),
         probe=lambda: _speaks_nats(port, asking),
         stop_seconds=STOP_SECONDS,
