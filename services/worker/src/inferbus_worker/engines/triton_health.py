@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25
 
+# What grpc.aio says instead of the status of a call that ends while it is being sent.
+_BROKE = "Internal error from Core"
+
 
 class ProbeError(Exception):
     """The model did not generate. ``str()``: what it said."""
@@ -115,5 +118,7 @@ class Health:
 def described(error: BaseException) -> str:
     """For an operator, on one line."""
     if isinstance(error, grpc.aio.AioRpcError):
+        if error.code() is grpc.StatusCode.INTERNAL and error.details() == _BROKE:
+            return "UNAVAILABLE, or refused: the call was ended while it was sent"
         return f"{error.code().name}: {error.details()}"
     return repr(error) if not str(error) else f"{type(error).__name__}: {error}"
