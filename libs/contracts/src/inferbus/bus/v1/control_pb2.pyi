@@ -31,7 +31,9 @@ class Cancel(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     reason: _builtins.str
-    """Stable reason for the log: client_gone, slow_client, orphan, deadline, not_accepted, token_gap, edge_stopped, client_cancelled."""
+    """Stable reason for the log: client_gone, slow_client, orphan, deadline, not_accepted, token_gap, edge_stopped, client_cancelled,
+    line_failed (another choice of a line of a batch has failed).
+    """
     def __init__(
         self,
         *,
