@@ -1,7 +1,8 @@
 """What schedulers before this one have placed or ended, read back from a real broker."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -32,13 +33,19 @@ FORMER = ("first", "second")
 
 
 class Stage:
-    def __init__(self, bus: Bus, publisher: Publisher, frames: dict[str, FramePublisher]) -> None:
-        self.bus, self.publisher, self.frames = bus, publisher, frames
+    def __init__(self, server: NatsServer, bus: Bus, publisher: Publisher, frames: dict[str, FramePublisher]) -> None:
+        self.server, self.bus, self.publisher, self.frames = server, bus, publisher, frames
         self.told: dict[bytes, int] = {}
 
-    async def look(self) -> dict[bytes, int]:
+    async def connected(self) -> None:
+        """Again, after the broker was away."""
+        async with asyncio.timeout(30):
+            while not self.bus.connected:
+                await asyncio.sleep(0.02)
+
+    async def look(self, schedulers: Collection[str] = FORMER) -> dict[bytes, int]:
         placed = PlacedWork(self.bus, self.publisher)
-        settled = SettledBefore(self.bus, placed, schedulers=lambda: FORMER, told=self.told.__setitem__)
+        settled = SettledBefore(self.bus, placed, schedulers=lambda: schedulers, told=self.told.__setitem__)
         await settled.look(SHARD)
         return self.told
 
@@ -77,7 +84,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         for each in frames.values():
             await each.start()
             stack.push_async_callback(each.stop)
-        yield Stage(bus, publisher, frames)
+        yield Stage(server, bus, publisher, frames)
 
 
 async def test_all_that_may_come_again_is_told_whoever_has_placed_or_ended_it(stage: Stage) -> None:
@@ -93,6 +100,23 @@ async def test_all_that_may_come_again_is_told_whoever_has_placed_or_ended_it(st
     }
     await stage.ended("second", waiting[3])
     assert (await stage.look())[waiting[3].request_id] == 1
+
+
+async def test_what_was_placed_and_has_ended_already_is_told_though_a_killed_broker_knows_nothing_of_it(
+    stage: Stage,
+) -> None:
+    """Its worker has taken it off WORK, so WORK would take it once more."""
+    waiting = await stage.waits()
+    placed = Work(request=waiting, worker="first", boot=1, attempt=1)
+    ack = await stage.publisher.publish(placed)
+    await stage.ended("first", waiting)
+    await stage.bus.api("STREAM.MSG.DELETE.WORK", {"seq": ack.sequence})
+    await stage.server.kill()
+    await stage.server.start()
+    await stage.connected()
+    assert await stage.look(schedulers=()) == {waiting.request_id: 1}
+    again = await stage.publisher.publish(placed, timeout=30.0)
+    assert not again.duplicate, "that is why it must be told"
 
 
 async def test_of_a_long_wait_the_log_is_read_for_its_end_only_and_work_whole_and_last(

@@ -41,8 +41,13 @@ class FrameLog:
     async def state(self) -> tuple[int, int, int]:
         """The bounds, and when the stream was made, in Unix microseconds: by that it differs from one before it."""
         info = await self._bus.api(f"STREAM.INFO.{self._stream}")
-        made = (datetime.fromisoformat(info["created"]) - _EPOCH) // timedelta(microseconds=1)
-        return int(info["state"]["first_seq"]), int(info["state"]["last_seq"]), made
+        return int(info["state"]["first_seq"]), int(info["state"]["last_seq"]), _unix_us(info["created"])
+
+    async def newest_us(self) -> int:
+        """When the last one was stored, in Unix microseconds, by the broker's clock; 0: there is none. Raises like
+        :meth:`Bus.api`."""
+        info = await self._bus.api(f"STREAM.INFO.{self._stream}")
+        return max(0, _unix_us(info["state"]["last_ts"]))
 
     async def edges(self) -> list[str]:
         """Whose frames are stored: the edges named in the subjects of TOKENS. Raises like :meth:`Bus.api`."""
@@ -82,6 +87,10 @@ class FrameLog:
                     return
         finally:
             await cursor.close()
+
+
+def _unix_us(said: str) -> int:
+    return (datetime.fromisoformat(said) - _EPOCH) // timedelta(microseconds=1)
 
 
 class _Cursor:

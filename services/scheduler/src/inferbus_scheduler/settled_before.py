@@ -3,7 +3,9 @@
 Its requests come again then, and would be ended while they run, or ended or placed once more. What is placed is on
 WORK, and what a scheduler has ended is on the log, under its name. Both are read from where the oldest request that
 waits was stored, the log from ten minutes back at most: nothing before that can come again, and where nothing waits
-nothing is read.
+nothing is read. What was placed and has already come to its end is on WORK no more, and a broker that was killed, too,
+has forgotten its message id: its worker's Close is on the log. All frames are many, so of these the last minute before
+the newest one is read: acknowledgements are lost that were under way.
 """
 
 import asyncio
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 _SKEW_US = 2_000_000
 # What was not acknowledged for longer than that was not ended either, but for an outage in which nothing goes on.
 _ENDED_US = 600_000_000
+_FINISHED_US = 60_000_000
 # Frames that are read before others get a turn.
 _FRAMES_AT_ONCE = 50
 
@@ -74,6 +77,8 @@ class SettledBefore:
         ended_since_us = max(since_us, clock.now_us() - _ENDED_US)
         for scheduler in self._schedulers():
             await self._read_log(f"tok.*.{subject_token(scheduler)}", last, ended_since_us)
+        newest_us = min(clock.now_us(), await self._log.newest_us())
+        await self._read_log("tok.*.*", last, max(ended_since_us, newest_us - _FINISHED_US))
         # Last, since who is told remembers the last ones for sure, and these may run.
         await self._read_work(since_us)
 
