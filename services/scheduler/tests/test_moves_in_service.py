@@ -51,6 +51,30 @@ async def test_interactive_work_pauses_batch_work_which_goes_on_later(new_stage,
     await stage.nothing_left()
 
 
+async def test_a_scheduler_that_dies_between_the_pause_and_the_queue_loses_nothing(new_stage, wait_until) -> None:
+    """The worker has forgotten what it was told to stop, and the queue does not have it again yet."""
+    stage = await new_stage()
+    model = stage.model()
+    worker, edge = await stage.worker(model, capacity=4), await stage.edge()
+    worker.made = 100
+    batch = [await edge.submit(model, priority=3) for _ in range(4)]
+    await wait_until(lambda: len(worker.running) == 4)
+    await asyncio.sleep(2.5)
+    urgent = [await edge.submit(model) for _ in range(3)]
+    await wait_until(lambda: worker.recalled)
+    await stage.scheduler.end(signal.SIGKILL)
+    await stage.scheduler.start()
+    finished: set[bytes] = set()
+    while finished != {*urgent, *batch}:
+        await wait_until(lambda: worker.running, 45.0)
+        finished.add(done := next(iter(worker.running)))
+        worker.finish(done)
+    again = {work.request.request_id for work in worker.placed if work.attempt == 2}
+    assert {paused for paused, _ in worker.recalled} <= again <= set(batch)
+    assert not edge.closed
+    await stage.nothing_left()
+
+
 async def test_a_request_goes_to_a_fallback_when_its_model_has_nobody_or_its_queue_takes_too_long(
     new_stage, wait_until
 ) -> None:

@@ -24,7 +24,7 @@ from inferbus_contracts.ids import uuid7
 from inferbus_contracts.recovery import Recovered
 from inferbus_runtime import clock
 from inferbus_scheduler.core.migration import Closed, End, Fate, Orphan, Reason, Requeue, fate
-from inferbus_scheduler.moving import Move, Moved, Mover
+from inferbus_scheduler.moving import Move, Moved, Mover, joined
 from inferbus_stack.nats import NatsServer
 
 _names = itertools.count(1)
@@ -448,6 +448,29 @@ async def test_some_of_a_living_workers_generations_are_moved_and_the_others_are
     await worker.says(goes, 0, 2)
     await scheduler.whole(worker.name, only={worker.sequences[goes]})
     assert list(await stage.requests()) == [goes]
+    assert await stage.work_left() == 1
+
+
+async def test_moves_that_were_begun_one_after_the_other_are_ended_as_one(stage: Stage) -> None:
+    """Of one worker, which has taken what it was told of off WORK; not all of their inputs can be held at once."""
+    worker, scheduler = await stage.worker(), await stage.scheduler()
+    requests = [await worker.given(f"edge-{number % 2}", text="x" * (6 << 20)) for number in range(4)]
+    stays = await worker.given()
+    begun = []
+    for number, request in enumerate(requests):
+        await worker.says(request, 0, number + 1, edge=f"edge-{number % 2}")
+        move = await scheduler.mover.read((worker.name, 1), Reason.PREEMPTED, {worker.sequences[request]})
+        await scheduler.mover.keep(move)
+        await scheduler.mover.fence(move)
+        await worker.acknowledges(request)
+        begun.append(move)
+    whole = joined(begun)
+    assert len(whole.messages) < len(requests)
+    for name in ("follow", "settle"):
+        await scheduler.step(whole, name)
+    given_back = await stage.requests()
+    assert [len(given_back[request].resume.token_ids) for request in requests] == [1, 2, 3, 4]
+    assert stays not in given_back
     assert await stage.work_left() == 1
 
 

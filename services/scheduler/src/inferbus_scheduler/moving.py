@@ -256,9 +256,11 @@ class Mover:
 
     async def _placements(self, of: Incarnation, only: Collection[int] | None) -> AsyncIterator[Placed]:
         if only is not None:
-            for sequence in sorted(only):
-                if (placed := await self.placed.one(sequence)) is not None:
-                    yield placed
+            wanted = sorted(only)
+            for at in range(0, len(wanted), _PARALLEL):
+                for placed in await asyncio.gather(*map(self.placed.one, wanted[at : at + _PARALLEL])):
+                    if placed is not None:
+                        yield placed
             return
         first = 1
         while page := await self.placed.page(of, first):
@@ -295,6 +297,23 @@ class Mover:
                         log.error("a frame cannot be read", extra={"worker": worker, "bytes": len(data)})
                         continue
                     yield frame
+
+
+def joined(moves: Sequence[Move]) -> Move:
+    """As one move, whose log is read once. They are of one incarnation, for one reason, and equally far; at least
+    one."""
+    whole = Move(moves[0].of, moves[0].reason, min(move.began for move in moves))
+    held = 0
+    for move in moves:
+        whole.orphans += move.orphans
+        whole.found |= move.found
+        whole.copies |= move.copies
+        whole.fences += move.fences
+        for sequence, placed in move.messages.items():
+            held += len(placed.data)
+            if held <= _BODY_BYTES:
+                whole.messages[sequence] = placed
+    return whole
 
 
 def orphan_of(placed: Placed, delivered: int) -> Orphan | None:

@@ -1,12 +1,15 @@
 """Whose generations are moved, when, and in which order: one move of a worker at a time, again until it is done.
 
 A worker's death, a lease that ended, a drain and a preemption end in the same steps (:mod:`inferbus_scheduler.moving`).
+Whoever may still run them is told as soon as the fences are stored, so that their room is free; what a preemption has
+paused waits in any case, and goes back to the queue a moment later, all of a worker together: somebody waits for that
+room, and many of them often come at once.
 What is held here can be lost: the next scheduler finds the work of whoever is gone on WORK.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from inferbus.bus.v1.control_pb2 import Cancel, Heartbeat
@@ -25,15 +28,18 @@ from inferbus_scheduler.core.preemption import Victims
 from inferbus_scheduler.core.remembered import Remembered
 from inferbus_scheduler.fleet import Fleet
 from inferbus_scheduler.liveness import Liveness
-from inferbus_scheduler.moving import Move, Moved, Mover
+from inferbus_scheduler.moving import Move, Moved, Mover, joined
 from inferbus_scheduler.orphans import Describe, Orphans
 from inferbus_scheduler.placed import COPIES, Incarnation
 from inferbus_scheduler.recalls import Recalls
 
 log = logging.getLogger(__name__)
+_MAY_FAIL = (InferBusError, StreamApiError, NatsError, OSError, BufferError)
 # Workers whose work is moved at the same time.
 _AT_ONCE = 8
 _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.2, 2.0
+# What is paused on one worker within it goes back to the queue together.
+_GATHER_SECONDS = 0.2
 # After a whole incarnation was moved: a placement that was on its way may have been stored behind it.
 _LOOK_AGAIN_SECONDS = (1.0, 6.0)
 # A client may leave while its worker is dead and nobody has noticed yet: the longest is a lease, and a broker's outage.
@@ -55,10 +61,12 @@ class Wanted:
 
 @dataclass(slots=True)
 class _Line:
-    """Of one worker, in order."""
+    """Of one worker, in order. ``paused``: off the worker, and not back in the queue yet."""
 
     wanted: list[Wanted] = field(default_factory=list)
     running: bool = False
+    paused: list[Move] = field(default_factory=list)
+    giving_back: asyncio.Task[None] | None = None
 
 
 class Takeover:
@@ -145,18 +153,25 @@ class Takeover:
                 line = self._lines.get(worker)
                 if line is not None and not line.running:
                     line.running = True
-                    group.create_task(self._work_off(worker, line), name=f"takeover of {worker}")
+                    group.create_task(self._work_off(group, worker, line), name=f"takeover of {worker}")
 
-    async def _work_off(self, worker: str, line: _Line) -> None:
+    async def _work_off(self, group: asyncio.TaskGroup, worker: str, line: _Line) -> None:
         """All that is wanted of one worker, each until it is done."""
         pause = _RETRY_SECONDS
         while line.wanted:
             together = _together(line.wanted)
             wanted = together[0]
             try:
-                async with self._slots:
-                    await self._move(_as_one(together))
-            except (InferBusError, StreamApiError, NatsError, OSError, BufferError) as error:
+                if wanted.reason is Reason.PREEMPTED:
+                    line.paused.append(await self._take_off(_as_one(together)))
+                    if line.giving_back is None:
+                        task = self._give_back_paused(worker, line)
+                        line.giving_back = group.create_task(task, name=f"what is paused on {worker}")
+                else:
+                    if line.giving_back is not None:
+                        await asyncio.wait({line.giving_back})
+                    await self._give_back(await self._take_off(wanted), wanted)
+            except _MAY_FAIL as error:
                 log.warning("generations not moved yet", extra={"worker": worker, "error": str(error)})
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
@@ -165,7 +180,29 @@ class Takeover:
             line.wanted[:] = [one for one in line.wanted if all(one is not done for done in together)]
             if wanted.only is None and not wanted.again and wanted.of[1] != COPIES:
                 self._look_again(wanted)
-        del self._lines[worker]
+        line.running = False
+        self._forget(worker, line)
+
+    async def _give_back_paused(self, worker: str, line: _Line) -> None:
+        """What is paused there, until there is no more of it. What does not go well is wanted once more."""
+        while line.paused:
+            await asyncio.sleep(_GATHER_SECONDS)
+            paused, line.paused = line.paused, []
+            of = paused[0].of
+            move = joined([each for each in paused if each.of == of])
+            line.paused = [each for each in paused if each.of != of]
+            wanted = Wanted(of, Reason.PREEMPTED, {orphan.sequence for orphan in move.orphans})
+            try:
+                await self._give_back(move, wanted)
+            except _MAY_FAIL as error:
+                log.warning("paused, and not given back yet", extra={"worker": worker, "error": str(error)})
+                self._want(wanted)
+        line.giving_back = None
+        self._forget(worker, line)
+
+    def _forget(self, worker: str, line: _Line) -> None:
+        if not line.running and line.giving_back is None and not line.wanted:
+            del self._lines[worker]
 
     def _look_again(self, wanted: Wanted) -> None:
         worker, boot = wanted.of
@@ -179,16 +216,32 @@ class Takeover:
         for seconds in _LOOK_AGAIN_SECONDS:
             loop.call_later(seconds, look)
 
-    async def _move(self, wanted: Wanted) -> None:
-        taken = self._taken.get(wanted.of, clock.monotonic()) or 0
-        move = await self._mover.read(wanted.of, wanted.reason, wanted.only, undelivered=wanted.again, taken=taken)
-        if move.orphans:
-            await self._mover.keep(move)
-            await self._mover.fence(move)
-            await self._mover.follow(move)
-        now, now_us = clock.monotonic(), clock.now_us()
+    async def _take_off(self, wanted: Wanted) -> Move:
+        """From here on nothing that the worker says of them counts, and their room is free when it says so."""
+        async with self._slots:
+            taken = self._taken.get(wanted.of, clock.monotonic()) or 0
+            move = await self._mover.read(wanted.of, wanted.reason, wanted.only, undelivered=wanted.again, taken=taken)
+            if move.orphans:
+                await self._mover.keep(move)
+                await self._mover.fence(move)
+        # A worker that is told takes its placement off WORK, so of those without a copy it is told last.
+        self._tell(move, [orphan for orphan in move.orphans if orphan.sequence in move.copies])
+        return move
+
+    async def _give_back(self, move: Move, wanted: Wanted) -> None:
         if not move.orphans:
             return
+        try:
+            async with self._slots:
+                await self._mover.follow(move)
+                await self._settle(move, wanted)
+        except _MAY_FAIL:
+            # Its worker may have taken placements off WORK, of which there are copies.
+            self._orphans.soon()
+            raise
+
+    async def _settle(self, move: Move, wanted: Wanted) -> None:
+        now, now_us = clock.monotonic(), clock.now_us()
         if wanted.reason is Reason.WORKER_LOST and wanted.only is None and not wanted.again:
             self._deaths.died(now, explained=any(_fruitless(orphan, move) for orphan in move.orphans))
         patience = self._deaths.patience(now)
@@ -201,7 +254,7 @@ class Takeover:
         try:
             await self._mover.settle(move, decide, moved.append)
         finally:
-            self._done(move, moved, now)
+            self._done(move, moved)
         log.info(
             "generations moved",
             extra={
@@ -213,12 +266,20 @@ class Takeover:
             },
         )
 
-    def _done(self, move: Move, moved: list[Moved], now: float) -> None:
+    def _tell(self, move: Move, taken: Collection[Orphan]) -> None:
+        """The worker, and who reckons with its room."""
+        now = clock.monotonic()
+        self._recalls.moved(move.worker, move.of[1], ((one.request_id, one.attempt) for one in taken), now)
+        for one in taken:
+            self._fleet.moved(move.worker, one.request_id + one.attempt.to_bytes(2, "big"), now)
+
+    def _done(self, move: Move, moved: list[Moved]) -> None:
         """Also of those that were moved before another one failed."""
-        self._recalls.moved(move.worker, move.of[1], ((one.request_id, one.attempt) for one in moved), now)
+        settled = {one.request_id for one in moved}
+        without_copy = [orphan for orphan in move.orphans if orphan.sequence not in move.copies]
+        self._tell(move, [orphan for orphan in without_copy if orphan.request_id in settled])
         metrics.MIGRATION_SECONDS.observe(clock.monotonic() - move.began)
         for one in moved:
-            self._fleet.moved(move.worker, one.request_id + one.attempt.to_bytes(2, "big"), now)
             if isinstance(one.fate, Closed):
                 continue
             metrics.MIGRATIONS.labels(move.reason.value).inc()
