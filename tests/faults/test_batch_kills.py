@@ -17,7 +17,7 @@ REAL_MODEL = "smollm2-135m-instruct"
 @pytest.mark.parametrize(
     ("engine", "lines", "tokens", "kills", "pause"),
     [
-        pytest.param("synthetic", 2000, 20, 6, 2.0, id="synthetic"),
+        pytest.param("synthetic", 2000, 20, 7, 2.0, id="synthetic"),
         pytest.param("llama_cpp", 60, 100, 4, 1.0, id="llama_cpp"),
         pytest.param("synthetic", 20_000, 20, 60, 4.0, id="synthetic-soak", marks=pytest.mark.soak),
         pytest.param("llama_cpp", 200, 200, 12, 4.0, id="llama_cpp-soak", marks=pytest.mark.soak),
@@ -32,11 +32,11 @@ async def test_whoever_dies_each_line_is_there_once_and_generated_once(
     synthetic = {"INFERBUS_WORKER_SYNTHETIC__ITL": step, "INFERBUS_WORKER_CAPACITY": slots}
     model = "synthetic" if engine == "synthetic" else REAL_MODEL
     variables = synthetic if engine == "synthetic" else {}
-    async with running(tmp_path / "home", engine, "--workers", "2", variables=variables) as stack:
+    async with running(tmp_path / "home", engine, "--workers", "2", "--batches", "2", variables=variables) as stack:
         batches, source = Batches(stack), random.Random(7)
         job = await batches.submit(chat_line(f"line-{number}", model, tokens) for number in range(lines))
         await batches.until(job.job_id, lambda one: one.completed_line_count > 0)
-        victims = ["batch", "scheduler", "worker-0", "nats", "meter", "worker-1"]
+        victims = ["batch", "scheduler", "worker-0", "nats", "batch-1", "meter", "worker-1"]
         for number in range(kills):
             name = source.choice(victims) if number >= len(victims) else victims[number]
             await stack.restarted(name, stack.kill(name))

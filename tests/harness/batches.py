@@ -30,10 +30,11 @@ def chat_line(custom_id: str, model: str, tokens: int, content: str = "go") -> b
 
 
 class Batches:
-    """Of the stack's first tenant. What the service does not answer is asked again."""
+    """Of the stack's first tenant, at one of its batch services. What that does not answer is asked again."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, service: str = "batch") -> None:
         self._stack = stack
+        self._service = service
         self._token = (stack.home / "secrets" / "rpc-token").read_text().strip()
 
     async def put(self, data: bytes) -> str:
@@ -92,8 +93,13 @@ class Batches:
         async with self._channel() as channel:
             yield BatchServiceStub(channel)
 
+    @asynccontextmanager
+    async def files(self) -> AsyncIterator[FileServiceStub]:
+        async with self._channel() as channel:
+            yield FileServiceStub(channel)
+
     def _channel(self) -> grpc.aio.Channel:
-        return rpc.channel(self._stack.content["services"]["batch"]["grpc"], self._token)
+        return rpc.channel(self._stack.content["services"][self._service]["grpc"], self._token)
 
 
 async def bills_of(stack: Stack, job_id: str, at_least: int) -> list[dict[str, Any]]:

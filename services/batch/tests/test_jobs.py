@@ -10,13 +10,16 @@ import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
 from inferbus.batch.v1.batch_pb2 import SubmitJobRequest
 from inferbus.batch.v1.files_pb2 import FileHead
-from inferbus.bus.v1.batch_pb2 import JobRecord
+from inferbus.bus.v1.batch_pb2 import FileRecord, JobRecord
 from inferbus.bus.v1.batch_pb2 import JobRecordState as State
+from inferbus_batch.files import Files
 from inferbus_batch.jobs import JobLimits, Jobs
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
+
+from services.batch.tests.batch_process import until
 
 ACTIVE, FINALIZING = State.JOB_RECORD_STATE_ACTIVE, State.JOB_RECORD_STATE_FINALIZING
 COMPLETED, CANCELLED = State.JOB_RECORD_STATE_COMPLETED, State.JOB_RECORD_STATE_CANCELLED
@@ -185,3 +188,48 @@ async def test_one_that_has_ended_runs_out(file_bus, room):
         async with asyncio.timeout(60):
             while jobs.page("short", "", 20, "")[0]:
                 await asyncio.sleep(0.1)
+
+
+async def test_what_another_one_has_stored_is_waited_for(file_bus, room):
+    """A service whose registries lag behind: here they begin after they were asked."""
+    async with some_jobs(file_bus, room, "ahead") as ahead:
+        made = await ahead.submit(await asked(room, "lag"))
+    async with connect(BusConfig(file_bus.url, "behind")) as bus:
+        records, heads = Registry(bus, "jobs", JobRecord), Registry(bus, "files", FileRecord)
+        files = Files(heads, room.files.store)
+        jobs = Jobs(records, files)
+        asking = [
+            asyncio.create_task(jobs.look_up("lag", "one", made.job_id)),
+            asyncio.create_task(files.look_up("lag", "one", made.input_file_id)),
+        ]
+        await asyncio.sleep(0.3)
+        assert not any(one.done() for one in asking)
+        for registry in (records, heads):
+            await registry.start()
+        job, file = await asyncio.gather(*asking)
+        assert (job, file.file_id) == (made, made.input_file_id)
+        for unknown in ("batch_none", "x" * 10_000):
+            assert (await refused(jobs.look_up("lag", "one", unknown))).reason == "batch_not_found"
+        assert (await refused(jobs.look_up("others", "", made.job_id))).reason == "batch_not_found"
+        for registry in (records, heads):
+            await registry.stop()
+
+
+async def test_how_many_run_of_a_model_is_known_wherever_they_run(file_bus, room, jobs):
+    async with some_jobs(file_bus, room, "elsewhere") as others:
+        made = [await others.submit(await asked(room, "counted")) for _ in range(3)]
+        assert jobs.running("counted-model") == 0
+        for record, model in zip(made, ("counted-model", "counted-model", ""), strict=True):
+
+            def begin(one: JobRecord, model: str = model) -> None:
+                one.state, one.model = ACTIVE, model
+
+            await others.change(record, begin)
+        await until(lambda: jobs.running("counted-model") == 3)
+        assert jobs.running("another-model") == 1
+        await others.change(others.find("counted", "", made[0].job_id), to(FINALIZING))
+        await others.change(others.find("counted", "", made[0].job_id), to(COMPLETED))
+        await until(lambda: jobs.running("counted-model") == 2)
+        for record in made[1:]:
+            await others.cancel("counted", "", record.job_id)
+        await until(lambda: jobs.running("counted-model") == 0)

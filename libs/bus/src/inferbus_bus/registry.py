@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from inferbus_contracts.subjects import name_of_token, subject_token
 from inferbus_runtime import clock
@@ -19,6 +19,7 @@ from inferbus_bus.connection import Bus
 from inferbus_bus.consumers import Position
 from inferbus_bus.ordered import OrderedReader
 from inferbus_bus.publish import PubAck, Publisher
+from inferbus_bus.store import Record, Store
 
 log = logging.getLogger(__name__)
 _EVERYTHING = {"deliver_policy": "last_per_subject"}
@@ -32,15 +33,6 @@ _SETTLE_SECONDS = 1.0
 # What takes so many times as long is held up by somebody.
 _QUIET = 1.25
 _UNITS = {"h": 3600, "m": 60, "s": 1}
-
-
-class Record(Protocol):
-    """A protobuf message."""
-
-    def SerializeToString(self) -> bytes: ...  # noqa: N802 (protobuf's name)
-
-    @classmethod
-    def FromString(cls, data: bytes) -> "Record": ...  # noqa: N802 (protobuf's name)
 
 
 T = TypeVar("T", bound=Record)
@@ -104,6 +96,7 @@ class Registry(Generic[T]):
         self._callbacks: list[Callable[[str, T | None], None]] = []
         self._loaded = asyncio.Event()
         self._publisher = Publisher(bus)
+        self._entries = Store(bus, bucket, record, self._publisher)
         self._reader = _Watch(
             bus, stream=f"KV_{bucket}", subject=f"{self._prefix}>", on_message=self._received,
             on_begin=self._begun, on_idle=self._idle,
@@ -138,6 +131,11 @@ class Registry(Generic[T]):
     def revision(self, name: str) -> int:
         """The sequence of the name's last change, 0 if it never was."""
         return self._revisions.get(name, 0)
+
+    async def last_revision(self, name: str) -> int:
+        """The same as the broker has it now, which may not have come here yet. Raises InferBusError UNAVAILABLE."""
+        _, revision = await self._entries.last(name)
+        return revision
 
     def on_change(self, callback: Callable[[str, T | None], None]) -> None:
         """Called with (name, record), or (name, None) when it is deleted or its lease has ended."""

@@ -1,7 +1,7 @@
 """Single entries of a KV bucket, asked for by name: for buckets too large to be held whole (see :mod:`.registry`)."""
 
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from inferbus_contracts.subjects import subject_token
 from inferbus_runtime.errors import InferBusError, unavailable
@@ -10,7 +10,16 @@ from nats.errors import Error as NatsError
 from inferbus_bus.connection import Bus
 from inferbus_bus.errors import RETRY_AFTER
 from inferbus_bus.publish import PubAck, Publisher
-from inferbus_bus.registry import Record
+
+
+class Record(Protocol):
+    """A protobuf message."""
+
+    def SerializeToString(self) -> bytes: ...  # noqa: N802 (protobuf's name)
+
+    @classmethod
+    def FromString(cls, data: bytes) -> "Record": ...  # noqa: N802 (protobuf's name)
+
 
 T = TypeVar("T", bound=Record)
 _MARKERS = ("KV-Operation", "Nats-Marker-Reason")

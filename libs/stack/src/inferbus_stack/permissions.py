@@ -170,8 +170,7 @@ def _batch(name: str) -> Permissions:
             *(subject for shard in range(BATCH_SHARDS) for subject in _reads("TOKENS", edge_tokens(job_edge(shard)))),
             *(subject for shard in range(BATCH_SHARDS) for subject in _holds(f"batch-{shard}")),
             *_holds(f"batch-member-{subject_token(name)}"),
-            *(subject for bucket in owned for subject in (*_watches(bucket), f"$KV.{bucket}.*")),
-            *_looks_up("job_checkpoints"),
+            *(subject for bucket in owned for subject in (*_watches(bucket), *_looks_up(bucket))),
             *_objects(),
             # Straight over the queue: what came, and where its result goes.
             *_works("JOBS", "batch", "job.submit.>"),

@@ -20,7 +20,6 @@ ADMIN_USER, WRITER_USER, ANALYST_USER = "admin", "writer", "analyst"
 CAPTURE_WRITER_USER, CAPTURE_READER_USER = "capture_writer", "capture_reader"
 BUS_ADMIN = "admin"
 _EMBEDDINGS = "worker-embeddings"
-_BATCH = "batch"
 _DRAIN_SECONDS = 10
 # Above the drain: what closing connections and flushing may take on a busy machine.
 STOP_SECONDS = _DRAIN_SECONDS + 12.0
@@ -42,6 +41,7 @@ class StackOptions:
     edges: int = 1
     meters: int = 1
     schedulers: int = 1
+    batches: int = 1
     embeddings: bool = False
     # Workers are started and drained as their deployment asks; ``workers`` is the most that there are.
     autoscale: bool = False
@@ -70,7 +70,7 @@ def instances(options: StackOptions) -> tuple[Instance, ...]:
     meters = _named("meter", options.meters)
     return (
         *edges,
-        Instance(Role.BATCH, _BATCH, _BATCH),
+        *(Instance(Role.BATCH, name, name) for name in _named("batch", options.batches)),
         *(Instance(Role.SCHEDULER, name, name) for name in _named("scheduler", options.schedulers)),
         *workers,
         *(Instance(Role.METER, name, name) for name in meters),
@@ -208,7 +208,7 @@ class Plan:
                 "INFERENCE_GRPC_ADDRESS": f"{_bracketed(self.options.host)}:{self.ports[_inference(instance.name)]}",
                 "SCHEDULER_ADDRESS": ",".join(map(self.grpc, _named("scheduler", self.options.schedulers))),
                 "METER_ADDRESS": self.grpc("meter"),
-                "BATCH_ADDRESS": self.grpc(_BATCH),
+                "BATCH_ADDRESS": ",".join(map(self.grpc, _named("batch", self.options.batches))),
                 "BUS_ISSUER_SEED": self.secrets.issuer().seed,
                 **self._https(instance),
             }

@@ -92,7 +92,7 @@ async def _runner(
 ) -> None:  # fmt: skip
     """Runs the jobs of the shards that are ours."""
     shards = Shards(bus, role="batch", count=BATCH_SHARDS, name=config.name, ttl=config.lease_ttl)
-    pace = Pace(lambda: len(shards.members()))
+    pace = Pace(jobs.running)
     await bus.subscribe(Capacity, pace.on_capacity)
     parts = Parts(
         jobs=jobs, files=files, checkpoints=Store(bus, "job_checkpoints", JobCheckpoint, publisher), judge=judge,

@@ -53,7 +53,8 @@ class FileServicer(files_pb2_grpc.FileServiceServicer):
 
     async def GetFile(self, request: GetFileRequest, context: Any) -> GetFileResponse:  # noqa: N802
         _named(request)
-        return GetFileResponse(file=_file(self._files.find(request.tenant_id, request.project_id, request.file_id)))
+        record = await self._files.look_up(request.tenant_id, request.project_id, request.file_id)
+        return GetFileResponse(file=_file(record))
 
     async def ListFiles(self, request: ListFilesRequest, context: Any) -> ListFilesResponse:  # noqa: N802
         _named(request)
@@ -72,7 +73,7 @@ class FileServicer(files_pb2_grpc.FileServiceServicer):
         self, request: ReadFileRequest, context: Any
     ) -> AsyncGenerator[ReadFileResponse, None]:
         _named(request)
-        record = self._files.find(request.tenant_id, request.project_id, request.file_id)
+        record = await self._files.look_up(request.tenant_id, request.project_id, request.file_id)
         yield ReadFileResponse(file=_file(record))
         async with aclosing(self._files.read(record, request.offset, request.length or None)) as parts:
             async for part in parts:

@@ -27,6 +27,8 @@ PUT_TIME = timedelta(hours=1)
 """A file has come by then or is refused: what no record names for longer than that is removed."""
 _SHORTEST, _LONGEST = timedelta(hours=1), timedelta(days=30)
 _MAX_FILENAME = 512
+# Longer ones are nothing's, and would not fit into what the broker reads as one line.
+_MAX_NAME = 512
 _SEEN_SECONDS = 5.0
 _POLL_SECONDS = 0.005
 _RETRY_AFTER = timedelta(seconds=1)
@@ -92,6 +94,13 @@ class Files:
             raise _not_found(file_id)
         return record
 
+    async def look_up(self, tenant_id: str, project_id: str, file_id: str) -> FileRecord:
+        """Like :meth:`find`, also of one that another batch service has just made. Raises UNAVAILABLE, too."""
+        name = _name(tenant_id, file_id)
+        if self._registry.get(name) is None:
+            await refreshed(self._registry, name)
+        return self.find(tenant_id, project_id, file_id)
+
     def page(
         self, tenant_id: str, project_id: str, purpose: str, size: int, after: str, ascending: bool
     ) -> tuple[list[FileRecord], str]:
@@ -117,7 +126,7 @@ class Files:
 
     async def delete(self, tenant_id: str, project_id: str, file_id: str) -> None:
         """Raises InferBusError NOT_FOUND ``file_not_found``, UNAVAILABLE."""
-        await self.remove(self.find(tenant_id, project_id, file_id))
+        await self.remove(await self.look_up(tenant_id, project_id, file_id))
 
     async def remove(self, record: FileRecord) -> None:
         """The record, then its content; whoever reads it is told. Raises InferBusError UNAVAILABLE."""
@@ -232,6 +241,13 @@ async def stored(registry: Registry[Any], name: str, sequence: int) -> None:
     except TimeoutError:
         message = "The service is restarting; ask for it again."
         raise unavailable("bus_unavailable", message, retry_after=_RETRY_AFTER, diagnostic=name) from None
+
+
+async def refreshed(registry: Registry[Any], name: str) -> None:
+    """Returns when the registry has what another batch service has told the broker of ``name`` before this call.
+    Raises InferBusError UNAVAILABLE."""
+    if len(name) <= _MAX_NAME:
+        await stored(registry, name, await registry.last_revision(name))
 
 
 def check_head(head: FileHead) -> None:

@@ -100,10 +100,8 @@ class JobLines:
         for asked in list(self._asked.values()):
             if not self._wholes.begun(asked.first):
                 self._look_for(asked)
-        self._parts.pace.begin(self._models)
 
     def close(self) -> None:
-        self._parts.pace.end(self._models)
         self._log.leave(self)
         # What it may cost is settled from the charges by whoever goes on, or by the meter.
 

@@ -154,7 +154,7 @@ class JobRun:
 
     async def _fetch(self, record: JobRecord, folder: Path) -> None:
         files = self._parts.files
-        found = files.find(record.tenant_id, record.project_id, record.input_file_id)
+        found = await files.look_up(record.tenant_id, record.project_id, record.input_file_id)
         await inputs.fetch(files.read(found), folder / inputs.SOURCE)
 
     async def _fetch_index(self, made: JobCheckpoint, folder: Path) -> None:

@@ -74,7 +74,7 @@ class JobServicer(batch_pb2_grpc.BatchServiceServicer):
 
     async def GetJob(self, request: GetJobRequest, context: Any) -> GetJobResponse:  # noqa: N802
         _named(request)
-        return GetJobResponse(job=job_of(self._jobs.find(request.tenant_id, request.project_id, request.job_id)))
+        return GetJobResponse(job=job_of(await self._job(request)))
 
     async def ListJobs(self, request: ListJobsRequest, context: Any) -> ListJobsResponse:  # noqa: N802
         _named(request)
@@ -83,6 +83,7 @@ class JobServicer(batch_pb2_grpc.BatchServiceServicer):
 
     async def CancelJob(self, request: CancelJobRequest, context: Any) -> CancelJobResponse:  # noqa: N802
         _named(request)
+        await self._job(request)
         record = await self._jobs.cancel(request.tenant_id, request.project_id, request.job_id)
         return CancelJobResponse(job=job_of(record))
 
@@ -90,6 +91,7 @@ class JobServicer(batch_pb2_grpc.BatchServiceServicer):
         self, request: WatchJobRequest, context: Any
     ) -> AsyncGenerator[WatchJobResponse, None]:
         _named(request)
+        await self._job(request)
         async with aclosing(self._jobs.watch(request.tenant_id, request.project_id, request.job_id)) as records:
             async for record in records:
                 yield WatchJobResponse(job=job_of(record))
@@ -101,7 +103,7 @@ class JobServicer(batch_pb2_grpc.BatchServiceServicer):
         key = self._keys.living(request.tenant_id, request.key_id)
         if key is None:
             raise invalid("Name a key of the tenant.", param="key_id")
-        found = self._files.find(request.tenant_id, request.project_id, request.input_file_id)
+        found = await self._files.look_up(request.tenant_id, request.project_id, request.input_file_id)
         folder = self._scratch / new_id("validate-")
         folder.mkdir(mode=0o700)
         try:
@@ -127,6 +129,9 @@ class JobServicer(batch_pb2_grpc.BatchServiceServicer):
             raise InferBusError(ErrorClass.ERROR_CLASS_CONFLICT, "no_webhooks", message)
         key = key_for(self._webhook_secret, request.tenant_id, request.project_id)
         return GetWebhookSecretResponse(secret=written(key))
+
+    async def _job(self, request: GetJobRequest | CancelJobRequest | WatchJobRequest) -> JobRecord:
+        return await self._jobs.look_up(request.tenant_id, request.project_id, request.job_id)
 
 
 def add_job_service(

@@ -21,7 +21,7 @@ from inferbus_webhooks.addresses import may_be_public
 
 from inferbus_batch.core.job_states import CANCELLABLE, ENDED, may_move
 from inferbus_batch.core.lines import ENDPOINTS
-from inferbus_batch.files import Files, stored
+from inferbus_batch.files import Files, refreshed, stored
 
 MAX_PAGE, _PAGE = 100, 20
 _MAX_METADATA, _MAX_NAME, _MAX_VALUE = 16, 64, 512
@@ -64,6 +64,8 @@ class Jobs:
         self._files = files
         self._limits = limits or JobLimits()
         self._records: defaultdict[str, dict[str, JobRecord]] = defaultdict(dict)
+        # How many run that ask a model; empty: several models.
+        self._running: Counter[str] = Counter()
         self._callbacks: list[Callable[[JobRecord], None]] = []
         self._watchers: set[asyncio.Event] = set()
         registry.on_change(self._changed)
@@ -74,7 +76,7 @@ class Jobs:
         """A new job, or with a ``request_id`` the one that was made under it. Raises InferBusError INVALID_ARGUMENT;
         NOT_FOUND ``file_not_found``; RESOURCE_EXHAUSTED ``batch_limit_exceeded``; CONFLICT ``idempotency_mismatch``;
         UNAVAILABLE."""
-        record = self._checked(request)
+        record = await self._checked(request)
         if queued is not None:
             record.result_subject, record.queue_first = queued.result_subject, queued.first
             record.queue_last = queued.last
@@ -103,6 +105,12 @@ class Jobs:
         if record is None or project_id not in ("", record.project_id):
             raise _not_found(job_id)
         return record
+
+    async def look_up(self, tenant_id: str, project_id: str, job_id: str) -> JobRecord:
+        """Like :meth:`find`, also of one that was just submitted to another batch service. Raises UNAVAILABLE, too."""
+        if self._records.get(tenant_id, {}).get(job_id) is None:
+            await refreshed(self._registry, f"{tenant_id}/{job_id}")
+        return self.find(tenant_id, project_id, job_id)
 
     def submitted(self, tenant_id: str, project_id: str, request_id: str) -> JobRecord | None:
         """The job that was made under this id."""
@@ -173,6 +181,10 @@ class Jobs:
         """Those that have not ended."""
         return [one for one in self._all() if one.shard == shard and one.state not in ENDED]
 
+    def running(self, model: str) -> int:
+        """How many jobs run that ask ``model``, here and elsewhere; one that asks several counts for each model."""
+        return self._running[model] + self._running[""]
+
     def queued(self) -> list[JobRecord]:
         """Those made of single requests, the newest first."""
         return sorted((one for one in self._all() if one.queue_last), key=_age, reverse=True)
@@ -223,14 +235,14 @@ class Jobs:
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
-    def _checked(self, request: SubmitJobRequest) -> JobRecord:
+    async def _checked(self, request: SubmitJobRequest) -> JobRecord:
         """What it comes to. Raises InferBusError as :meth:`submit`."""
         for field in ("tenant_id", "key_id"):
             if not getattr(request, field):
                 raise invalid(f"Name the {field}.", param=field)
         if request.endpoint not in ENDPOINTS:
             raise invalid(f"'endpoint' is one of {', '.join(sorted(ENDPOINTS))}.", param="endpoint")
-        found = self._files.find(request.tenant_id, request.project_id, request.input_file_id)
+        found = await self._files.look_up(request.tenant_id, request.project_id, request.input_file_id)
         if found.purpose != "batch":
             raise invalid("The input of a batch is a file of purpose 'batch'.", param="input_file_id")
         now_us = clock.now_us()
@@ -298,6 +310,9 @@ class Jobs:
 
     def _changed(self, name: str, record: JobRecord | None) -> None:
         tenant_id, _, job_id = name.rpartition("/")
+        for one, by in ((self._records.get(tenant_id, {}).get(job_id), -1), (record, 1)):
+            if one is not None and one.state == State.JOB_RECORD_STATE_ACTIVE:
+                self._running[one.model] += by
         if record is None:
             self._records.get(tenant_id, {}).pop(job_id, None)
         else:

@@ -96,7 +96,7 @@ class QueueJobs:
 
     async def lines(self, record: JobRecord) -> list[bytes]:
         """The input of a job of single requests, with line ends. Raises InferBusError NOT_FOUND, UNAVAILABLE."""
-        found = self._files.find(record.tenant_id, record.project_id, record.input_file_id)
+        found = await self._files.look_up(record.tenant_id, record.project_id, record.input_file_id)
         return b"".join([part async for part in self._files.read(found)]).splitlines(keepends=True)
 
     async def _put(self, of: Together, first: Place, lines: Iterable[bytes]) -> FileRecord:

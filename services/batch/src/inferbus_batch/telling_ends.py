@@ -130,7 +130,7 @@ class EndTeller:
             await teller.refuse(names, EXPIRED if over else error)
 
     async def _lines(self, record: JobRecord) -> list[bytes]:
-        found = self._files.find(record.tenant_id, record.project_id, record.input_file_id)
+        found = await self._files.look_up(record.tenant_id, record.project_id, record.input_file_id)
         parts = [part async for part in self._files.read(found)]
         return b"".join(parts).splitlines(keepends=True)
 

@@ -15,7 +15,7 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
 
 from inferbus_batch import content
-from inferbus_batch.files import Files, check_head, new_id, stored
+from inferbus_batch.files import Files, check_head, new_id, refreshed, stored
 
 MAX_PART_BYTES = 64 << 20
 MAX_UPLOAD_BYTES = 8 << 30
@@ -58,6 +58,7 @@ class Uploads:
     async def put_part(self, tenant_id: str, project_id: str, upload_id: str, parts: AsyncIterable[bytes]) -> str:
         """Its id. Raises InferBusError NOT_FOUND ``upload_not_found``; CONFLICT ``upload_not_active``; INVALID_ARGUMENT
         ``part_too_large``; like :meth:`ObjectStore.put`, and whatever ``parts`` raises."""
+        await self._refresh(tenant_id, upload_id)
         record = self._active(tenant_id, project_id, upload_id)
         part = UploadPart(part_id=new_id("part_"))
         left = (clock.unix_us(record.expire_time) - clock.now_us()) / 1e6
@@ -92,6 +93,7 @@ class Uploads:
         """The file is made of the parts in this order; others are removed. Done again it changes nothing. Raises
         InferBusError NOT_FOUND, CONFLICT like :meth:`put_part`; INVALID_ARGUMENT ``unknown_part``, ``size_mismatch``,
         ``checksum_mismatch``; UNAVAILABLE."""
+        await self._refresh(tenant_id, upload_id)
         record = self.find(tenant_id, project_id, upload_id)
         unused: list[UploadPart] = []
         if not record.file_id:
@@ -115,6 +117,7 @@ class Uploads:
 
     async def cancel(self, tenant_id: str, project_id: str, upload_id: str) -> UploadRecord:
         """Raises InferBusError NOT_FOUND, CONFLICT like :meth:`put_part`; UNAVAILABLE."""
+        await self._refresh(tenant_id, upload_id)
         parts: list[UploadPart] = []
 
         def end(present: UploadRecord) -> None:
@@ -171,6 +174,10 @@ class Uploads:
             except InferBusError as error:
                 if error.error_class == ErrorClass.ERROR_CLASS_UNAVAILABLE:
                     raise
+
+    async def _refresh(self, tenant_id: str, upload_id: str) -> None:
+        """Also what other batch services have just put into it counts."""
+        await refreshed(self._registry, f"{tenant_id}/{upload_id}")
 
     def _open_bytes(self, tenant_id: str) -> int:
         present = self._registry.items().values()

@@ -21,6 +21,7 @@ from inferbus_runtime.lifecycle import Process
 
 from inferbus_edge.admission import InferenceSettings
 from inferbus_edge.attendance import Attendance
+from inferbus_edge.batch_services import BatchServices
 from inferbus_edge.catalogue import Catalogue
 from inferbus_edge.config import Config
 from inferbus_edge.cors import cors_of
@@ -145,7 +146,8 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     BrandRoutes(directory, wait).add_to(routes)
     ConsoleRoutes(directory.brands).add_to(routes)
     PrivacyRoutes(directory, meter, publisher, wait).add_to(reports)
-    batch = await _channel(process, config, config.batch_address, token)
+    at = [await process.enter(rpc.channel(one, token, config.tls)) for one in config.batch_addresses]
+    batch = BatchServices(at) if at else None
     FileRoutes(auth, batch, wait).add_to(routes)
     issuer = config.bus_issuer
     BatchRoutes(auth, batch, wait, queue=issuer).add_to(routes)

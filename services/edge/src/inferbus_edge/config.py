@@ -31,8 +31,9 @@ class Config(ServiceConfig):
     draining and deployments; unset: these answer 503."""
     meter_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of the meter's gRPC API, for usage and audit; unset: these answer 503."""
-    batch_address: str | None = Field(default=None, pattern=ADDRESS)
-    """host:port of the batch service's gRPC API, for files, uploads and batches; unset: these answer 503."""
+    batch_address: str | None = Field(default=None, pattern=rf"^{_ONE}(,{_ONE})*$")
+    """host:port of the batch services' gRPC APIs, comma-separated: those that are away are passed over. For files,
+    uploads and batches; unset: these answer 503."""
     bus_issuer_seed: SecretStr | None = None
     """nkey seed of the account in whose name the broker is told who a client with an API key is: straight onto the
     queue. The same at all edges, and its public half in the broker's configuration. Unset: HTTP and gRPC only."""
@@ -103,6 +104,10 @@ class Config(ServiceConfig):
     @property
     def scheduler_addresses(self) -> tuple[str, ...]:
         return tuple(self.scheduler_address.split(",")) if self.scheduler_address else ()
+
+    @property
+    def batch_addresses(self) -> tuple[str, ...]:
+        return tuple(self.batch_address.split(",")) if self.batch_address else ()
 
     @property
     def http_tls(self) -> TlsFiles | None:

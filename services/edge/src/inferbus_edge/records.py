@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_bus.registry import Record, Registry, T
+from inferbus_bus.registry import Registry
+from inferbus_bus.store import Record, T
 from inferbus_contracts.subjects import subject_token
 from inferbus_runtime.errors import InferBusError
 

@@ -39,6 +39,7 @@ _CONFIGURED = ("openai", "tensorrt_llm", "transformers", "triton")
 @click.option("--edges", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--meters", type=click.IntRange(1, 16), default=1, show_default=True)
 @click.option("--schedulers", type=click.IntRange(1, 16), default=1, show_default=True)
+@click.option("--batches", type=click.IntRange(1, 16), default=1, show_default=True, help="Batch services.")
 @click.option(
     "--engine",
     type=click.Choice(sorted((*MODELS, *_CONFIGURED))),
@@ -67,6 +68,7 @@ def up(
     edges: int,
     meters: int,
     schedulers: int,
+    batches: int,
     engine: str,
     embeddings: bool | None,
     tls: bool,
@@ -86,6 +88,7 @@ def up(
         edges=edges,
         meters=meters,
         schedulers=schedulers,
+        batches=batches,
         embeddings=engine == "llama_cpp" if embeddings is None else embeddings,
         tls=tls or bool(tls_names),
         tls_names=tls_names,

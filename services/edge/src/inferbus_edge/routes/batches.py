@@ -23,6 +23,7 @@ from inferbus_runtime.errors import invalid
 from inferbus_runtime.rpc import error_of
 
 from inferbus_edge.auth import INFERENCE, Auth
+from inferbus_edge.batch_services import BatchServices
 from inferbus_edge.core.batch_objects import list_object, validation_object
 from inferbus_edge.idempotency import HEADER
 from inferbus_edge.queue_door import queue_subjects
@@ -38,15 +39,15 @@ _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output
 
 
 class BatchRoutes:
-    """``batch``: a channel to the batch service, None if the operator named none. ``queue``: in whose name
+    """``batch``: None if the operator named none. ``queue``: in whose name
     clients may come straight onto the queue; None: nobody may."""
 
     def __init__(
-        self, auth: Auth, batch: grpc.aio.Channel | None, body_timeout: timedelta, *, queue: Issuer | None = None
+        self, auth: Auth, batch: BatchServices | None, body_timeout: timedelta, *, queue: Issuer | None = None
     ) -> None:
         self._issuer = queue
         self._auth = auth
-        self._batch = None if batch is None else BatchServiceStub(batch)
+        self._batch = batch
         self._body_timeout = body_timeout
 
     def add_to(self, routes: Routes) -> None:
@@ -133,7 +134,8 @@ class BatchRoutes:
         return _json(call, batch_object((await ask(self._stub().CancelJob, asked)).job))
 
     def _stub(self) -> BatchServiceStub:
-        stub: BatchServiceStub = configured(self._batch, "batch")
+        batch: BatchServices = configured(self._batch, "batch")
+        stub: BatchServiceStub = batch.stub(BatchServiceStub)
         return stub
 
 

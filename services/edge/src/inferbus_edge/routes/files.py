@@ -27,6 +27,7 @@ from inferbus_runtime.errors import InferBusError, invalid
 from inferbus_runtime.rpc import error_of
 
 from inferbus_edge.auth import INFERENCE, Auth
+from inferbus_edge.batch_services import BatchServices
 from inferbus_edge.core.batch_objects import file_object, list_object, upload_object
 from inferbus_edge.routes.messages import body_object, only
 from inferbus_edge.routes.multipart import Form, content, read_form
@@ -41,11 +42,11 @@ _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class FileRoutes:
-    """``batch``: a channel to the batch service, None if the operator named none."""
+    """``batch``: None if the operator named none."""
 
-    def __init__(self, auth: Auth, batch: grpc.aio.Channel | None, body_timeout: timedelta) -> None:
+    def __init__(self, auth: Auth, batch: BatchServices | None, body_timeout: timedelta) -> None:
         self._auth = auth
-        self._batch = None if batch is None else FileServiceStub(batch)
+        self._batch = batch
         self._body_timeout = body_timeout
 
     def add_to(self, routes: Routes) -> None:
@@ -209,7 +210,8 @@ class FileRoutes:
     # --- parts ------------------------------------------------------------------------------------------------------
 
     def _stub(self) -> FileServiceStub:
-        stub: FileServiceStub = configured(self._batch, "batch")
+        batch: BatchServices = configured(self._batch, "batch")
+        stub: FileServiceStub = batch.stub(FileServiceStub)
         return stub
 
     def _head(self, key: KeyRecord, form: Form) -> FileHead:
