@@ -1,4 +1,4 @@
-"""Whose generations are moved, when, and in which order: one move of a worker at a time, again until it is done.
+"""Whose generations are moved, when, and in which order: from a worker one move at a time, again until it is done.
 
 A worker's death, a lease that ended, a drain and a preemption end in the same steps (:mod:`inferbus_scheduler.moving`).
 Whoever may still run them is told as soon as the fences are stored, so that their room is free; what a preemption has

@@ -39,8 +39,8 @@ _FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output
 
 
 class BatchRoutes:
-    """``batch``: None if the operator named none. ``queue``: in whose name
-    clients may come straight onto the queue; None: nobody may."""
+    """``batch``: None if the operator named none. ``queue``: in whose name clients may come straight onto the queue;
+    None: nobody may."""
 
     def __init__(
         self, auth: Auth, batch: BatchServices | None, body_timeout: timedelta, *, queue: Issuer | None = None
