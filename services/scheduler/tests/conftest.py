@@ -115,10 +115,10 @@ class Worker:
     """Plays a worker: a lease, heartbeats, WORK. It 'generates' until told to finish, and publishes no frames. What it
     is told to give back it drops."""
 
-    def __init__(self, bus: Bus, name: str, model: str, capacity: int) -> None:
+    def __init__(self, bus: Bus, name: str, model: str, capacity: int, revision: str = "r1") -> None:
         self.bus, self.name, self.capacity = bus, name, capacity
         self.record = WorkerRecord(
-            worker=name, boot=clock.now_us(), model=model, revision="r1", engine="synthetic", capacity=capacity,
+            worker=name, boot=clock.now_us(), model=model, revision=revision, engine="synthetic", capacity=capacity,
             state=WorkerState.WORKER_STATE_ACTIVE,
         )  # fmt: skip
         self.running: dict[bytes, Delivery] = {}
@@ -137,6 +137,7 @@ class Worker:
         self.work_sequence = 0
         self.silent = False
         self.lease = LEASE
+        self.failed: dict[bytes, int] = {}
         self._fleet = Registry(bus, "fleet", WorkerRecord)
         self._models = Registry(bus, "models", ModelRecord)
         self._queue: WorkQueue | None = None
@@ -207,12 +208,18 @@ class Worker:
             )  # fmt: skip
         self.beat()
 
+    def fail(self, request_id: bytes) -> None:
+        """It cannot do it, and tells nobody but schedulers."""
+        self.failed[request_id] = self.attempts[request_id]
+        self.beat()
+
     def beat(self) -> None:
         if self.silent:
             return
         beat = Heartbeat(
             worker=self.name, boot=self.record.boot, active=len(self.running), work_sequence=self.work_sequence,
             ended_ids=b"".join(self._ended), served=self._served,
+            failed_ids=b"".join(self.failed), failed_attempts=self.failed.values(),
         )  # fmt: skip
         self._ended, self._served = [], []
         if clock.monotonic() >= self._told_at + 1.0:
@@ -233,6 +240,7 @@ class Worker:
             request_id = recall.request_ids[16 * at : 16 * at + 16]
             self.recalled.append((request_id, attempt))
             if self.attempts.get(request_id) == attempt and request_id in self.running:
+                self.failed.pop(request_id, None)
                 self.finish(request_id)
 
     def _take(self, delivery: Delivery) -> None:
@@ -335,9 +343,12 @@ class Stage:
     def model(self) -> str:
         return f"model-{next(_names)}"
 
-    async def worker(self, model: str, capacity: int = 4, name: str = "", **of_model: object) -> Worker:
+    async def worker(
+        self, model: str, capacity: int = 4, name: str = "", revision: str = "r1", address: str = "", **of_model: object
+    ) -> Worker:
         """All schedulers have heard it when this returns."""
-        worker = Worker(self.bus, name or f"worker-{next(_names)}", model, capacity)
+        worker = Worker(self.bus, name or f"worker-{next(_names)}", model, capacity, revision)
+        worker.record.address = address
         await worker.start(**of_model)
         self._stack.push_async_callback(worker.stop)
 

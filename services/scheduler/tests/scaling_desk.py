@@ -143,7 +143,7 @@ async def broker(folder: Path) -> AsyncIterator[Broker]:
     async with AsyncExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         # What is set is seen when the call returns, also where all stands still for a while.
-        patch.setattr("inferbus_scheduler.deployments._SEEN_SECONDS", 30.0)
+        patch.setattr("inferbus_scheduler.seen._SEEN_SECONDS", 30.0)
         server = await stack.enter_async_context(NatsServer(folder / "nats"))
         bus = await stack.enter_async_context(connect(BusConfig(server.url, "admin")))
         await ensure_streams(bus)

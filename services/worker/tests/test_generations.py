@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+from inferbus.bus.v1.control_pb2 import Heartbeat
+from inferbus.bus.v1.frame_pb2 import Frame
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
 from inferbus.common.v1.usage_pb2 import FinishReason
 from inferbus_bus.connection import Bus
@@ -124,3 +126,41 @@ async def test_while_the_fence_is_shut_nothing_is_published(bus: Bus, edge: Any,
         assert [len(one.ids) for one in received] == [20, 0, 0, 20]
         assert received[1].close is None
         assert received[3].attempts == [2]
+
+
+async def test_what_is_to_fail_over_ends_without_a_word_but_to_schedulers(bus: Bus) -> None:
+    async with generating(bus, "w-failing", Choking, Fence()) as (generations, frames):
+        ended: list[Running] = []
+        told: list[bool] = []
+        generations.on_end(lambda running, *_: ended.append(running))
+        generations.on_failed(lambda: told.append(True))
+        request = GenerateRequest(request_id=b"f" * 16, edge="edge-failing")
+        request.chat.messages.add(role="user", content="x")
+        running = running_of(Work(request=request, fails_over=True), "rev")
+        generations.add(running)
+        await generations.idle()
+        assert (ended, told) == ([], [True])
+        assert frames.publish(Frame(edge="edge-failing")) == 1, "nothing was published before"
+        beat = Heartbeat()
+        generations.load.tell(beat)
+        assert (beat.failed_ids, list(beat.failed_attempts), beat.ended_ids) == (b"f" * 16, [1], b"")
+        again = Heartbeat()
+        generations.load.tell(again)
+        assert again.failed_ids == b"f" * 16, "until it is recalled"
+        generations.load.gone(running.key)
+        after = Heartbeat()
+        generations.load.tell(after)
+        assert (after.failed_ids, after.ended_ids) == (b"", b"f" * 16)
+
+
+async def test_what_its_client_has_left_does_not_fail_over(bus: Bus) -> None:
+    async with generating(bus, "w-left", Choking, Fence()) as (generations, _):
+        ended: list[FinishReason.ValueType] = []
+        generations.on_end(lambda _, reason, __: ended.append(reason))
+        request = GenerateRequest(request_id=b"g" * 16, edge="edge-left")
+        request.chat.messages.add(role="user", content="x")
+        running = running_of(Work(request=request, fails_over=True), "rev")
+        running.closing = True
+        generations.add(running)
+        await generations.idle()
+        assert ended == [FinishReason.FINISH_REASON_CANCELLED]

@@ -11,6 +11,8 @@ _COMMANDS = {
     "chat": "inferbus_cli.commands.chat:chat",
     "batch": "inferbus_cli.commands.batch:batch",
     "models": "inferbus_cli.commands.models:models",
+    "deploy": "inferbus_cli.commands.rollouts:deploy",
+    "rollouts": "inferbus_cli.commands.rollouts:rollouts",
     "deployments": "inferbus_cli.commands.deployments:deployments",
     "tenants": "inferbus_cli.commands.tenants:tenants",
     "projects": "inferbus_cli.commands.projects:projects",

@@ -37,6 +37,7 @@ from inferbus.bus.v1.registry_pb2 import (
     WorkerRecord,
 )
 from inferbus.bus.v1.request_pb2 import GenerateRequest, Work
+from inferbus.bus.v1.revision_pb2 import RevisionRecord, RolloutRecord
 from inferbus.common.v1.usage_pb2 import PriorityClass
 
 Retention = Literal["workqueue", "limits"]
@@ -142,6 +143,8 @@ BUCKETS = (
     BucketSpec("brands", BrandRecord, "how the console looks under a tenant's domain", max_bytes=128 << 20),
     BucketSpec("models", ModelRecord, "public model names"),
     BucketSpec("deployments", DeploymentRecord, "how models are served: targets, fallbacks, bounds of replicas"),
+    BucketSpec("revisions", RevisionRecord, "what models are made of: artifacts, settings, how they were validated"),
+    BucketSpec("rollouts", RolloutRecord, "which revisions serve a model, and what was decided about them"),
     BucketSpec("prices", PriceRecord, "price book by rate version"),
     BucketSpec("budgets", BudgetRecord, "what tenants, projects and keys may spend"),
     BucketSpec("credits", CreditRecord, "what was paid in beforehand"),
@@ -303,6 +306,12 @@ def edge_tokens(edge: str) -> str:
     return f"tok.{subject_token(edge)}.*"
 
 
+def scaling_subject(model: str, revision: str) -> str:
+    """What was decided about the workers of a model, or of one of its revisions."""
+    subject = f"dec.scaling.{subject_token(model)}"
+    return f"{subject}.{subject_token(revision)}" if revision else subject
+
+
 _SUBJECTS: dict[type[Any], Callable[[Any], str]] = {
     GenerateRequest: request_subject,
     Work: lambda message: work_subject(message.worker, message.boot),
@@ -314,7 +323,7 @@ _SUBJECTS: dict[type[Any], Callable[[Any], str]] = {
     Capacity: lambda message: f"ctl.capacity.{subject_token(message.model)}",
     CacheEvents: lambda message: f"ctl.cache.{subject_token(message.worker)}",
     PlacementDecisions: lambda message: f"dec.placement.{subject_token(message.model)}",
-    ScalingDecision: lambda message: f"dec.scaling.{subject_token(message.model)}",
+    ScalingDecision: lambda message: scaling_subject(message.model, message.revision),
     Attached: lambda _: ATTACHED_SUBJECT,
     Spend: lambda _: SPEND_SUBJECT,
     Deliveries: lambda message: delivery_subject(message.edge),
@@ -343,7 +352,8 @@ def message_id(message: Published) -> str:
     if isinstance(message, PlacementDecisions):
         return f"dec-{message.scheduler}-{message.boot}-{message.sequence}"
     if isinstance(message, ScalingDecision):
-        return f"scale-{message.model}-{message.decision_time.ToMicroseconds()}"
+        of = f"{message.model}@{message.revision}" if message.revision else message.model
+        return f"scale-{of}-{message.decision_time.ToMicroseconds()}"
     name = _attempt_id(message, message.resume.attempt)
     return f"{name}-{subject_token(message.context.model)}" if message.asked_model else name
 

@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from inferbus.bus.v1.registry_pb2 import PriceRecord
 from inferbus.common.v1.usage_pb2 import Operation, PriorityClass
+from inferbus_contracts.shadow import SHADOW_TENANT
 
 from inferbus_rating.amounts import amount
 from inferbus_rating.rate import UNRATED, Rate
@@ -127,8 +128,11 @@ class PriceBook:
         """Those in force at ``accepted_us`` (Unix microseconds) that are for ``scope``, the most specific first.
 
         The project's goes before the tenant's before everybody's; within each, the revision's before the model's
-        before that for all models; of those left, the one that came into force last.
+        before that for all models; of those left, the one that came into force last. What a shadow does is charged to
+        nobody.
         """
+        if scope.tenant_id == SHADOW_TENANT:
+            return
         for wanted in _wanted(scope):
             prices = self._by_scope.get(wanted)
             if prices:

@@ -123,6 +123,10 @@ def _scheduler(name: str) -> Permissions:
             *_watches("projects"),
             *_watches("deployments"),
             "$KV.deployments.*",
+            *(subject for bucket in ("revisions", "rollouts") for subject in (*_watches(bucket), f"$KV.{bucket}.*")),
+            # What it decided about revisions, and the one that a model is known by.
+            "audit.*.rollout.*",
+            "$KV.models.*",
             "dec.>",
             CAPACITY_SUBJECTS,
             # Since when the oldest request waits.
@@ -152,6 +156,8 @@ def _worker(name: str) -> Permissions:
             f"$KV.fleet.{token}",
             *_watches("models"),
             "$KV.models.*",
+            # What it is made of.
+            *_watches("revisions"),
         ),
         subscribe=(CANCEL_SUBJECT, recall_subject(name)),
     )

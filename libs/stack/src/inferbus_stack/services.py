@@ -214,6 +214,8 @@ class Plan:
             }
         if instance.role is Role.WORKER:
             return dict(instance.settings)
+        if instance.role is Role.SCHEDULER:
+            return {"METER_ADDRESS": self.grpc("meter")}
         if instance.role is Role.BATCH:
             return {
                 "SCRATCH_FOLDER": str(self.options.home.scratch),

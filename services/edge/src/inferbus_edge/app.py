@@ -63,6 +63,7 @@ from inferbus_edge.routes.replay import ReplayRoutes
 from inferbus_edge.routes.requests import RequestRoutes
 from inferbus_edge.routes.responses import ResponsesRoutes
 from inferbus_edge.routes.responses_input_tokens import InputTokensRoutes
+from inferbus_edge.routes.rollouts import RolloutRoutes
 from inferbus_edge.routes.tenants import TenantRoutes
 from inferbus_edge.routes.tokenize import TokenizeRoutes
 from inferbus_edge.routes.usage import UsageRoutes
@@ -134,6 +135,7 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     admin.add_to(routes, reports)
     TenantRoutes(auth, directory.tenants, wait).add_to(routes)
     DeploymentRoutes(auth, schedulers, publisher, wait).add_to(routes)
+    RolloutRoutes(auth, schedulers, publisher, wait).add_to(routes)
     PriceRoutes(auth, meter, publisher, wait).add_to(routes)
     BudgetRoutes(directory, meter, wait).add_to(reports)
     ReplayRoutes(auth, meter, wait).add_to(routes)

@@ -15,6 +15,7 @@ from inferbus.meter.v1.prices_pb2_grpc import add_PriceServiceServicer_to_server
 from inferbus.meter.v1.privacy_pb2_grpc import add_PrivacyServiceServicer_to_server
 from inferbus.meter.v1.replay_pb2_grpc import add_ReplayServiceServicer_to_server
 from inferbus.meter.v1.requests_pb2_grpc import add_RequestServiceServicer_to_server
+from inferbus.meter.v1.revisions_pb2_grpc import add_RevisionStatisticsServiceServicer_to_server
 from inferbus.meter.v1.usage_pb2_grpc import add_UsageServiceServicer_to_server
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.log import FrameLog
@@ -59,6 +60,8 @@ from inferbus_meter.replay_servicer import ReplayServicer
 from inferbus_meter.requests_servicer import SERVICE_NAME as REQUEST_SERVICE
 from inferbus_meter.requests_servicer import RequestsServicer
 from inferbus_meter.rerate import Reratings
+from inferbus_meter.revision_statistics import SERVICE_NAME as REVISION_SERVICE
+from inferbus_meter.revision_statistics import RevisionStatisticsServicer
 from inferbus_meter.servicer import SERVICE_NAME, MeterServicer
 from inferbus_meter.usage_hours import UsageHours
 from inferbus_meter.usage_servicer import SERVICE_NAME as USAGE_SERVICE
@@ -124,6 +127,7 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
         add_CaptureServiceServicer_to_server(capturing, server)
         add_RequestServiceServicer_to_server(RequestsServicer(reading), server)
         add_AnalyticsServiceServicer_to_server(analytics, server)
+        add_RevisionStatisticsServiceServicer_to_server(RevisionStatisticsServicer(reading), server)
 
     server = await process.enter(
         rpc.serve(
@@ -140,6 +144,7 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
                 CAPTURE_SERVICE,
                 ANALYTICS_SERVICE,
                 REQUEST_SERVICE,
+                REVISION_SERVICE,
             ],
             token,
             config.tls,

@@ -6,10 +6,13 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, Protocol, TypeVar
 
+import grpc
 from inferbus.bus.v1.control_pb2 import CacheEvents, Cancel, Heartbeat
 from inferbus.bus.v1.registry_pb2 import ModelRecord, ProjectRecord, TenantRecord, WorkerRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
 from inferbus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from inferbus.scheduler.v1.revision_pb2_grpc import add_RevisionServiceServicer_to_server
+from inferbus.scheduler.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.frames import FramePublisher
 from inferbus_bus.publish import Publisher
@@ -17,13 +20,13 @@ from inferbus_bus.registry import Registry
 from inferbus_bus.shards import Shards
 from inferbus_runtime import clock
 from inferbus_runtime.lifecycle import Process, ReadyInfo
-from inferbus_runtime.rpc import serve
+from inferbus_runtime.rpc import channel, serve
 
 from inferbus_scheduler.capacity import Capacities
 from inferbus_scheduler.config import Config
 from inferbus_scheduler.core.drain_rate import DrainRate
 from inferbus_scheduler.core.estimates import OutputMeans
-from inferbus_scheduler.core.placement import Policy
+from inferbus_scheduler.core.placement import Policy, place
 from inferbus_scheduler.core.policies import picker
 from inferbus_scheduler.core.queues import Queues
 from inferbus_scheduler.core.request import Priority, Request, base_of
@@ -41,9 +44,16 @@ from inferbus_scheduler.intake import Intake
 from inferbus_scheduler.keda import serve_keda
 from inferbus_scheduler.making_room import MakingRoom
 from inferbus_scheduler.placed import PlacedWork
+from inferbus_scheduler.probes import Prober
+from inferbus_scheduler.revisions import REVISION_SERVICE, Revisions, RevisionServicer
+from inferbus_scheduler.rollout_control import RolloutControl
+from inferbus_scheduler.rollout_servicer import ROLLOUT_SERVICE, RolloutServicer
+from inferbus_scheduler.rollouts import Rollouts
+from inferbus_scheduler.routing import Routing
 from inferbus_scheduler.scaler import Scaler
 from inferbus_scheduler.servicer import SchedulerServicer
 from inferbus_scheduler.settled_before import SettledBefore
+from inferbus_scheduler.shadowing import Shadowing
 from inferbus_scheduler.shard_work import ShardWork
 from inferbus_scheduler.shards import ModelShards, shards_of
 from inferbus_scheduler.takeover import Takeover
@@ -82,6 +92,8 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     publisher = Publisher(bus)
     await publisher.start()
 
+    revisions = await process.enter(_following(Revisions(bus)))
+    rollouts = await process.enter(_following(Rollouts(bus, revisions, publisher)))
     policy = _policies(deployments, config.max_prefill_tokens, config.policy)
     means, rate, queues = OutputMeans(), DrainRate(), Queues(config.shares, _weights(tenants, projects))
     decisions = DecisionLog(publisher, scheduler=config.name, boot=boot, kept=config.decisions_kept, policy=policy)
@@ -102,11 +114,13 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
         knows_model=lambda model: models.get(model) is not None or fleet.knows_model(model),
         limits=config.limits,
     )  # fmt: skip
+    pick = picker(config.policy, Random().random)  # noqa: S311 (it hides nothing)
+    routing = Routing(fleet, rollouts.traffic, pick)
     making_room = MakingRoom(fleet, queues, takeover.preempt)
     dispatcher = Dispatcher(
         bus=bus, publisher=publisher, fleet=fleet, endings=endings, queues=queues, waiting=waiting,
         making_room=making_room, takeover=takeover, rate=rate, decisions=decisions, means=means, policy=policy,
-        pick=picker(config.policy, Random().random),  # noqa: S311 (it hides nothing)
+        routing=routing, shadowing=Shadowing(publisher, fleet, rollouts.traffic),
         owns=ours.owns, holds=ours.holds,
         max_wait=config.max_wait.total_seconds(),
     )  # fmt: skip
@@ -120,6 +134,13 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
         settings=ScalingSettings(config.gpu_budget, config.scale_down_window.total_seconds()),
     )  # fmt: skip
     await process.enter(_following(scaler))
+    rpc_token = config.rpc_token.get_secret_value() if config.rpc_token is not None else None
+    control = RolloutControl(
+        rollouts, revisions, fleet, Prober(rpc_token, config.tls), await _meter(config, process, rpc_token),
+        decides=lambda: shards.holds(SCALING_SHARD),
+    )  # fmt: skip
+    process.spawn(control.run(), "rollouts")
+    rollouts.on_change = dispatcher.pump_for
     await _listen(bus, fleet, takeover, dispatcher, scaler)
     _follow_outages(bus, fleet, dispatcher)
     process.spawn(takeover.run(), "takeover")
@@ -135,23 +156,32 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     process.on_drain(shards.stop)
     process.on_drain(endings.flushed)
 
-    rpc_token = config.rpc_token.get_secret_value() if config.rpc_token is not None else None
     servicer = SchedulerServicer(
         name=config.name, fleet=fleet, queues=queues, dispatcher=dispatcher, waiting=waiting, decisions=decisions,
         draining=Draining(rpc_token, config.tls), policy=policy, schedulers=shards.holders,
+        routing=Routing(fleet, rollouts.traffic, place),  # to be asked about changes nothing
     )  # fmt: skip
 
     def add(grpc_server: Any) -> None:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, grpc_server)
         add_deployment_service(grpc_server, deployments, scaler.last, scaler.changes)
+        add_RevisionServiceServicer_to_server(RevisionServicer(revisions, fleet), grpc_server)
+        rollout_servicer = RolloutServicer(rollouts, revisions, fleet, control.figures)
+        add_RolloutServiceServicer_to_server(rollout_servicer, grpc_server)
 
-    services = [SCHEDULER_SERVICE, DEPLOYMENT_SERVICE]
+    services = [SCHEDULER_SERVICE, DEPLOYMENT_SERVICE, REVISION_SERVICE, ROLLOUT_SERVICE]
     server = await process.enter(serve(config.grpc_address, add, services, rpc_token, config.tls))
     bound = {"grpc": server.address}
     if config.keda_address is not None:
         keda = await process.enter(serve_keda(config.keda_address, scaler, deployments, config.tls))
         bound["keda"] = keda.address
     return bound
+
+
+async def _meter(config: Config, process: Process, token: str | None) -> grpc.aio.Channel | None:
+    if config.meter_address is None:
+        return None
+    return await process.enter(channel(config.meter_address, token, config.tls))
 
 
 async def _fleet(config: Config, process: Process, bus: Bus) -> Fleet:

@@ -46,6 +46,8 @@ class Config(ServiceConfig):
     """GPUs that all scaled deployments together may have; 0: no bound."""
     scale_down_window: timedelta = Field(default=timedelta(minutes=2), gt=timedelta(0))
     """How long fewer workers must have been enough before one is let go."""
+    meter_address: str | None = Field(default=None, pattern=ADDRESS)
+    """gRPC of a meter: what revisions are judged by; unset: no rollout takes a step."""
     keda_address: str | None = Field(default=None, pattern=ADDRESS)
     """host:port of KEDA's external scaler, without a token: behind a network policy, or with TLS; unset: not served."""
 

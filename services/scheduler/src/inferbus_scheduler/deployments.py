@@ -1,7 +1,6 @@
 """How models are served: the registry of deployments as everyone here reads it, and DeploymentService, by which
 operators change it."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -12,18 +11,16 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.scheduler.v1 import deployment_pb2 as api
 from inferbus.scheduler.v1 import deployment_pb2_grpc
 from inferbus_bus.connection import Bus
-from inferbus_bus.publish import PubAck
 from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_scheduler.core.deployments import Deployment, deployment_of, fault_of
 from inferbus_scheduler.core.request import base_of
+from inferbus_scheduler.seen import seen
 
 log = logging.getLogger(__name__)
 DEPLOYMENT_SERVICE = api.DESCRIPTOR.services_by_name["DeploymentService"].full_name
-_SEEN_SECONDS = 2.0
-_POLL_SECONDS = 0.005
 
 
 class Deployments:
@@ -56,17 +53,11 @@ class Deployments:
 
     async def put(self, record: DeploymentRecord) -> None:
         """Returns when it is stored, and seen here. Raises InferBusError UNAVAILABLE."""
-        await self._seen(record.model, await self._registry.put(record.model, record))
+        await seen(self._registry, record.model, await self._registry.put(record.model, record))
 
     async def delete(self, model: str) -> None:
         """As :meth:`put`."""
-        await self._seen(model, await self._registry.delete(model))
-
-    async def _seen(self, model: str, ack: PubAck) -> None:
-        """Whoever sets one and lists them then finds it; if it takes long, it is stored all the same."""
-        deadline = clock.monotonic() + _SEEN_SECONDS
-        while self._registry.revision(model) < ack.sequence and clock.monotonic() < deadline:
-            await asyncio.sleep(_POLL_SECONDS)
+        await seen(self._registry, model, await self._registry.delete(model))
 
     def _changed(self, model: str, record: DeploymentRecord | None) -> None:
         if record is None:

@@ -31,7 +31,6 @@ from inferbus_scheduler.core.drain_rate import DrainRate
 from inferbus_scheduler.core.estimates import OutputMeans
 from inferbus_scheduler.core.migration import refusal_of
 from inferbus_scheduler.core.placement import Placement, Policy
-from inferbus_scheduler.core.policies import Pick
 from inferbus_scheduler.core.queues import Queues
 from inferbus_scheduler.core.remembered import Remembered
 from inferbus_scheduler.core.request import Request
@@ -43,6 +42,8 @@ from inferbus_scheduler.fleet import Fleet
 from inferbus_scheduler.held import Held, State, name_of
 from inferbus_scheduler.incoming import request_of
 from inferbus_scheduler.making_room import MakingRoom
+from inferbus_scheduler.routing import Routing
+from inferbus_scheduler.shadowing import Shadowing
 from inferbus_scheduler.takeover import Takeover
 from inferbus_scheduler.waiting import SendTo, Waiting
 
@@ -79,7 +80,8 @@ class Dispatcher:
         decisions: DecisionLog,
         means: OutputMeans,
         policy: Callable[[str], Policy],
-        pick: Pick,
+        routing: Routing,
+        shadowing: Shadowing,
         owns: Callable[[str], bool],
         holds: Callable[[str], bool],
         max_wait: float,
@@ -96,7 +98,8 @@ class Dispatcher:
         self._decisions = decisions
         self._means = means
         self._policy = policy
-        self._pick = pick
+        self._routing = routing
+        self._shadowing = shadowing
         self._owns = owns
         self._holds = holds
         self._max_wait = max_wait
@@ -201,19 +204,20 @@ class Dispatcher:
         now, policy = clock.monotonic(), self._policy(model)
 
         def ask(request: Request) -> bool:
-            self._making_room.for_(request, policy, now)
+            self._making_room.for_(self._routing.asking(request), policy, now)
             return False  # it comes later, if it does
 
         def offer(request: Request, policy: Policy) -> str:
             return self._offer(request, policy, now)
 
-        serve(self._queues, self._fleet.view, model, policy, now, offer=offer, ask=ask)
+        split = self._routing.splits(model)
+        serve(self._queues, self._fleet.view, model, policy, now, offer=offer, ask=ask, split=split)
 
     def _offer(self, request: Request, policy: Policy, now: float) -> str:
         """Place it; empty, or why not."""
         began = clock.monotonic()
         hits = self._fleet.matches(request)
-        decision = self._pick(request, self._fleet.view, hits, policy, now)
+        decision = self._routing.pick(request, self._fleet.view, hits, policy, now)
         metrics.PLACEMENT_SECONDS.observe(clock.monotonic() - began)
         if not isinstance(decision, Placement):
             return decision.reason
@@ -241,6 +245,7 @@ class Dispatcher:
             work.worker, work.boot = worker, boot
             held.workers += 1
         work.attempt = request.attempt
+        work.fails_over = self._routing.fails_over(request, self._fleet.revision_of(worker))
         work.placed_time.seconds, micros = divmod(now_us, 1_000_000)
         work.placed_time.nanos = micros * 1000
         self._decisions.placed(request, placement, hits, policy, self._fleet.view, now)
@@ -290,6 +295,8 @@ class Dispatcher:
         if held.span is not None:
             held.span.end()
         self._count(request.model, max(0.0, now - request.arrived_at))
+        if ours:
+            self._shadowing.placed(held.work.request, request)
 
     def _count(self, model: str, queue_seconds: float) -> None:
         counters = self._counters.get(model)

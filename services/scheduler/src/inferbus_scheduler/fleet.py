@@ -269,6 +269,16 @@ class Fleet:
         worker = self._workers.get(name)
         return worker.record.boot if worker is not None else 0
 
+    def revision_of(self, name: str) -> str:
+        """Of what the worker serves; empty: there is no such worker."""
+        worker = self._workers.get(name)
+        return worker.record.revision if worker is not None else ""
+
+    def revisions(self, model: str) -> Mapping[str, int]:
+        """Of the workers that may be chosen for ``model``: how many there are of each revision. To read."""
+        candidates = self._candidates.get(base_of(model))
+        return candidates.revisions if candidates is not None else {}
+
     def silent(self, now: float) -> list[tuple[str, int]]:
         """Incarnations that were not heard for so long that they are to be probed; none while that may be the broker's
         fault."""

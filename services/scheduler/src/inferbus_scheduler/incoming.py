@@ -47,6 +47,8 @@ def request_of(message: GenerateRequest, means: OutputMeans, *, now: float, now_
         queued_at=queued_at,
         avoid=resume.worker,
         resumed_tokens=done,
+        revision=message.only_revision,
+        failed_revisions=tuple(resume.failed_revisions),
     )
 
 

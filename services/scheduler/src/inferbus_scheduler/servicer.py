@@ -27,7 +27,7 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_scheduler.core.decisions import Decision, Outcome
-from inferbus_scheduler.core.placement import RESERVED, Placement, Policy, Verdict, judge, place
+from inferbus_scheduler.core.placement import RESERVED, Placement, Policy, Verdict, judge
 from inferbus_scheduler.core.queues import Queues
 from inferbus_scheduler.core.request import Priority, Request
 from inferbus_scheduler.core.turns import terms
@@ -35,6 +35,7 @@ from inferbus_scheduler.decision_log import DecisionLog
 from inferbus_scheduler.dispatch import Dispatcher
 from inferbus_scheduler.draining import Draining
 from inferbus_scheduler.fleet import Fleet
+from inferbus_scheduler.routing import Routing
 from inferbus_scheduler.waiting import Waiting
 from inferbus_scheduler.worker import Worker
 
@@ -58,6 +59,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         decisions: DecisionLog,
         draining: Draining,
         policy: Callable[[str], Policy],
+        routing: Routing,
         schedulers: Callable[[], Mapping[str, list[int]]],
     ) -> None:
         self._name = name
@@ -68,6 +70,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         self._decisions = decisions
         self._draining = draining
         self._policy = policy
+        self._routing = routing
         self._schedulers = schedulers
 
     async def WatchFleet(self, request: WatchFleetRequest, context: Any) -> AsyncIterator[WatchFleetResponse]:  # noqa: N802 (gRPC's name)
@@ -158,7 +161,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         policy = terms(request, self._queues, self._fleet.view, self._policy(request.model), now)
         if policy is None:
             return self._now(request, Outcome.QUEUED, "", RESERVED, hits, now)
-        decision = place(request, self._fleet.view, hits, policy, now)
+        decision = self._routing.pick(request, self._fleet.view, hits, policy, now)
         if isinstance(decision, Placement):
             return self._now(request, Outcome.PLACED, decision.worker, decision.reason, hits, now, policy)
         return self._now(request, Outcome.QUEUED, "", decision.reason, hits, now, policy)
@@ -178,7 +181,15 @@ class SchedulerServicer(SchedulerServiceServicer):
             worker=worker,
             reason=reason,
             decision_time=clock.timestamp(clock.now_us()),
-            verdicts=_verdicts(judge(request, self._fleet.views(), hits, policy or self._policy(request.model), now)),
+            verdicts=_verdicts(
+                judge(
+                    self._routing.wanting(request),
+                    self._fleet.views(),
+                    hits,
+                    policy or self._policy(request.model),
+                    now,
+                )
+            ),
             attempt=request.attempt,
         )
 

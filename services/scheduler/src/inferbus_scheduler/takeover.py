@@ -17,7 +17,7 @@ from inferbus_bus.connection import Bus
 from inferbus_bus.errors import StreamApiError
 from inferbus_bus.frames import FramePublisher
 from inferbus_bus.publish import Publisher
-from inferbus_contracts.ids import uuid_text
+from inferbus_contracts.ids import REQUEST_ID_BYTES, uuid_text
 from inferbus_contracts.recovery import Recovered
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
@@ -44,6 +44,8 @@ _GATHER_SECONDS = 0.2
 _LOOK_AGAIN_SECONDS = (1.0, 6.0)
 # A client may leave while its worker is dead and nobody has noticed yet: the longest is a lease, and a broker's outage.
 _CANCELS, _CANCEL_SECONDS = 50_000, 120.0
+# Of those that failed and are being moved: after that they are wanted again.
+_FAILED, _FAILED_SECONDS = 50_000, 5.0
 # Of incarnations that are gone: their successors may be here before their work is moved.
 _TAKEN, _TAKEN_SECONDS = 10_000, 600.0
 
@@ -93,6 +95,7 @@ class Takeover:
         self._deaths = Deaths()
         self._cancels: Remembered[bytes, bool] = Remembered(_CANCELS, _CANCEL_SECONDS)
         # Up to where each incarnation said that it has taken over its work.
+        self._wanted_failed: Remembered[bytes, bool] = Remembered(_FAILED, _FAILED_SECONDS)
         self._taken: Remembered[Incarnation, int] = Remembered(_TAKEN, _TAKEN_SECONDS)
         self._lines: dict[str, _Line] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -110,6 +113,19 @@ class Takeover:
         if only:
             self._want(Wanted((victims.worker, victims.boot), Reason.PREEMPTED, only))
 
+    def _failed(self, beat: Heartbeat, now: float) -> None:
+        """What another revision is to do. It is told until it is recalled, and wanted once in a while."""
+        known = {view.key: view.sequence for view in self._fleet.running(beat.worker) if view.boot == beat.boot}
+        only = set()
+        for number, attempt in enumerate(beat.failed_attempts):
+            key = beat.failed_ids[number * REQUEST_ID_BYTES : (number + 1) * REQUEST_ID_BYTES]
+            key += attempt.to_bytes(2, "big")
+            if known.get(key) and not self._wanted_failed.get(key, now):
+                self._wanted_failed.put(key, True, now)
+                only.add(known[key])
+        if only:
+            self._want(Wanted((beat.worker, beat.boot), Reason.FAILED, only))
+
     def on_cancel(self, cancel: Cancel) -> None:
         """Whoever runs it may be dead."""
         self._cancels.put(cancel.request_id, True, clock.monotonic())
@@ -119,6 +135,8 @@ class Takeover:
         now = clock.monotonic()
         self._taken.put((beat.worker, beat.boot), beat.work_sequence, now)
         self._recalls.heard(beat, now)
+        if beat.failed_ids:
+            self._failed(beat, now)
 
     async def scan(self, shard: int) -> None:
         """At the gain of a shard: see :meth:`Orphans.scan`."""
@@ -245,10 +263,13 @@ class Takeover:
         if wanted.reason is Reason.WORKER_LOST and wanted.only is None and not wanted.again:
             self._deaths.died(now, explained=any(_fruitless(orphan, move) for orphan in move.orphans))
         patience = self._deaths.patience(now)
+        revision = self._fleet.revision_of(move.worker)
 
         def decide(orphan: Orphan, found: Recovered) -> Fate:
             cancelled = self._cancels.get(orphan.request_id, now) is not None
-            return fate(orphan, found, wanted.reason, cancelled=cancelled, patience=patience, now_us=now_us)
+            return fate(
+                orphan, found, wanted.reason, cancelled=cancelled, patience=patience, now_us=now_us, revision=revision
+            )
 
         moved: list[Moved] = []
         try:

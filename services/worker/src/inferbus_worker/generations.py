@@ -9,11 +9,12 @@ from functools import partial
 from inferbus.bus.v1.frame_pb2 import Close
 from inferbus.common.v1.usage_pb2 import FinishReason
 from inferbus_bus.frames import FramePublisher
+from inferbus_contracts.ids import uuid_text
 from inferbus_runtime import clock, metrics
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_worker.core.columns import StepFrames
-from inferbus_worker.core.ends import deadline_exceeded, engine_failed
+from inferbus_worker.core.ends import deadline_exceeded, engine_failed, is_failure
 from inferbus_worker.core.energy import EnergyLedger, input_weight, read_weight
 from inferbus_worker.core.load import LoadCount
 from inferbus_worker.core.restarts import RestartLimit
@@ -80,6 +81,7 @@ class Generations:
         self._stopping = asyncio.Lock()
         self._on_begin: list[Callable[[], None]] = []
         self._on_end: list[OnEnd] = []
+        self._on_failed: list[Callable[[], None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
         self._tokens_metric = metrics.OUTPUT_TOKENS.labels(info.model)
@@ -89,6 +91,10 @@ class Generations:
 
     def on_end(self, callback: OnEnd) -> None:
         self._on_end.append(callback)
+
+    def on_failed(self, callback: Callable[[], None]) -> None:
+        """Called when some have failed whose end is not told: another revision is to do them."""
+        self._on_failed.append(callback)
 
     def add(self, running: Running) -> None:
         """Begin, or go on after ``running.ids``. A resumed attempt names its index on the log at once."""
@@ -243,9 +249,13 @@ class Generations:
         total = frames.add_deltas(step, self.running)
         joules = self._joules(step)
         ended: list[tuple[Running, FinishReason.ValueType]] = []
+        failed = False
         for finished in step.finished:
             running = self.running.pop(finished.key, None)
-            if running is not None:
+            if running is not None and fails_over(running, finished):
+                failed = True
+                self._fail(running, finished.error)
+            elif running is not None:
                 close = frames.add_close(running, finished, self._info.engine, joules.get(finished.key))
                 ended.append((running, close.finish_reason))
                 self.load.ended(running, close.usage.input_tokens)
@@ -256,9 +266,20 @@ class Generations:
         for running, reason in ended:
             for callback in self._on_end:
                 callback(running, reason, sequence)
-        if ended and not self.running:
+        if failed:
+            for told in self._on_failed:
+                told()
+        if (ended or failed) and not self.running:
             self._idle.set()
         self._direct.take(step)
+
+    def _fail(self, running: Running, error: InferBusError | None) -> None:
+        self.load.failed(running)
+        metrics.GENERATIONS.labels(self._info.model, "failed_over").inc()
+        log.error(
+            "failed, and another revision is to do it",
+            extra={"request_id": uuid_text(running.key), "tokens": len(running.ids), "error": str(error)},
+        )
 
     def _joules(self, step: Step) -> dict[bytes, float]:
         """Of those that end with the step, as far as known."""
@@ -325,6 +346,11 @@ class Generations:
             except TimeoutError as error:
                 self.failed = True
                 raise engine_failed(f"it did not stop in {_STOP_SECONDS:.0f} s") from error
+
+
+def fails_over(running: Running, finished: Finished) -> bool:
+    """Whether its failure is not the caller's business, but a reason to try another revision."""
+    return running.fails_over and not running.closing and finished.reason is Finish.ERROR and is_failure(finished.error)
 
 
 def says_life(step: Step) -> bool:

@@ -87,6 +87,7 @@ class Heartbeats:
         self._watching = False
         generations.on_begin(self._begun)
         generations.on_end(lambda *_: self.soon())
+        generations.on_failed(self.soon)
 
     def soon(self) -> None:
         """Send once what happens now is done."""

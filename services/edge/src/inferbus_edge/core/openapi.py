@@ -24,6 +24,7 @@ from inferbus_edge.core import (
     openapi_prices,
     openapi_privacy,
     openapi_requests,
+    openapi_rollouts,
     openapi_usage,
 )
 from inferbus_edge.core.inference_v2_request import InferenceRequest
@@ -42,6 +43,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *openapi_operator.OPERATIONS,
     *openapi_brands.OPERATIONS,
     *openapi_deployments.OPERATIONS,
+    *openapi_rollouts.OPERATIONS,
     *openapi_prices.OPERATIONS,
     *openapi_budgets.OPERATIONS,
     *openapi_usage.OPERATIONS,
@@ -158,6 +160,7 @@ def schemas() -> dict[str, Schema]:
         openapi_inference_v2.SCHEMAS,
         openapi_organization.BODIES, openapi_organization.OBJECTS, openapi_operator.SCHEMAS,
         openapi_deployments.SCHEMAS,
+        openapi_rollouts.SCHEMAS,
         openapi_prices.SCHEMAS,
         openapi_batches.SCHEMAS,
         openapi_brands.SCHEMAS,

@@ -251,6 +251,7 @@ _TEXTS: dict[str, Callable[[ClosedRequest], str]] = {
     "finish_reason": lambda item: _FINISH.get(item.close.finish_reason, ""),
     "error_class": lambda item: _CLASSES.get(item.close.error.error_class, ""),
     "error_reason": lambda item: item.close.error.reason,
+    "failed_revisions": lambda item: ",".join(item.close.failed_revisions),
 }
 _NUMBERS: tuple[tuple[str, str, type[np.generic], Callable[[ClosedRequest], int]], ...] = (
     ("attempt", "UInt16", np.uint16, lambda item: item.close.attempt),

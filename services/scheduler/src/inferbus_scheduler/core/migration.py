@@ -28,6 +28,7 @@ class Reason(StrEnum):
     DRAINED = "drained"
     PREEMPTED = "preempted"
     RECALLED = "recalled"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,24 @@ class Closed:
 Fate = Requeue | End | Closed
 
 
-def fate(orphan: Orphan, found: Recovered, reason: Reason, *, cancelled: bool, patience: int, now_us: int) -> Fate:
+def fate(
+    orphan: Orphan,
+    found: Recovered,
+    reason: Reason,
+    *,
+    cancelled: bool,
+    patience: int,
+    now_us: int,
+    revision: str = "",
+) -> Fate:
     """``found``: what counts of the request on the log before the fence of the next attempt. Equal for whoever decides,
-    and however often, but for the time: ``now_us``, Unix microseconds, since when it waits."""
+    and however often, but for the time: ``now_us``, Unix microseconds, since when it waits. ``revision``: on which the
+    attempt was."""
     if found.closed:
         return Closed()
     resume = resume_of(orphan, found, reason, now_us)
+    if reason is Reason.FAILED:
+        resume.failed_revisions.append(revision)
     if cancelled:
         return ended(resume, CANCELLED)
     if found.gap:
@@ -110,6 +123,7 @@ def resume_of(orphan: Orphan, found: Recovered, reason: Reason, now_us: int) -> 
         fruitless_deaths=fruitless_deaths(orphan, found, reason),
         reason=reason.value,
         interrupted_time=_stamp(now_us),
+        failed_revisions=orphan.resume.failed_revisions,
     )
     if found.ids:
         resume.first_token_time.CopyFrom(_stamp(found.first_us))

@@ -13,6 +13,7 @@ from inferbus_scheduler.core.score import Weights, for_prefix, for_reading, part
 from inferbus_scheduler.core.view import Candidates, ClusterView, WorkerView
 
 WRONG_MODEL = "wrong_model"
+WRONG_REVISION = "wrong_revision"
 DRAINING = "draining"
 LEASE_EXPIRED = "lease_expired"
 NO_ADAPTER = "no_adapter"
@@ -31,6 +32,7 @@ NO_WORKER = "no_worker"
 # In the order in which they are looked at: the later, the closer it came to being chosen.
 _OBSTACLES = (
     WRONG_MODEL,
+    WRONG_REVISION,
     DRAINING,
     LEASE_EXPIRED,
     NO_ADAPTER,
@@ -150,6 +152,8 @@ def filter_out(request: Request, worker: WorkerView, policy: Policy, now: float)
     """Why ``worker`` must not get ``request`` now; None if it may."""
     if worker.model != request.model and (obstacle := _not_served(request.model, worker)):
         return obstacle
+    if request.revision and worker.revision != request.revision:
+        return WRONG_REVISION
     if worker.draining:
         return DRAINING
     if worker.alive_until < now:

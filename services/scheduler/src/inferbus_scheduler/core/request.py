@@ -43,6 +43,10 @@ class Request:
     avoid: str = ""
     # Output of earlier attempts, which is a part of input_tokens.
     resumed_tokens: int = 0
+    # The only one that it may go to; empty: any.
+    revision: str = ""
+    # Those that have failed it.
+    failed_revisions: tuple[str, ...] = ()
 
     @property
     def key(self) -> bytes:

@@ -16,6 +16,7 @@ from inferbus_scheduler.core.placement import (
     NO_WORKER,
     RESERVED,
     SUSPECT,
+    WRONG_REVISION,
     Policy,
     part_left,
     readers_left,
@@ -29,7 +30,7 @@ PATIENCE_SECONDS, LONG_PATIENCE_SECONDS = 5.0, 300.0
 # Nobody else of the model fits either.
 _FOR_ALL = (NO_WORKER, NO_ADAPTER, FULL)
 # Who waits for these waits for no room that those could take who go past it.
-_NOT_FOR_ROOM = (SUSPECT, RESERVED)
+_NOT_FOR_ROOM = (SUSPECT, RESERVED, WRONG_REVISION)
 
 
 def serve(
@@ -41,12 +42,14 @@ def serve(
     *,
     offer: Callable[[Request, Policy], str],
     ask: Callable[[Request], bool],
+    split: bool = False,
 ) -> None:
-    """``offer`` places a request under that policy and takes it out of ``queues``, which is the empty answer; else it
-    says why not. ``ask``: an interactive one that does not fit asks for room; true if there is some at once, and then
-    it is offered once more. Else each is offered once, and what asks for no less than another one that does not fit is
-    not offered."""
-    one = _Pass(queues, view, model, policy, now, offer, ask, Rejected())
+    """``split``: not all requests of the model may go to all of its workers, so that what one finds no room for says
+    nothing of another. ``offer`` places a request under that policy and takes it out of ``queues``, which is the empty
+    answer; else it says why not. ``ask``: an interactive one that does not fit asks for room; true if there is some at
+    once, and then it is offered once more. Else each is offered once, and what asks for no less than another one that
+    does not fit is not offered."""
+    one = _Pass(queues, view, model, policy, now, offer, ask, split, Rejected())
     while one.place_one():
         for key in one.rejected.names():
             queues.overtaken(key, now)
@@ -119,6 +122,7 @@ class _Pass:
     now: float
     offer: Callable[[Request, Policy], str]
     ask: Callable[[Request], bool]
+    split: bool
     rejected: Rejected
 
     def place_one(self) -> bool:
@@ -133,12 +137,12 @@ class _Pass:
                 if not reason:
                     return True
                 # Where all is full, nobody but those who may ask for room is worth a look.
-                asking = [request] if reason not in _FOR_ALL else list(self.queues.asking(self.model))
+                asking = [request] if not self._for_all(reason) else list(self.queues.asking(self.model))
                 made = [each for each in asking if self._may_ask(each) and self.ask(each)]
                 if made:
                     self.rejected.clear(made)
                     return self.place_one()
-                if reason in _FOR_ALL:
+                if self._for_all(reason):
                     return False
             since = self.queues.overtaken_since(request.key)
             if reason in _NOT_FOR_ROOM or since is None or self.now - since < PATIENCE_SECONDS:
@@ -150,10 +154,17 @@ class _Pass:
 
     def _offered(self, request: Request) -> str:
         own = terms(request, self.queues, self.view, self.policy, self.now)
-        reason = RESERVED if own is None else self.rejected.foreseen(request, own) or self.offer(request, own)
+        if own is None:
+            reason = RESERVED
+        else:
+            foreseen = "" if self.split else self.rejected.foreseen(request, own)
+            reason = foreseen or self.offer(request, own)
         if reason:
             self.rejected.add(request, own, reason)
         return reason
+
+    def _for_all(self, reason: str) -> bool:
+        return reason in _FOR_ALL and not self.split
 
     def _may_ask(self, request: Request) -> bool:
         """Who has its share pauses nobody."""

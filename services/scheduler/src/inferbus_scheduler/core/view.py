@@ -1,6 +1,7 @@
 """The fleet as a decision sees it: values, ordered so that a decision need not look at every worker."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
@@ -121,7 +122,9 @@ class Candidates(Sequence[WorkerView]):
     As a sequence: those with room, best first (the score without a prefix, ties by name), then those without.
     """
 
-    __slots__ = ("_changes", "_failed", "_first_change", "_keys", "_weights", "full", "named", "readers", "zones")
+    __slots__ = (
+        "_changes", "_failed", "_first_change", "_keys", "_weights", "full", "named", "readers", "revisions", "zones"
+    )  # fmt: skip
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -131,6 +134,8 @@ class Candidates(Sequence[WorkerView]):
         self.full: dict[str, WorkerView] = {}
         # How many have room and nothing to read.
         self.readers = 0
+        # How many there are of each.
+        self.revisions: Counter[str] = Counter()
         # The last ones that failed, by request and whether the policy was sparing; and the last names put.
         self._failed: dict[tuple[bytes, bool], Failed] = {}
         self._changes: list[str] = []
@@ -173,6 +178,7 @@ class Candidates(Sequence[WorkerView]):
         if name in self.named:
             self.remove(name)
         self.named[name] = worker
+        self.revisions[worker.revision] += 1
         zone = self.zones.get(worker.zone)
         if zone is None:
             zone = self.zones[worker.zone] = Zone()
@@ -194,6 +200,9 @@ class Candidates(Sequence[WorkerView]):
     def remove(self, name: str) -> None:
         """KeyError if it is not there."""
         worker = self.named.pop(name)
+        self.revisions[worker.revision] -= 1
+        if not self.revisions[worker.revision]:
+            del self.revisions[worker.revision]
         zone = self.zones[worker.zone]
         zone.taken -= worker.active + worker.on_the_way
         zone.capacity -= worker.capacity

@@ -5,6 +5,14 @@ from datetime import timedelta
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_runtime.errors import InferBusError, unavailable
 
+# Of these no revision is to blame.
+_NOBODY = ("deadline_exceeded", "token_gap")
+
+
+def is_failure(error: InferBusError | None) -> bool:
+    """Whether another revision might do what ended so."""
+    return error is None or error.reason not in _NOBODY
+
 
 def engine_failed(diagnostic: str) -> InferBusError:
     return unavailable(

@@ -29,6 +29,7 @@ class LoadCount:
         self._served: dict[_Payer, list[int]] = {}
         self._ended: dict[bytes, None] = {}
         self._ttft_us: list[int] = []
+        self._failed: dict[bytes, int] = {}
 
     def begun(self, running: Running) -> None:
         running.told_tokens = len(running.ids)
@@ -39,16 +40,25 @@ class LoadCount:
 
     def ended(self, running: Running, input_tokens: int | None) -> None:
         """``input_tokens``: as they were counted at last; None: they were not, since another worker goes on with it."""
+        self._leave(running, input_tokens)
+        self.gone(running.key)
+
+    def failed(self, running: Running) -> None:
+        """It failed here, and nobody is told but schedulers, until it is recalled: then it is :meth:`gone`."""
+        self._leave(running, None)
+        self._failed[running.key] = running.attempt
+
+    def _leave(self, running: Running, input_tokens: int | None) -> None:
         if running.key in self._reading:
             self._has_read(running)
         self._count(running)
         if input_tokens is not None and not running.resumed:
             self._serve(running)[0] += input_tokens - running.told_input_tokens
-        self.gone(running.key)
 
     def gone(self, key: bytes) -> None:
         """It holds nothing here any more, or never did."""
         self._ended[key] = None
+        self._failed.pop(key, None)
 
     def look(self, running: Iterable[Running]) -> None:
         """Takes over the tokens of all that run."""
@@ -72,6 +82,9 @@ class LoadCount:
     def tell(self, beat: Heartbeat) -> None:
         """Into ``beat`` what is new since the last one."""
         beat.prefill_tokens = self.prefill_tokens
+        if self._failed:
+            beat.failed_ids = b"".join(self._failed)
+            beat.failed_attempts.extend(self._failed.values())
         if self._ended:
             beat.ended_ids = b"".join(self._ended)
             self._ended = {}

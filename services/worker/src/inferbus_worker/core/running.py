@@ -17,7 +17,8 @@ class Running:
     ``last_us``: time of the request's previous token, of its acceptance before the first. ``closing``: the engine
     was told to end it; ``verdict`` says why, if it is not the client's cancel. ``expire_us``: 0 for never. ``opened``:
     a frame of this attempt carries its Open. ``first_started_us``: as ``started_us``, but in whichever attempt; 0: not
-    known. ``texts``: what ``ids`` stand for, if the engine goes on by text. ``resumed``: an earlier attempt had tokens.
+    known. ``fails_over``: if the engine fails it, another revision is to do it. ``texts``: what ``ids`` stand for, if
+    the engine goes on by text. ``resumed``: an earlier attempt had tokens.
     ``told_tokens``, ``told_input_tokens``, ``prefill_tokens``: see :class:`inferbus_worker.core.load.LoadCount`.
     """
 
@@ -43,6 +44,7 @@ class Running:
     told_tokens: int = 0
     told_input_tokens: int = 0
     prefill_tokens: int = 0
+    fails_over: bool = False
 
 
 def running_of(work: Work, revision: str, attempt: int | None = None, *, by_text: bool = False) -> Running:
@@ -72,6 +74,7 @@ def running_of(work: Work, revision: str, attempt: int | None = None, *, by_text
         ids=before.ids,
         texts=[text for _, text in before.texts] if by_text else None,
         resumed=bool(before.ids),
+        fails_over=work.fails_over,
     )
 
 

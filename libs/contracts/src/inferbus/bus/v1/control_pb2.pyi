@@ -67,6 +67,8 @@ class Heartbeat(_message.Message):
     PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     SERVED_FIELD_NUMBER: _builtins.int
     TTFT_US_FIELD_NUMBER: _builtins.int
+    FAILED_IDS_FIELD_NUMBER: _builtins.int
+    FAILED_ATTEMPTS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     active: _builtins.int
@@ -80,6 +82,10 @@ class Heartbeat(_message.Message):
     """Requests that ended here since the last heartbeat, 16 bytes each: what they held is free."""
     prefill_tokens: _builtins.int
     """Input tokens of the generations that have no token yet."""
+    failed_ids: _builtins.bytes
+    """Generations that failed here and whose end was not told (Work.fails_over), 16 bytes each, with their attempts: they are
+    to be given to others. Said in each heartbeat until they are recalled.
+    """
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuStatus]:
         """Those that this worker computes on, in the first heartbeat after they were read (once a second); else empty."""
@@ -102,6 +108,8 @@ class Heartbeat(_message.Message):
     def ttft_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """TTFT of each request whose first token came since the last heartbeat."""
 
+    @_builtins.property
+    def failed_attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -118,10 +126,12 @@ class Heartbeat(_message.Message):
         prefill_tokens: _builtins.int = ...,
         served: _abc.Iterable[Global___Served] | None = ...,
         ttft_us: _abc.Iterable[_builtins.int] | None = ...,
+        failed_ids: _builtins.bytes = ...,
+        failed_attempts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "ended_ids", b"ended_ids", "engine", b"engine", "gpus", b"gpus", "output_tokens_total", b"output_tokens_total", "prefill_tokens", b"prefill_tokens", "running", b"running", "served", b"served", "ttft_us", b"ttft_us", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "ended_ids", b"ended_ids", "engine", b"engine", "failed_attempts", b"failed_attempts", "failed_ids", b"failed_ids", "gpus", b"gpus", "output_tokens_total", b"output_tokens_total", "prefill_tokens", b"prefill_tokens", "running", b"running", "served", b"served", "ttft_us", b"ttft_us", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -202,6 +202,7 @@ class ScalingDecision(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     SIGNALS_FIELD_NUMBER: _builtins.int
     REPLICAS_WANTED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     scheduler: _builtins.str
     model: _builtins.str
     replicas_before: _builtins.int
@@ -210,6 +211,8 @@ class ScalingDecision(_message.Message):
     """Stable: queue, ttft, itl, kv, idle, cold_start, min, max, gpu_budget, no_load."""
     replicas_wanted: _builtins.int
     """What was wanted before bounds and budget."""
+    revision: _builtins.str
+    """Which of the model's revisions these workers are to be of; empty: whatever they are of."""
     @_builtins.property
     def decision_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -225,10 +228,11 @@ class ScalingDecision(_message.Message):
         reason: _builtins.str = ...,
         signals: Global___ScalingSignals | None = ...,
         replicas_wanted: _builtins.int = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "signals", b"signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "model", b"model", "reason", b"reason", "replicas", b"replicas", "replicas_before", b"replicas_before", "replicas_wanted", b"replicas_wanted", "scheduler", b"scheduler", "signals", b"signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "model", b"model", "reason", b"reason", "replicas", b"replicas", "replicas_before", b"replicas_before", "replicas_wanted", b"replicas_wanted", "revision", b"revision", "scheduler", b"scheduler", "signals", b"signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

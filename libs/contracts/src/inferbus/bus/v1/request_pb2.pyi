@@ -447,6 +447,7 @@ class GenerateRequest(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     ASKED_MODEL_FIELD_NUMBER: _builtins.int
+    ONLY_REVISION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """UUIDv7, 16 bytes: names the request everywhere. See inferbus_contracts.ids for what its last bytes say."""
     edge: _builtins.str
@@ -468,6 +469,8 @@ class GenerateRequest(_message.Message):
     """
     asked_model: _builtins.str
     """The model that the client asked for, if context.model is a fallback of its deployment."""
+    only_revision: _builtins.str
+    """The only revision that it may go to. Empty: as the model's rollout says."""
     @_builtins.property
     def context(self) -> _context_pb2.RequestContext: ...
     @_builtins.property
@@ -520,10 +523,11 @@ class GenerateRequest(_message.Message):
         resume: Global___Resume | None = ...,
         prefix: _builtins.bytes = ...,
         asked_model: _builtins.str = ...,
+        only_revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "chat", b"chat", "constraint", b"constraint", "context", b"context", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "labels", b"labels", "prompt", b"prompt", "resume", b"resume", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "asked_model", b"asked_model", "cache_salt", b"cache_salt", "chat", b"chat", "constraint", b"constraint", "context", b"context", "edge", b"edge", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "input_counted_elsewhere", b"input_counted_elsewhere", "labels", b"labels", "prefix", b"prefix", "priority_class", b"priority_class", "prompt", b"prompt", "reply", b"reply", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_time", b"accepted_time", "asked_model", b"asked_model", "cache_salt", b"cache_salt", "chat", b"chat", "constraint", b"constraint", "context", b"context", "edge", b"edge", "embedding", b"embedding", "expire_time", b"expire_time", "inference", b"inference", "input", b"input", "input_counted_elsewhere", b"input_counted_elsewhere", "labels", b"labels", "only_revision", b"only_revision", "prefix", b"prefix", "priority_class", b"priority_class", "prompt", b"prompt", "reply", b"reply", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["chat", "prompt", "embedding", "inference"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -549,6 +553,7 @@ class Resume(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    FAILED_REVISIONS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The attempt that comes next, 2 or more. All of the attempts below it is on the log before its fence, or void."""
     text: _builtins.bytes
@@ -556,7 +561,7 @@ class Resume(_message.Message):
     fruitless_deaths: _builtins.int
     """Attempts in a row whose worker died before they had made a token: such a request may be what kills them."""
     reason: _builtins.str
-    """Why the last attempt is over: worker_lost, drained, preempted, recalled."""
+    """Why the last attempt is over: worker_lost, drained, preempted, recalled, failed."""
     worker: _builtins.str
     """Where the last attempt was; it need not be sent there again."""
     end: _builtins.str
@@ -582,6 +587,10 @@ class Resume(_message.Message):
     def interrupted_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it waits for its next attempt."""
 
+    @_builtins.property
+    def failed_revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Revisions on which it has failed, once for each time: it is not sent there again."""
+
     def __init__(
         self,
         *,
@@ -597,10 +606,11 @@ class Resume(_message.Message):
         worker: _builtins.str = ...,
         end: _builtins.str = ...,
         output_tokens: _builtins.int = ...,
+        failed_revisions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end", b"end", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "output_tokens", b"output_tokens", "reason", b"reason", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end", b"end", "failed_revisions", b"failed_revisions", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "output_tokens", b"output_tokens", "reason", b"reason", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,11 +627,14 @@ class Work(_message.Message):
     PLACED_TIME_FIELD_NUMBER: _builtins.int
     BOOT_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    FAILS_OVER_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     """WorkerRecord.boot: it is for that incarnation of the worker and for no later one."""
     attempt: _builtins.int
     """0: 1."""
+    fails_over: _builtins.bool
+    """If it fails there, nobody is told but the schedulers (Heartbeat.failed_ids): another revision does it."""
     @_builtins.property
     def request(self) -> Global___GenerateRequest: ...
     @_builtins.property
@@ -634,10 +647,11 @@ class Work(_message.Message):
         placed_time: _timestamp_pb2.Timestamp | None = ...,
         boot: _builtins.int = ...,
         attempt: _builtins.int = ...,
+        fails_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed_time", b"placed_time", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "placed_time", b"placed_time", "request", b"request", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "fails_over", b"fails_over", "placed_time", b"placed_time", "request", b"request", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
