@@ -83,7 +83,7 @@ class Desk:
         server = await self._stack.enter_async_context(
             serve(
                 "127.0.0.1:0",
-                lambda one: add_deployment_service(one, deployments, scaler.last, scaler.changes),
+                lambda one: add_deployment_service(one, deployments, scaler.log),
                 [DEPLOYMENT_SERVICE],
                 TOKEN,
             )

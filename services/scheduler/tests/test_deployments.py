@@ -142,7 +142,7 @@ async def test_a_decision_that_is_heard_before_its_deployment_is_told_with_it(bu
     decision = ScalingDecision(scheduler="leader", model="m", decision_time=clock.timestamp(now), replicas=2)
     await follower.publisher.publish(decision)
     async with asyncio.timeout(30):
-        while "m" not in follower.scaler._last:
+        while ("m", "") not in follower.scaler.log._last:
             await asyncio.sleep(0.01)
     created = clock.timestamp(now - 1_000_000)
     await follower.deployments.put(DeploymentRecord(model="m", min_replicas=1, max_replicas=4, create_time=created))

@@ -46,6 +46,8 @@ def _placed(placement: Mapping[str, Any]) -> str:
     """What the scheduler still knows."""
     others = len(placement.get("verdicts", ()))
     on = f" on {placement['worker']}" if placement.get("worker") else ""
+    if "cold_start" in placement:
+        on += f" after {seconds(_seconds(placement['cold_start']))} of a cold start"
     return f"scheduler: {placement.get('outcome', '')}{on} ({placement.get('reason', '')}; {others} workers seen)"
 
 

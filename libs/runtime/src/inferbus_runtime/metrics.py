@@ -16,6 +16,8 @@ DURATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 
 TOKEN_BUCKETS = tuple(4**n for n in range(14))
 # Inside the platform a step takes from tens of microseconds to a few seconds.
 STEP_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# From a process that only connects to tens of gigabytes of weights from a slow disk.
+COLD_START_BUCKETS = (0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 GEN_AI_LABELS = ("gen_ai_request_model", "error_type")
 
@@ -64,6 +66,16 @@ MIGRATION_SECONDS = Histogram(
     buckets=STEP_BUCKETS,
 )
 FLEET_WORKERS = Gauge("inferbus_fleet_workers", "Workers with a live lease", ("model", "state"))
+COLD_START_SECONDS = Histogram(
+    "inferbus_cold_start_seconds",
+    "From the decision that a model without a worker gets one until that took work",
+    ("model",),
+    buckets=COLD_START_BUCKETS,
+)
+MEMORY_BUDGET = Gauge("inferbus_memory_budget_bytes", "Memory that models may take together; only where it is bounded")
+MODEL_MEMORY = Gauge(
+    "inferbus_model_memory_bytes", "Of the budget, what a model's workers are taken to hold", ("model", "revision")
+)
 SCHEDULER_SHARDS = Gauge("inferbus_scheduler_shards", "Shards of the models that this scheduler holds")
 DEGRADATIONS = Counter("inferbus_degradations_total", "Requests sent to a fallback of their model", ("model",))
 DECISIONS_LOST = Counter("inferbus_decisions_lost_total", "Decisions that the stream DECISIONS did not take")
@@ -71,6 +83,9 @@ DECISIONS_LOST = Counter("inferbus_decisions_lost_total", "Decisions that the st
 # --- worker -------------------------------------------------------------------------------------------------------
 WORKER_ACTIVE = Gauge("inferbus_worker_active", "Generations running in the engine")
 WORKER_WAITING = Gauge("inferbus_worker_waiting", "Generations submitted and waiting for the engine")
+WORKER_START_SECONDS = Gauge(
+    "inferbus_worker_start_seconds", "What its start took; part is process, artifacts, engine or total", ("part",)
+)
 WORKER_CAPACITY = Gauge("inferbus_worker_capacity", "Generations that the engine runs at once")
 GENERATIONS = Counter("inferbus_generations_total", "Generations ended", ("model", "finish_reason"))
 INPUT_TOKENS = Counter("inferbus_input_tokens_total", "Input tokens of ended generations", ("model",))

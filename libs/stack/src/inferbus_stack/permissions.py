@@ -119,6 +119,8 @@ def _scheduler(name: str) -> Permissions:
             "ctl.recall.*",
             *_watches("fleet"),
             *_watches("models"),
+            # Of a model that no worker has served yet.
+            "$KV.models.*",
             *_watches("tenants"),
             *_watches("projects"),
             *_watches("deployments"),

@@ -11,6 +11,7 @@ from inferbus_stack.certificates import Wanted
 from inferbus_stack.child import ChildSpec
 from inferbus_stack.home import Home
 from inferbus_stack.permissions import Role
+from inferbus_stack.revisions import machine_only
 from inferbus_stack.secrets import SecretFolder
 
 LOOPBACK = "127.0.0.1"
@@ -43,8 +44,11 @@ class StackOptions:
     schedulers: int = 1
     batches: int = 1
     embeddings: bool = False
-    # Workers are started and drained as their deployment asks; ``workers`` is the most that there are.
+    # The first model's workers are started and drained as its deployment asks; ``workers`` is the most that there are.
     autoscale: bool = False
+    # More workers that may be started, for any model; and the memory, in bytes, that all models may take (0: any).
+    slots: int = 0
+    memory: int = 0
     tls: bool = False
     tls_names: tuple[str, ...] = ()
 
@@ -63,7 +67,9 @@ def instances(options: StackOptions) -> tuple[Instance, ...]:
     """The processes of ours, by role in the order in which a stop takes them down."""
     edges = (Instance(Role.EDGE, f"edge-{n}", f"edge-{n}" if n else "edge") for n in range(options.edges))
     engine = {"ENGINE": options.engine}
-    workers = [Instance(Role.WORKER, f"worker-{n}", f"worker-{n}", engine) for n in range(options.workers)]
+    workers = [
+        Instance(Role.WORKER, f"worker-{n}", f"worker-{n}", engine) for n in range(options.workers + options.slots)
+    ]
     if options.embeddings:
         # One thread: it shares the cores with a model that needs all of them.
         workers.append(Instance(Role.WORKER, _EMBEDDINGS, _EMBEDDINGS, {"ENGINE": "minilm", "THREADS": "1"}))
@@ -82,9 +88,14 @@ def _named(role: str, count: int) -> list[str]:
     return [f"{role}-{n}" if n else role for n in range(count)]
 
 
-def scaled_workers(options: StackOptions) -> tuple[str, ...]:
-    """Those that come and go with ``autoscale``, in the order of their start."""
-    return tuple(f"worker-{n}" for n in range(options.workers)) if options.autoscale else ()
+def managed_workers(options: StackOptions) -> tuple[str, ...]:
+    """All that come and go as the scheduler says, in the order of their start."""
+    return tuple(f"worker-{n}" for n in range(options.workers + options.slots))
+
+
+def first_workers(options: StackOptions) -> tuple[str, ...]:
+    """Of them, those that are there from the start, with the stack's own model: by the first one that gets known."""
+    return managed_workers(options)[: 1 if options.autoscale else options.workers]
 
 
 def certificates(options: StackOptions) -> tuple[Wanted, ...]:
@@ -157,15 +168,19 @@ class Plan:
     def clickhouse_password(self, user: str) -> str:
         return self.secrets.password(f"clickhouse-{user}")
 
-    def service(self, instance: Instance) -> ChildSpec:
-        """How the process of ``instance`` is started."""
+    def service(self, instance: Instance, revision: Mapping[str, str] | None = None) -> ChildSpec:
+        """How the process of ``instance`` is started. ``revision``: of a worker, the variables of a registered
+        revision, which take the place of all that is set for the stack's own model."""
         prefix = f"INFERBUS_{instance.role.name}_"
-        settings = self._shared(instance) | self._own(instance)
+        settings, environ = self._shared(instance) | self._own(instance), self.environ
+        if revision is not None:
+            # Who it is and where it listens is not for a revision to say.
+            settings, environ = {**revision, **self._shared(instance)}, machine_only(environ)
         home = self.options.home
         return ChildSpec(
             name=instance.name,
             command=(sys.executable, "-m", f"inferbus_{instance.role.value}"),
-            environ={**self.environ, **{prefix + name: value for name, value in settings.items()}},
+            environ={**environ, **{prefix + name: value for name, value in settings.items()}},
             log_file=home.log_file(instance.name),
             ready_file=home.ready_file(instance.name),
             stop_seconds=STOP_SECONDS,
@@ -215,7 +230,8 @@ class Plan:
         if instance.role is Role.WORKER:
             return dict(instance.settings)
         if instance.role is Role.SCHEDULER:
-            return {"METER_ADDRESS": self.grpc("meter")}
+            budget = {"MEMORY_BUDGET": str(self.options.memory)} if self.options.memory else {}
+            return {"METER_ADDRESS": self.grpc("meter"), **budget}
         if instance.role is Role.BATCH:
             return {
                 "SCRATCH_FOLDER": str(self.options.home.scratch),
@@ -258,7 +274,7 @@ def stack_content(plan: Plan, pids: Mapping[str, int]) -> dict[str, Any]:
     """What ``stack.json`` says once everything is ready. ``pids`` by process name: of those that there are now."""
     services: dict[str, Any] = {}
     for one in instances(plan.options):
-        if one.name not in pids and one.name in scaled_workers(plan.options):
+        if one.name not in pids and one.name in managed_workers(plan.options):
             continue
         entry: dict[str, Any] = {"pid": pids[one.name], "grpc": plan.grpc(one.name)}
         if one.role is Role.EDGE:

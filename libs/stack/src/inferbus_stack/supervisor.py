@@ -6,11 +6,13 @@ Stop:  edges (they drain) → batch → scheduler → workers → meter (it flus
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from inferbus_bus.connection import BusConfig
+from inferbus.bus.v1.revision_pb2 import RevisionRecord
+from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.errors import StreamApiError
+from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.tasks import cancel_all
@@ -21,7 +23,15 @@ from inferbus_stack.home import StackError, write_stack
 from inferbus_stack.permissions import Role
 from inferbus_stack.restarts import Restarts
 from inferbus_stack.seed import first_keys, seed
-from inferbus_stack.services import BUS_ADMIN, Instance, Plan, instances, scaled_workers, stack_content
+from inferbus_stack.services import (
+    BUS_ADMIN,
+    Instance,
+    Plan,
+    first_workers,
+    instances,
+    managed_workers,
+    stack_content,
+)
 
 # A first start derives a model's file; later ones take a few seconds.
 _READY_SECONDS = 180.0
@@ -62,8 +72,7 @@ class Supervisor:
         self._complete = True
         self._publish()
         self._background(self._keep_house(), "housekeeping")
-        if self._plan.options.autoscale:
-            self._background(self._autoscale(), "autoscale")
+        self._background(self._autoscale(), "autoscale")
 
     async def failure(self) -> None:
         """Never returns by itself. Raises when the supervisor itself has a fault; a child's death is not one."""
@@ -87,11 +96,12 @@ class Supervisor:
 
     # -- workers that come and go ----------------------------------------------------------------------------------
 
-    async def start_worker(self, name: str) -> None:
-        """Returns when it is ready. Raises ChildError."""
+    async def start_worker(self, name: str, settings: Mapping[str, str] | None = None) -> None:
+        """Returns when it is ready. ``settings``: of a registered revision; None: the stack's own model. Raises
+        ChildError."""
         self._leaving.discard(name)
         one = next(one for one in self._of(Role.WORKER) if one.name == name)
-        await self._launch(self._plan.service(one))
+        await self._launch(self._plan.service(one, settings))
         self._publish()
 
     def let_go(self, name: str) -> None:
@@ -110,28 +120,41 @@ class Supervisor:
         self._publish()
 
     def _first_workers(self) -> list[Instance]:
-        """With --autoscale the first one is there from the start: by it the model gets known."""
-        workers = self._of(Role.WORKER)
-        slots = scaled_workers(self._plan.options)[1:]
-        return [one for one in workers if one.name not in slots]
+        """Those that are there from the start."""
+        options = self._plan.options
+        later = set(managed_workers(options)) - set(first_workers(options))
+        return [one for one in self._of(Role.WORKER) if one.name not in later]
 
     async def _autoscale(self) -> None:
         # Only here: it brings gRPC along, which does not go well with starting children; see up.py.
         from inferbus_stack.autoscale import Autoscaler
 
-        plan = self._plan
-        slots = scaled_workers(plan.options)
-        autoscaler = Autoscaler(
-            workers=self,
-            slots=slots,
-            running=slots[:1],
-            schedulers=[plan.grpc(one.name) for one in self._of(Role.SCHEDULER)],
-            workers_at={name: plan.grpc(name) for name in slots},
-            token=plan.secrets.password("rpc-token"),
-            identity=plan.tls.get(BUS_ADMIN),
-            say=self._say,
-        )
-        await autoscaler.run()
+        plan, options = self._plan, self._plan.options
+        slots = managed_workers(options)
+        async with connect(self._bus()) as bus:
+            revisions = Registry(bus, "revisions", RevisionRecord)
+            autoscaler = Autoscaler(
+                workers=self,
+                slots=slots,
+                running=first_workers(options),
+                revisions=revisions.items,
+                schedulers=[plan.grpc(one.name) for one in self._of(Role.SCHEDULER)],
+                workers_at={name: plan.grpc(name) for name in slots},
+                token=plan.secrets.password("rpc-token"),
+                identity=plan.tls.get(BUS_ADMIN),
+                scales=options.workers if options.autoscale else 0,
+                say=self._say,
+            )
+            revisions.on_change(lambda name, record: autoscaler.revisions_changed())
+            await revisions.start()
+            try:
+                await autoscaler.run()
+            finally:
+                await revisions.stop()
+
+    def _bus(self) -> BusConfig:
+        seed = self._plan.secrets.nkey(BUS_ADMIN).seed
+        return BusConfig(self._plan.nats_url, BUS_ADMIN, seed, self._plan.tls.get(BUS_ADMIN))
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -151,8 +174,7 @@ class Supervisor:
 
     async def _prepare_bus(self) -> None:
         secrets = self._plan.secrets
-        config = BusConfig(self._plan.nats_url, BUS_ADMIN, secrets.nkey(BUS_ADMIN).seed, self._plan.tls.get(BUS_ADMIN))
-        await seed(config, first_keys(secrets.api_key("api-key"), secrets.api_key("admin-key")))
+        await seed(self._bus(), first_keys(secrets.api_key("api-key"), secrets.api_key("admin-key")))
         self._say("streams and registries are there")
 
     async def _launch(self, spec: ChildSpec) -> None:

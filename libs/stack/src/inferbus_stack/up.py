@@ -40,8 +40,7 @@ async def run_stack(options: StackOptions, say: Say, on_ready: Callable[[dict[st
             environ=inherited(),
             tls=_identities(options),
         )
-        if options.autoscale:
-            keep_grpc_out_of_forks()
+        keep_grpc_out_of_forks()
 
         def tell(text: str) -> None:
             log.info(text)

@@ -10,6 +10,7 @@ import grpc
 from inferbus.bus.v1.control_pb2 import CacheEvents, Cancel, Heartbeat
 from inferbus.bus.v1.registry_pb2 import ModelRecord, ProjectRecord, TenantRecord, WorkerRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
+from inferbus.bus.v1.revision_pb2 import RevisionRecord
 from inferbus.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from inferbus.scheduler.v1.revision_pb2_grpc import add_RevisionServiceServicer_to_server
 from inferbus.scheduler.v1.rollout_pb2_grpc import add_RolloutServiceServicer_to_server
@@ -23,6 +24,7 @@ from inferbus_runtime.lifecycle import Process, ReadyInfo
 from inferbus_runtime.rpc import channel, serve
 
 from inferbus_scheduler.capacity import Capacities
+from inferbus_scheduler.cold_starts import ColdStarts
 from inferbus_scheduler.config import Config
 from inferbus_scheduler.core.drain_rate import DrainRate
 from inferbus_scheduler.core.estimates import OutputMeans
@@ -43,6 +45,7 @@ from inferbus_scheduler.incoming import request_of
 from inferbus_scheduler.intake import Intake
 from inferbus_scheduler.keda import serve_keda
 from inferbus_scheduler.making_room import MakingRoom
+from inferbus_scheduler.model_records import ModelRecords
 from inferbus_scheduler.placed import PlacedWork
 from inferbus_scheduler.probes import Prober
 from inferbus_scheduler.revisions import REVISION_SERVICE, Revisions, RevisionServicer
@@ -82,6 +85,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     models = await process.enter(_following(Registry(bus, "models", ModelRecord)))
     tenants = await process.enter(_following(Registry(bus, "tenants", TenantRecord)))
     projects = await process.enter(_following(Registry(bus, "projects", ProjectRecord)))
+    builds = await process.enter(_following(Registry(bus, "revisions", RevisionRecord)))
     deployments = await process.enter(_following(Deployments(bus)))
     fleet = await _fleet(config, process, bus)
     shards = await process.enter(_shards(shards_of(bus, config.name, config.lease_ttl)))
@@ -92,7 +96,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     publisher = Publisher(bus)
     await publisher.start()
 
-    revisions = await process.enter(_following(Revisions(bus)))
+    revisions = Revisions(builds, models)
     rollouts = await process.enter(_following(Rollouts(bus, revisions, publisher)))
     policy = _policies(deployments, config.max_prefill_tokens, config.policy)
     means, rate, queues = OutputMeans(), DrainRate(), Queues(config.shares, _weights(tenants, projects))
@@ -113,6 +117,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
         # A worker's lease and its model are two records: whichever is here first.
         knows_model=lambda model: models.get(model) is not None or fleet.knows_model(model),
         limits=config.limits,
+        too_large=lambda model: scaler.too_large(model),  # it is made below
     )  # fmt: skip
     pick = picker(config.policy, Random().random)  # noqa: S311 (it hides nothing)
     routing = Routing(fleet, rollouts.traffic, pick)
@@ -127,12 +132,20 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     fleet.on_gone = takeover.gone
     fleet.on_ended = lambda view: queues.ended(view.key)
     fleet.on_served = _served(queues, means)
-    fleet.on_serving = rate.serving
+    cold_starts = ColdStarts(lambda: (worker.record for worker in fleet.workers()), clock.monotonic())
+
+    def serving(model: str, served: bool, now: float) -> None:
+        rate.serving(model, served, now)
+        cold_starts.serving(model, served, now)
+
+    fleet.on_serving = serving
     scaler = Scaler(
         bus=bus, publisher=publisher, fleet=fleet, deployments=deployments, name=config.name,
         decides=lambda: shards.holds(SCALING_SHARD),
         settings=ScalingSettings(config.gpu_budget, config.scale_down_window.total_seconds()),
+        rules=config.rules, revisions=builds.items, shares=rollouts.shares,
     )  # fmt: skip
+    scaler.log.on_decision = cold_starts.decided
     await process.enter(_following(scaler))
     rpc_token = config.rpc_token.get_secret_value() if config.rpc_token is not None else None
     control = RolloutControl(
@@ -145,6 +158,8 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     _follow_outages(bus, fleet, dispatcher)
     process.spawn(takeover.run(), "takeover")
     process.spawn(scaler.run(), "scaler")
+    announcing = ModelRecords(models, builds, lambda: shards.holds(SCALING_SHARD))
+    process.spawn(announcing.run(), "models that were never served")
     capacities = Capacities(bus, fleet=fleet, queues=queues, name=config.name, owns=ours.owns)
     process.spawn(capacities.run(), "capacity for batches")
     process.spawn(_tick(fleet, dispatcher, queues, rate, decisions, making_room), "tick")
@@ -160,11 +175,12 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
         name=config.name, fleet=fleet, queues=queues, dispatcher=dispatcher, waiting=waiting, decisions=decisions,
         draining=Draining(rpc_token, config.tls), policy=policy, schedulers=shards.holders,
         routing=Routing(fleet, rollouts.traffic, place),  # to be asked about changes nothing
+        without_worker=cold_starts.waited,
     )  # fmt: skip
 
     def add(grpc_server: Any) -> None:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, grpc_server)
-        add_deployment_service(grpc_server, deployments, scaler.last, scaler.changes)
+        add_deployment_service(grpc_server, deployments, scaler.log, cold_starts.last)
         add_RevisionServiceServicer_to_server(RevisionServicer(revisions, fleet), grpc_server)
         rollout_servicer = RolloutServicer(rollouts, revisions, fleet, control.figures)
         add_RolloutServiceServicer_to_server(rollout_servicer, grpc_server)

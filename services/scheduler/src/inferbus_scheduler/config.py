@@ -8,6 +8,7 @@ from pydantic import Field
 
 from inferbus_scheduler.core.admission import Limits
 from inferbus_scheduler.core.fairness import Shares
+from inferbus_scheduler.core.residency import Rules
 
 
 class Config(ServiceConfig):
@@ -44,6 +45,12 @@ class Config(ServiceConfig):
     """Recent requests whose decision Explain can tell; the oldest is forgotten first."""
     gpu_budget: int = Field(default=0, ge=0)
     """GPUs that all scaled deployments together may have; 0: no bound."""
+    memory_budget: int = Field(default=0, ge=0)
+    """Bytes that the workers of all models together may hold; models give theirs to each other. 0: no bound."""
+    memory_residence: timedelta = Field(default=timedelta(seconds=20), ge=timedelta(0))
+    """A model that has work keeps its memory for so long at least."""
+    memory_max_wait: timedelta = Field(default=timedelta(seconds=30), ge=timedelta(0))
+    """A model that waits for memory for longer gets it from one that has work; before, from idle ones only."""
     scale_down_window: timedelta = Field(default=timedelta(minutes=2), gt=timedelta(0))
     """How long fewer workers must have been enough before one is let go."""
     meter_address: str | None = Field(default=None, pattern=ADDRESS)
@@ -57,6 +64,14 @@ class Config(ServiceConfig):
             max_queued=self.max_queued,
             queue_timeout=self.queue_timeout.total_seconds(),
             retry_after=self.retry_after.total_seconds(),
+        )
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(
+            budget=self.memory_budget,
+            min_residence=self.memory_residence.total_seconds(),
+            max_wait=self.memory_max_wait.total_seconds(),
         )
 
     @property

@@ -3,7 +3,7 @@ operators change it."""
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from inferbus.bus.v1.decision_pb2 import ScalingDecision
 from inferbus.bus.v1.registry_pb2 import DeploymentRecord
@@ -66,19 +66,31 @@ class Deployments:
             self._deployments[model] = deployment_of(record)
 
 
-Last = Callable[[str], ScalingDecision | None]
-"""The last decision about a model."""
-Changes = Callable[[], AsyncIterator[list[ScalingDecision]]]
-"""All last decisions at once, then those that are new."""
+class Decided(Protocol):
+    """What was decided about workers."""
+
+    def last(self, model: str) -> ScalingDecision | None: ...
+
+    def revisions(self, model: str) -> list[ScalingDecision]:
+        """The last ones about single revisions."""
+        ...
+
+    def changes(self) -> AsyncIterator[list[ScalingDecision]]:
+        """All last decisions at once, then those that are new."""
+        ...
+
+
+ColdStarts = Callable[[str], api.ColdStart | None]
+"""The last one of a model."""
 
 
 class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     """Any scheduler takes changes. Errors: INVALID_ARGUMENT, NOT_FOUND ``deployment_not_found``, UNAVAILABLE."""
 
-    def __init__(self, deployments: Deployments, last: Last, changes: Changes) -> None:
+    def __init__(self, deployments: Deployments, decided: Decided, cold_starts: ColdStarts) -> None:
         self._deployments = deployments
-        self._last = last
-        self._changes = changes
+        self._decided = decided
+        self._cold_starts = cold_starts
 
     async def SetDeployment(self, request: api.SetDeploymentRequest, context: Any) -> api.SetDeploymentResponse:  # noqa: N802 (gRPC's name)
         record = DeploymentRecord()
@@ -113,7 +125,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         self, request: api.WatchScalingRequest, context: Any
     ) -> AsyncIterator[api.WatchScalingResponse]:
         """The last decisions of all deployments at once (there may be none yet), then each new one."""
-        async for decisions in self._changes():
+        async for decisions in self._decided.changes():
             yield api.WatchScalingResponse(decisions=decisions)
 
     def _record(self, model: str) -> DeploymentRecord:
@@ -128,10 +140,18 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         return record
 
     def _shown(self, record: DeploymentRecord) -> api.GetDeploymentResponse:
-        return api.GetDeploymentResponse(deployment=record, scaling=self._last(record.model))
+        model = record.model
+        return api.GetDeploymentResponse(
+            deployment=record,
+            scaling=self._decided.last(model),
+            revisions=[one for one in self._decided.revisions(model) if one.replicas or one.replicas_wanted],
+            cold_start=self._cold_starts(model),
+        )
 
 
-def add_deployment_service(server: Any, deployments: Deployments, last: Last, changes: Changes) -> None:
+def add_deployment_service(
+    server: Any, deployments: Deployments, decided: Decided, cold_starts: ColdStarts = lambda model: None
+) -> None:
     """Put DeploymentService on a gRPC server; :data:`DEPLOYMENT_SERVICE` is its name there."""
-    servicer = DeploymentServicer(deployments, last, changes)
+    servicer = DeploymentServicer(deployments, decided, cold_starts)
     deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(servicer, server)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from inferbus_scheduler.core.request import base_of
+from inferbus_scheduler.core.residency import Unit
 from inferbus_scheduler.core.view import WorkerView
 
 
@@ -28,10 +29,16 @@ class Workers:
 
 @dataclass(slots=True)
 class Headcount:
-    """``workers`` by model; ``model_of`` each incarnation (name, boot)."""
+    """``workers`` by model, and by model and revision; ``unit_of`` each incarnation (name, boot)."""
 
     workers: dict[str, Workers] = field(default_factory=dict)
-    model_of: dict[tuple[str, int], str] = field(default_factory=dict)
+    revisions: dict[Unit, Workers] = field(default_factory=dict)
+    unit_of: dict[tuple[str, int], Unit] = field(default_factory=dict)
+
+    def of(self, unit: Unit) -> Workers:
+        """All workers of a model, or those of one revision of it."""
+        model, revision = unit
+        return (self.revisions.get(unit) if revision else self.workers.get(model)) or Workers()
 
 
 def count(fleet: Fleet) -> Headcount:
@@ -41,14 +48,18 @@ def count(fleet: Fleet) -> Headcount:
         if view.alive_until == float("-inf"):
             continue
         model = base_of(view.model)
-        counted.model_of[view.name, view.boot] = model
-        workers = counted.workers.setdefault(model, Workers())
-        if view.draining:
-            workers.leaving += 1
-            continue
-        workers.taking += 1
-        workers.slots += view.capacity
-        workers.running += view.active + view.on_the_way
-        workers.kv_blocks += view.kv_blocks
-        workers.kv_blocks_used += view.kv_blocks_used
+        unit = counted.unit_of[view.name, view.boot] = model, view.revision
+        _add(counted.workers.setdefault(model, Workers()), view)
+        _add(counted.revisions.setdefault(unit, Workers()), view)
     return counted
+
+
+def _add(workers: Workers, view: WorkerView) -> None:
+    if view.draining:
+        workers.leaving += 1
+        return
+    workers.taking += 1
+    workers.slots += view.capacity
+    workers.running += view.active + view.on_the_way
+    workers.kv_blocks += view.kv_blocks
+    workers.kv_blocks_used += view.kv_blocks_used

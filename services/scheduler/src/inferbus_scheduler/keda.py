@@ -26,7 +26,7 @@ from inferbus_scheduler.scaler import SETTLE_SECONDS, Scaler
 
 KEDA_SERVICE = api.DESCRIPTOR.services_by_name["ExternalScaler"].full_name
 METRIC = "inferbus-replicas"
-_MODEL = "model"
+_MODEL, _REVISION = "model", "revision"
 _STRANGERS = Public(
     admit=lambda method, metadata: None,
     max_request_bytes=64 << 10,
@@ -38,8 +38,9 @@ _STRANGERS = Public(
 
 
 class KedaServicer(externalscaler_pb2_grpc.ExternalScalerServicer):
-    """``scalerMetadata`` names the ``model``. Errors: INVALID_ARGUMENT without it, NOT_FOUND for one that is not
-    scaled, UNAVAILABLE in the first seconds; on an error KEDA leaves everything as it is."""
+    """``scalerMetadata`` names the ``model``, and a ``revision`` of it where each has workers of its own.
+    Errors: INVALID_ARGUMENT without a model, NOT_FOUND for one that is not scaled, UNAVAILABLE in the first seconds; on
+    an error KEDA leaves everything as it is."""
 
     def __init__(self, scaler: Scaler, deployments: Deployments) -> None:
         self._scaler = scaler
@@ -77,7 +78,7 @@ class KedaServicer(externalscaler_pb2_grpc.ExternalScalerServicer):
         return api.GetMetricsResponse(metricValues=[value])
 
     def _replicas(self, ref: api.ScaledObjectRef) -> int:
-        replicas = self._scaler.replicas(self._deployment(ref))
+        replicas = self._scaler.replicas(self._deployment(ref), ref.scalerMetadata.get(_REVISION, ""))
         if replicas is None:
             raise unavailable(
                 "not_settled",
@@ -91,7 +92,9 @@ class KedaServicer(externalscaler_pb2_grpc.ExternalScalerServicer):
         if not model:
             raise invalid("The trigger's metadata must name the model.", param=_MODEL)
         deployment = self._deployments.of(model)
-        if not deployment.scaled:
+        revision = ref.scalerMetadata.get(_REVISION, "")
+        # Revisions of a model that nobody scales have decisions, too, once it is divided among some.
+        if not deployment.scaled and not (revision and self._scaler.last(deployment.model, revision)):
             raise InferBusError(
                 ErrorClass.ERROR_CLASS_NOT_FOUND,
                 "deployment_not_scaled",

@@ -9,7 +9,6 @@ from inferbus.bus.v1.revision_pb2 import RevisionRecord, RevisionStage
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.scheduler.v1 import revision_pb2 as api
 from inferbus.scheduler.v1 import revision_pb2_grpc
-from inferbus_bus.connection import Bus
 from inferbus_bus.registry import Registry
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
@@ -23,20 +22,11 @@ REVISION_SERVICE = api.DESCRIPTOR.services_by_name["RevisionService"].full_name
 
 
 class Revisions:
-    """The bucket, followed, and the names under which models are known."""
+    """The bucket, followed, and the names under which models are known: two registries that were started."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._registry = Registry(bus, "revisions", RevisionRecord)
-        self._models = Registry(bus, "models", ModelRecord)
-
-    async def start(self) -> None:
-        """Returns when the present content is here."""
-        await self._registry.start()
-        await self._models.start()
-
-    async def stop(self) -> None:
-        await self._models.stop()
-        await self._registry.stop()
+    def __init__(self, registry: Registry[RevisionRecord], models: Registry[ModelRecord]) -> None:
+        self._registry = registry
+        self._models = models
 
     def get(self, model: str, revision: str) -> RevisionRecord | None:
         return self._registry.get(_name(model, revision))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from inferbus.bus.v1.registry_pb2 import WorkerRecord
@@ -46,7 +47,8 @@ _QUIET_SECONDS = 2.0
 
 class SchedulerServicer(SchedulerServiceServicer):
     """Errors: NOT_FOUND ``request_not_found`` and ``worker_not_found``, UNAVAILABLE ``worker_unreachable``,
-    INVALID_ARGUMENT for a bad subject or target. ``schedulers``: which shards each living scheduler holds."""
+    INVALID_ARGUMENT for a bad subject or target. ``schedulers``: which shards each living scheduler holds.
+    ``without_worker``: of a time (model, from, to; monotonic), the seconds in which the model had no worker."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         policy: Callable[[str], Policy],
         routing: Routing,
         schedulers: Callable[[], Mapping[str, list[int]]],
+        without_worker: Callable[[str, float, float], float],
     ) -> None:
         self._name = name
         self._fleet = fleet
@@ -72,6 +75,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         self._policy = policy
         self._routing = routing
         self._schedulers = schedulers
+        self._without_worker = without_worker
 
     async def WatchFleet(self, request: WatchFleetRequest, context: Any) -> AsyncIterator[WatchFleetResponse]:  # noqa: N802 (gRPC's name)
         """A picture at once, then one after each change, until the caller leaves."""
@@ -154,7 +158,11 @@ class SchedulerServicer(SchedulerServiceServicer):
                 "No recent request has this id here.",
                 param="request_id",
             )
-        return _recorded(decision)
+        answer = _recorded(decision)
+        cold = self._without_worker(decision.request.model, decision.request.waits_since, decision.now)
+        if decision.worker and cold > 0:
+            answer.cold_start.FromTimedelta(timedelta(seconds=cold))
+        return answer
 
     def _would_be(self, request: Request, now: float) -> ExplainResponse:
         hits = self._fleet.matches(request)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 from inferbus.bus.v1.control_pb2 import Cancel, Recall
@@ -14,6 +15,7 @@ from inferbus_runtime.lifecycle import Process
 from inferbus_runtime.rpc import serve
 
 from inferbus_worker.cache_events import CacheTeller
+from inferbus_worker.cold_start import ColdStart
 from inferbus_worker.config import Config, host_name, visible_gpus
 from inferbus_worker.core.gpu_names import wanted
 from inferbus_worker.core.records import model_record, worker_record
@@ -21,7 +23,7 @@ from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.direct import Direct
 from inferbus_worker.drain import Drain
 from inferbus_worker.engine import Engine, EngineInfo, TellsPrefixes
-from inferbus_worker.engine_memory import check_bound, engine_memory
+from inferbus_worker.engine_memory import MemoryLook, check_bound, engine_memory
 from inferbus_worker.engine_report import EngineReport
 from inferbus_worker.engine_watch import EngineWatch, MemoryBound
 from inferbus_worker.engines import GPU_ENGINES, engine_class
@@ -46,12 +48,15 @@ _LEAVE_PART = 0.9
 
 async def wire(config: Config, process: Process) -> Mapping[str, str]:
     """Everything runs and listens when it returns."""
-    boot = clock.now_us()
+    cold_start, boot = ColdStart(), clock.now_us()
     seed = config.nats_seed.get_secret_value() if config.nats_seed else None
     bus_config = BusConfig(config.nats_url, config.name, seed, config.tls)
     bus = await process.enter(connect(bus_config))
+    cold_start.connected()
     engine: Engine = engine_class(config.engine).from_config(config)
     info = await process.enter(_started(engine))
+    info = replace(info, revision=config.revision or info.revision)
+    cold_start.engine_started()
     if config.engine_max_memory is not None:
         check_bound(config.engine_max_memory, engine_memory())
     frames = await process.enter(_publishing(bus_config, config, boot))
@@ -79,7 +84,8 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
 
     report = EngineReport(engine, info.engine)
     statuses = telemetry.statuses if telemetry is not None else tuple
-    load = Load(config.name, generations, intake, frames, report, statuses)
+    memory = MemoryLook(on_gpus=bool(record.gpus))
+    load = Load(config.name, generations, intake, frames, report, statuses, memory.held)
     heartbeats = Heartbeats(bus, load.current, config.heartbeat_interval, generations)
     intake.on_suspect(heartbeats.soon)
     metrics.WORKER_CAPACITY.set(info.capacity)
@@ -99,10 +105,12 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     process.spawn(intake.run_acks(), "acks of work")
     await bus.subscribe(Cancel, intake.on_cancel)
     await bus.subscribe(Recall, recalled, Recall(worker=config.name))
+    record.start.CopyFrom(cold_start.done())
     await process.enter(_registered(registration, rpc.address))
     process.spawn(registration.run(), "fleet lease")
     await process.enter(_taking_work(source, boot))
     process.spawn(heartbeats.run(), "heartbeats")
+    process.spawn(memory.run(), "memory")
     if isinstance(engine, TellsPrefixes):
         teller = CacheTeller(bus, config.name, lambda: registration.boot, engine.prefixes)
         process.spawn(teller.run(), "what the cache holds")

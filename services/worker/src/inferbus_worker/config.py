@@ -253,6 +253,8 @@ class Config(ServiceConfig):
     """The software that generates; its packages must be installed, else the worker does not start."""
     model: str | None = Field(default=None, min_length=1, max_length=128)
     """Public model name; unset: the engine's own."""
+    revision: str = Field(default="", max_length=128)
+    """The registered revision that it is of; empty: what the engine makes of its files and settings."""
     capacity: int | None = Field(default=None, ge=1, le=65536)
     """Generations that run at once, more wait; unset: 16 (llama_cpp), 64 (minilm, openai, transformers, triton),
     128 (tensorrt_llm), 1024 (synthetic)."""

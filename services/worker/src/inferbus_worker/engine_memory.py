@@ -1,5 +1,6 @@
 """How much memory the processes hold that this one has started: an engine that leaks is seen from outside (Linux)."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -18,6 +19,33 @@ def engine_memory(parent: int | None = None) -> int | None:
     """
     below = _below(os.getpid() if parent is None else parent)
     return sum(_held(pid) for pid in below) if below else None
+
+
+def worker_memory() -> int:
+    """Bytes, resident or swapped out, of this process and all below it; 0: not known."""
+    own = os.getpid()
+    return sum(_held(pid) for pid in (own, *_below(own)))
+
+
+class MemoryLook:
+    """What the worker holds of main memory, looked at now and then: a look reads all of /proc. ``on_gpus``: that is not
+    what it is bounded by, and nothing is looked at."""
+
+    def __init__(self, *, on_gpus: bool, interval: float = 2.0) -> None:
+        self._held = 0
+        self._on_gpus = on_gpus
+        self._interval = interval
+
+    def held(self) -> int:
+        """Bytes, as of the last look; 0: not known."""
+        return self._held
+
+    async def run(self) -> None:
+        """For ever."""
+        while not self._on_gpus:
+            self._held = await asyncio.to_thread(worker_memory)
+            await asyncio.sleep(self._interval)
+        await asyncio.Event().wait()
 
 
 def _below(parent: int) -> list[int]:

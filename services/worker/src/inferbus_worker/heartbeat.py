@@ -31,6 +31,7 @@ class Load:
         frames: FramePublisher,
         report: EngineReport,
         gpus: Callable[[], Iterable[GpuStatus]],
+        memory: Callable[[], int],
     ) -> None:
         self._worker = worker
         self._generations = generations
@@ -38,6 +39,7 @@ class Load:
         self._frames = frames
         self._report = report
         self._gpus = gpus
+        self._memory = memory
         self._boot = 0  # of the last heartbeat
         self._running_at = self._counted_at = -_RUNNING_SECONDS
 
@@ -53,6 +55,7 @@ class Load:
             output_tokens_total=generations.output_tokens,
             gpus=self._gpus(),
             engine=self._report.current(),
+            memory_bytes=self._memory(),
         )
         now = clock.monotonic()
         if now - self._counted_at >= _COUNT_SECONDS:

@@ -8,6 +8,7 @@ from google.protobuf.json_format import MessageToDict
 from inferbus.bus.v1.decision_pb2 import ScalingDecision, ScalingSignals
 from inferbus.bus.v1.registry_pb2 import DeploymentRecord
 from inferbus.scheduler.v1.deployment_pb2 import (
+    ColdStart,
     DeleteDeploymentResponse,
     GetDeploymentResponse,
     ListDeploymentsResponse,
@@ -15,6 +16,7 @@ from inferbus.scheduler.v1.deployment_pb2 import (
 )
 
 from inferbus_cli.edge import PATIENCE, Edge
+from inferbus_cli.sizes import size
 from inferbus_cli.tables import Column, Rows, terminal
 from inferbus_cli.target import Target, json_option, with_target
 from inferbus_cli.tenancy import NONE, Lifetime
@@ -22,6 +24,7 @@ from inferbus_cli.tenancy import as_json as json_of
 from inferbus_cli.text import duration, moment, seconds
 
 _PATH = "/deployments"
+TOO_LARGE = "too_large"
 _TIMES = ("ttft_target", "itl_target", "queue_target", "idle_time", "cold_start")
 _COUNTS = ("min_replicas", "max_replicas", "gpus_per_replica")
 
@@ -50,6 +53,7 @@ def list_deployments(target: Target, as_json: bool) -> None:
         return
     table = Rows(
         *(Column("model"), Column("replicas", number=True), Column("of"), Column("why")),
+        *(Column("memory", number=True, spare=2), Column("cold start", number=True, spare=2)),
         *(Column("TTFT", number=True, spare=1), Column("ITL", number=True, spare=1)),
         *(Column("fallbacks", folds=True, spare=2), Column("decided (UTC)", spare=3, folds=True)),
     )
@@ -57,7 +61,8 @@ def list_deployments(target: Target, as_json: bool) -> None:
         record, decided = one.deployment, _decision(one)
         table.add(
             *(record.model, str(decided.replicas) if decided else "", _bounds(record)),
-            *(decided.reason if decided else "", _time(record, "ttft_target"), _time(record, "itl_target")),
+            *(decided.reason if decided else "", size(_memory(one)), duration(one.cold_start.total_duration)),
+            *(_time(record, "ttft_target"), _time(record, "itl_target")),
             *(", ".join(record.fallbacks), moment(decided.decision_time) if decided else ""),
         )
     terminal().print(table if answer.deployments else "There are no deployments: all models have the defaults.")
@@ -84,11 +89,18 @@ def show(target: Target, model: str, as_json: bool) -> None:
     if decided is None:
         click.echo("No number of workers was decided yet.")
         return
-    click.echo(
-        f"{decided.replicas} since {moment(decided.decision_time)} UTC, before {decided.replicas_before}, "
-        f"wanted {decided.replicas_wanted}; why: {decided.reason}"
-    )
+    click.echo(_decided(decided))
+    if decided.reason == TOO_LARGE:
+        click.echo(
+            f"it will not be loaded: a worker of it needs {size(decided.memory_bytes)}, more than there is for it"
+        )
     click.echo(f"seen then: {_seen(decided.signals)}")
+    for revision in one.revisions:
+        click.echo(f"revision {revision.revision}: {_decided(revision)}")
+    if _memory(one):
+        click.echo(f"memory of a worker: {size(_memory(one))}")
+    if one.HasField("cold_start"):
+        click.echo(f"last cold start: {_cold(one.cold_start)}")
 
 
 @deployments.command("set")
@@ -142,6 +154,32 @@ def _known(edge: Edge, model: str) -> dict[str, Any]:
         return {}
     values: dict[str, Any] = MessageToDict(record, preserving_proto_field_name=True)
     return {name: values[name] for name in (*_TIMES, *_COUNTS, "fallbacks") if name in values}
+
+
+def _decided(decided: ScalingDecision) -> str:
+    return (
+        f"{decided.replicas} since {moment(decided.decision_time)} UTC, before {decided.replicas_before}, "
+        f"wanted {decided.replicas_wanted}; why: {decided.reason}"
+    )
+
+
+def _memory(one: GetDeploymentResponse) -> int:
+    return max((each.memory_bytes for each in (one.scaling, *one.revisions)), default=0)
+
+
+def _cold(cold: ColdStart) -> str:
+    """The whole, and what is known of its parts."""
+    start = cold.start
+    parts = [
+        f"{name} {duration(part)}"
+        for name, part in (
+            ("process", start.process_duration), ("artifacts", start.artifacts_duration),
+            ("engine", start.engine_duration),
+        )
+        if part.ToNanoseconds()
+    ]  # fmt: skip
+    split = f"; of that {', '.join(parts)}" if parts else ""
+    return f"{duration(cold.total_duration)} from {moment(cold.decision_time)} UTC on, {cold.worker}{split}"
 
 
 def _decision(one: GetDeploymentResponse) -> ScalingDecision | None:

@@ -117,7 +117,8 @@ def _node(
         *(Column("worker"), Column("state"), Column("model"), Column("revision", spare=3), Column("engine", spare=7)),
         *(Column("load", number=True), Column("KV used", number=True, spare=1)),
         *(Column("from cache", number=True, spare=4), Column("TTFT P95", number=True, spare=2)),
-        *(Column("GPUs", spare=8), Column("up", number=True, spare=5), Column("heartbeat", number=True, spare=6)),
+        *(Column("GPUs", spare=9), Column("up", number=True, spare=5), Column("start", number=True, spare=8)),
+        Column("heartbeat", number=True, spare=6),
     )
     for one in sorted(workers, key=lambda one: one.record.worker):
         table.add(*_worker(one, ttft, now_us), dim=one.record.state != WorkerState.WORKER_STATE_ACTIVE)
@@ -132,7 +133,8 @@ def _worker(worker: FleetWorker, ttft: Mapping[str, float], now_us: int) -> tupl
         *(record.worker, state_of(record), record.model, record.revision, record.engine),
         *(f"{count(worker.active)}{coming}/{count(record.capacity)}", kv_used(worker.engine)),
         *(from_cache(worker.engine), seconds(ttft.get(record.worker, 0.0)), gpus),
-        *(age(max(0.0, (now_us - record.boot) / 1e6)), f"{duration(worker.heartbeat_age)} ago"),
+        *(age(max(0.0, (now_us - record.boot) / 1e6)), duration(record.start.total_duration)),
+        *(f"{duration(worker.heartbeat_age)} ago",),
     )
 
 

@@ -14,11 +14,13 @@ from inferbus_stack.up import run_stack
 from rich.console import Console
 from rich.status import Status
 
+from inferbus_cli.sizes import Size
 from inferbus_cli.target import home_option
 from inferbus_cli.text import seconds
 
 _DEFAULT_PORT = 8080
 _AUTOSCALED = 4
+_SLOTS = 4
 MODELS = {"llama_cpp": "smollm2-135m-instruct", "synthetic": "synthetic"}
 # Told by the worker's own variables what they serve.
 _CONFIGURED = ("openai", "tensorrt_llm", "transformers", "triton")
@@ -35,6 +37,18 @@ _CONFIGURED = ("openai", "tensorrt_llm", "transformers", "triton")
     "--autoscale",
     is_flag=True,
     help="Start and drain workers as their deployment asks (inferbus deployments); without one: from 1 to --workers.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(0, 64),
+    default=_SLOTS,
+    show_default=True,
+    help="More workers that may be started: for other models (their registered revisions), or another revision.",
+)
+@click.option(
+    "--memory",
+    type=Size(),
+    help="What the workers of all models may take together, as 2GiB: they give it to each other. Any, if not said.",
 )
 @click.option("--edges", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--meters", type=click.IntRange(1, 16), default=1, show_default=True)
@@ -65,6 +79,8 @@ def up(
     host: str,
     workers: int | None,
     autoscale: bool,
+    slots: int,
+    memory: int | None,
     edges: int,
     meters: int,
     schedulers: int,
@@ -85,6 +101,8 @@ def up(
         port=port,
         workers=workers or (_AUTOSCALED if autoscale else 1),
         autoscale=autoscale,
+        slots=slots,
+        memory=memory or 0,
         edges=edges,
         meters=meters,
         schedulers=schedulers,

@@ -9,6 +9,7 @@ from inferbus_scheduler.core.request import Request
 MODEL_NOT_FOUND = "model_not_found"
 QUEUE_FULL = "queue_full"
 NO_WORKER = "no_worker"
+MODEL_TOO_LARGE = "model_too_large"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 CANCELLED = "cancelled"
 
@@ -89,6 +90,16 @@ def admit(request: Request, *, known_model: bool, queue: QueueState, limits: Lim
             retry_after=retry_after(queue, limits),
         )
     return None
+
+
+def too_large(request: Request) -> Refusal:
+    """There will never be memory for a worker of its model, as things stand: waiting is of no use."""
+    return Refusal(
+        ErrorClass.ERROR_CLASS_UNAVAILABLE,
+        MODEL_TOO_LARGE,
+        f"The model `{request.model}` needs more memory than there is for it here; it cannot be loaded.",
+        "model",
+    )
 
 
 def retry_after(queue: QueueState, limits: Limits) -> float:

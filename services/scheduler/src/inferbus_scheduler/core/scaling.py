@@ -7,8 +7,9 @@ enough for a whole window: that is why constant load moves nothing.
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from inferbus_scheduler.core.deployments import Deployment
 from inferbus_scheduler.core.signals import WINDOW_SECONDS, Signals
@@ -16,6 +17,8 @@ from inferbus_scheduler.core.signals import WINDOW_SECONDS, Signals
 QUEUE, TTFT, ITL, KV = "queue", "ttft", "itl", "kv"
 IDLE, COLD_START, MIN, MAX = "idle", "cold_start", "min", "max"
 GPU_BUDGET, NO_LOAD = "gpu_budget", "no_load"
+# Of a model: its revisions have decisions of their own. Of a revision: it gets its part of the model's.
+REVISIONS = "revisions"
 # A KV cache this full makes requests wait; so full it should be then, and may be with one worker less.
 _KV_FULL, _KV_GOAL, _KV_SPARE = 0.9, 0.8, 0.7
 # With one worker less so much of the slots may be in use, and of a target.
@@ -203,17 +206,21 @@ def _ceil(value: float) -> int:
 # --- the budget ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
-    """``replicas``: what :func:`desired` says. ``held``: workers that are there, those that drain included."""
+KeyT = TypeVar("KeyT", bound=Hashable)
 
-    model: str
+
+@dataclass(frozen=True, slots=True)
+class Want(Generic[KeyT]):
+    """``model``: or one revision of it; they must have an order. ``replicas``: what :func:`desired` says. ``held``:
+    workers that are there, those that drain included."""
+
+    model: KeyT
     replicas: int
     gpus: int
     held: int
 
 
-def share(wants: Iterable[Want], budget: int) -> Mapping[str, int]:
+def share(wants: Iterable[Want[KeyT]], budget: int) -> Mapping[KeyT, int]:
     """Replicas by model that together need no more than ``budget`` GPUs (0: as many as are wanted).
 
     Each gets the same part of what it wants, one for each before two for any. What others still hold is free only when
@@ -229,10 +236,14 @@ def share(wants: Iterable[Want], budget: int) -> Mapping[str, int]:
     return _filled(known, granted, fair, budget - held)
 
 
-def _filled(known: Mapping[str, Want], start: Mapping[str, int], goal: Mapping[str, int], gpus: int) -> dict[str, int]:
+def _filled(
+    known: Mapping[KeyT, Want[KeyT]], start: Mapping[KeyT, int], goal: Mapping[KeyT, int], gpus: int
+) -> dict[KeyT, int]:
     """``start``, raised towards ``goal`` replica by replica where the least part of what is wanted is granted."""
     granted = dict(start)
-    waiting = [(granted[model] / goal[model], model) for model in known if granted[model] < goal[model]]
+    waiting: list[tuple[float, Any]] = [
+        (granted[model] / goal[model], model) for model in known if granted[model] < goal[model]
+    ]
     heapq.heapify(waiting)
     while waiting:
         _, model = heapq.heappop(waiting)
@@ -246,8 +257,8 @@ def _filled(known: Mapping[str, Want], start: Mapping[str, int], goal: Mapping[s
     return granted
 
 
-def cut(decision: Desired, granted: int) -> Desired:
-    """``decision`` with what the budget leaves of it."""
+def cut(decision: Desired, granted: int, reason: str = GPU_BUDGET) -> Desired:
+    """``decision`` with what a budget leaves of it."""
     if granted >= decision.replicas:
         return decision
-    return replace(decision, replicas=granted, reason=GPU_BUDGET, state=replace(decision.state, replicas=granted))
+    return replace(decision, replicas=granted, reason=reason, state=replace(decision.state, replicas=granted))

@@ -157,6 +157,10 @@ class Watched:
         if queued or running or self.busy_at is None:
             self.busy_at = now
 
+    def idle(self, now: float) -> float | None:
+        """Seconds since something ran or waited; None: not known."""
+        return None if self.busy_at is None else now - self.busy_at
+
     def signals(self, *, workers: int, leaving: int, slots: int, running: int, queued: int, kv_used: float | None,
                 now: float) -> Signals:  # fmt: skip
         return Signals(
@@ -171,5 +175,5 @@ class Watched:
             placements_per_second=self.started.per_second(now),
             ttft_seconds=self.ttft.at(0.95, now),
             itl_seconds=self.itl.at(0.95, now),
-            idle_seconds=None if self.busy_at is None else now - self.busy_at,
+            idle_seconds=self.idle(now),
         )

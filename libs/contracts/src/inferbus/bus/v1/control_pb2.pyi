@@ -69,6 +69,7 @@ class Heartbeat(_message.Message):
     TTFT_US_FIELD_NUMBER: _builtins.int
     FAILED_IDS_FIELD_NUMBER: _builtins.int
     FAILED_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     active: _builtins.int
@@ -86,6 +87,8 @@ class Heartbeat(_message.Message):
     """Generations that failed here and whose end was not told (Work.fails_over), 16 bytes each, with their attempts: they are
     to be given to others. Said in each heartbeat until they are recalled.
     """
+    memory_bytes: _builtins.int
+    """What its processes hold now: of its GPUs' memory where it has GPUs, else of main memory. 0: not known."""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuStatus]:
         """Those that this worker computes on, in the first heartbeat after they were read (once a second); else empty."""
@@ -128,10 +131,11 @@ class Heartbeat(_message.Message):
         ttft_us: _abc.Iterable[_builtins.int] | None = ...,
         failed_ids: _builtins.bytes = ...,
         failed_attempts: _abc.Iterable[_builtins.int] | None = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "ended_ids", b"ended_ids", "engine", b"engine", "failed_attempts", b"failed_attempts", "failed_ids", b"failed_ids", "gpus", b"gpus", "output_tokens_total", b"output_tokens_total", "prefill_tokens", b"prefill_tokens", "running", b"running", "served", b"served", "ttft_us", b"ttft_us", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "boot", b"boot", "ended_ids", b"ended_ids", "engine", b"engine", "failed_attempts", b"failed_attempts", "failed_ids", b"failed_ids", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "output_tokens_total", b"output_tokens_total", "prefill_tokens", b"prefill_tokens", "running", b"running", "served", b"served", "ttft_us", b"ttft_us", "unacked_frames", b"unacked_frames", "work_sequence", b"work_sequence", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -203,16 +203,21 @@ class ScalingDecision(_message.Message):
     SIGNALS_FIELD_NUMBER: _builtins.int
     REPLICAS_WANTED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     scheduler: _builtins.str
     model: _builtins.str
     replicas_before: _builtins.int
     replicas: _builtins.int
     reason: _builtins.str
-    """Stable: queue, ttft, itl, kv, idle, cold_start, min, max, gpu_budget, no_load."""
+    """Stable: queue, ttft, itl, kv, idle, cold_start, min, max, gpu_budget, no_load, revisions (a part of the model's), lru (it
+    gave its memory to another), budget (it waits for memory), too_large (there will never be enough).
+    """
     replicas_wanted: _builtins.int
     """What was wanted before bounds and budget."""
     revision: _builtins.str
     """Which of the model's revisions these workers are to be of; empty: whatever they are of."""
+    memory_bytes: _builtins.int
+    """What one of these workers is taken to need of the memory budget; 0: not known."""
     @_builtins.property
     def decision_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -229,10 +234,11 @@ class ScalingDecision(_message.Message):
         signals: Global___ScalingSignals | None = ...,
         replicas_wanted: _builtins.int = ...,
         revision: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "signals", b"signals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "model", b"model", "reason", b"reason", "replicas", b"replicas", "replicas_before", b"replicas_before", "replicas_wanted", b"replicas_wanted", "revision", b"revision", "scheduler", b"scheduler", "signals", b"signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "memory_bytes", b"memory_bytes", "model", b"model", "reason", b"reason", "replicas", b"replicas", "replicas_before", b"replicas_before", "replicas_wanted", b"replicas_wanted", "revision", b"revision", "scheduler", b"scheduler", "signals", b"signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -594,6 +594,7 @@ class WorkerRecord(_message.Message):
     COST_PER_HOUR_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     HAND_OVER_TIME_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     model: _builtins.str
@@ -622,6 +623,10 @@ class WorkerRecord(_message.Message):
     def hand_over_time(self) -> _timestamp_pb2.Timestamp:
         """DRAINING: what runs still at this time is given to other workers. Absent: it may end here."""
 
+    @_builtins.property
+    def start(self) -> Global___WorkerStart:
+        """How long it took until it was ACTIVE. Absent: it says nothing of it."""
+
     def __init__(
         self,
         *,
@@ -641,14 +646,55 @@ class WorkerRecord(_message.Message):
         cost_per_hour: _builtins.float = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
         hand_over_time: _timestamp_pb2.Timestamp | None = ...,
+        start: Global___WorkerStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hand_over_time", b"hand_over_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hand_over_time", b"hand_over_time", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "address", b"address", "boot", b"boot", "capacity", b"capacity", "context_length", b"context_length", "cost_per_hour", b"cost_per_hour", "engine", b"engine", "gpu_names", b"gpu_names", "gpus", b"gpus", "hand_over_time", b"hand_over_time", "model", b"model", "node", b"node", "revision", b"revision", "state", b"state", "worker", b"worker", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "address", b"address", "boot", b"boot", "capacity", b"capacity", "context_length", b"context_length", "cost_per_hour", b"cost_per_hour", "engine", b"engine", "gpu_names", b"gpu_names", "gpus", b"gpus", "hand_over_time", b"hand_over_time", "model", b"model", "node", b"node", "revision", b"revision", "start", b"start", "state", b"state", "worker", b"worker", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerRecord: _TypeAlias = WorkerRecord  # noqa: Y015
+
+@_typing.final
+class WorkerStart(_message.Message):
+    """What a cold start was spent on, from the start of the worker's process. The rest of the whole is connecting and telling."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_DURATION_FIELD_NUMBER: _builtins.int
+    PROCESS_DURATION_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_DURATION_FIELD_NUMBER: _builtins.int
+    ENGINE_DURATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def total_duration(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def process_duration(self) -> _duration_pb2.Duration:
+        """Until its own code ran: the interpreter, its packages."""
+
+    @_builtins.property
+    def artifacts_duration(self) -> _duration_pb2.Duration:
+        """Its revision's artifacts were fetched; absent: there were none to fetch."""
+
+    @_builtins.property
+    def engine_duration(self) -> _duration_pb2.Duration:
+        """Its engine started: weights read, first step possible."""
+
+    def __init__(
+        self,
+        *,
+        total_duration: _duration_pb2.Duration | None = ...,
+        process_duration: _duration_pb2.Duration | None = ...,
+        artifacts_duration: _duration_pb2.Duration | None = ...,
+        engine_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifacts_duration", b"artifacts_duration", "engine_duration", b"engine_duration", "process_duration", b"process_duration", "total_duration", b"total_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts_duration", b"artifacts_duration", "engine_duration", b"engine_duration", "process_duration", b"process_duration", "total_duration", b"total_duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerStart: _TypeAlias = WorkerStart  # noqa: Y015
 
 @_typing.final
 class DeploymentRecord(_message.Message):

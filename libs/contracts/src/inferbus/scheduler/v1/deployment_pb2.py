@@ -22,37 +22,41 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from inferbus.bus.v1 import decision_pb2 as inferbus_dot_bus_dot_v1_dot_decision__pb2
 from inferbus.bus.v1 import registry_pb2 as inferbus_dot_bus_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&inferbus/scheduler/v1/deployment.proto\x12\x15inferbus.scheduler.v1\x1a\x1einferbus/bus/v1/decision.proto\x1a\x1einferbus/bus/v1/registry.proto\"c\n\x14SetDeploymentRequest\x12\x35\n\ndeployment\x18\x01 \x01(\x0b\x32!.inferbus.bus.v1.DeploymentRecord\x12\x14\n\x0c\x61\x63tor_key_id\x18\x02 \x01(\t\"N\n\x15SetDeploymentResponse\x12\x35\n\ndeployment\x18\x01 \x01(\x0b\x32!.inferbus.bus.v1.DeploymentRecord\"%\n\x14GetDeploymentRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x81\x01\n\x15GetDeploymentResponse\x12\x35\n\ndeployment\x18\x01 \x01(\x0b\x32!.inferbus.bus.v1.DeploymentRecord\x12\x31\n\x07scaling\x18\x02 \x01(\x0b\x32 .inferbus.bus.v1.ScalingDecision\"\x18\n\x16ListDeploymentsRequest\"\\\n\x17ListDeploymentsResponse\x12\x41\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32,.inferbus.scheduler.v1.GetDeploymentResponse\">\n\x17\x44\x65leteDeploymentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63tor_key_id\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"\x15\n\x13WatchScalingRequest\"K\n\x14WatchScalingResponse\x12\x33\n\tdecisions\x18\x01 \x03(\x0b\x32 .inferbus.bus.v1.ScalingDecision2\xbd\x04\n\x11\x44\x65ploymentService\x12j\n\rSetDeployment\x12+.inferbus.scheduler.v1.SetDeploymentRequest\x1a,.inferbus.scheduler.v1.SetDeploymentResponse\x12j\n\rGetDeployment\x12+.inferbus.scheduler.v1.GetDeploymentRequest\x1a,.inferbus.scheduler.v1.GetDeploymentResponse\x12p\n\x0fListDeployments\x12-.inferbus.scheduler.v1.ListDeploymentsRequest\x1a..inferbus.scheduler.v1.ListDeploymentsResponse\x12s\n\x10\x44\x65leteDeployment\x12..inferbus.scheduler.v1.DeleteDeploymentRequest\x1a/.inferbus.scheduler.v1.DeleteDeploymentResponse\x12i\n\x0cWatchScaling\x12*.inferbus.scheduler.v1.WatchScalingRequest\x1a+.inferbus.scheduler.v1.WatchScalingResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&inferbus/scheduler/v1/deployment.proto\x12\x15inferbus.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1einferbus/bus/v1/decision.proto\x1a\x1einferbus/bus/v1/registry.proto\"c\n\x14SetDeploymentRequest\x12\x35\n\ndeployment\x18\x01 \x01(\x0b\x32!.inferbus.bus.v1.DeploymentRecord\x12\x14\n\x0c\x61\x63tor_key_id\x18\x02 \x01(\t\"N\n\x15SetDeploymentResponse\x12\x35\n\ndeployment\x18\x01 \x01(\x0b\x32!.inferbus.bus.v1.DeploymentRecord\"%\n\x14GetDeploymentRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xec\x01\n\x15GetDeploymentResponse\x12\x35\n\ndeployment\x18\x01 \x01(\x0b\x32!.inferbus.bus.v1.DeploymentRecord\x12\x31\n\x07scaling\x18\x02 \x01(\x0b\x32 .inferbus.bus.v1.ScalingDecision\x12\x33\n\trevisions\x18\x03 \x03(\x0b\x32 .inferbus.bus.v1.ScalingDecision\x12\x34\n\ncold_start\x18\x04 \x01(\x0b\x32 .inferbus.scheduler.v1.ColdStart\"\xc0\x01\n\tColdStart\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x31\n\rdecision_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x0etotal_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x05start\x18\x05 \x01(\x0b\x32\x1c.inferbus.bus.v1.WorkerStart\"\x18\n\x16ListDeploymentsRequest\"\\\n\x17ListDeploymentsResponse\x12\x41\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32,.inferbus.scheduler.v1.GetDeploymentResponse\">\n\x17\x44\x65leteDeploymentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63tor_key_id\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"\x15\n\x13WatchScalingRequest\"K\n\x14WatchScalingResponse\x12\x33\n\tdecisions\x18\x01 \x03(\x0b\x32 .inferbus.bus.v1.ScalingDecision2\xbd\x04\n\x11\x44\x65ploymentService\x12j\n\rSetDeployment\x12+.inferbus.scheduler.v1.SetDeploymentRequest\x1a,.inferbus.scheduler.v1.SetDeploymentResponse\x12j\n\rGetDeployment\x12+.inferbus.scheduler.v1.GetDeploymentRequest\x1a,.inferbus.scheduler.v1.GetDeploymentResponse\x12p\n\x0fListDeployments\x12-.inferbus.scheduler.v1.ListDeploymentsRequest\x1a..inferbus.scheduler.v1.ListDeploymentsResponse\x12s\n\x10\x44\x65leteDeployment\x12..inferbus.scheduler.v1.DeleteDeploymentRequest\x1a/.inferbus.scheduler.v1.DeleteDeploymentResponse\x12i\n\x0cWatchScaling\x12*.inferbus.scheduler.v1.WatchScalingRequest\x1a+.inferbus.scheduler.v1.WatchScalingResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferbus.scheduler.v1.deployment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SETDEPLOYMENTREQUEST']._serialized_start=129
-  _globals['_SETDEPLOYMENTREQUEST']._serialized_end=228
-  _globals['_SETDEPLOYMENTRESPONSE']._serialized_start=230
-  _globals['_SETDEPLOYMENTRESPONSE']._serialized_end=308
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=310
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=347
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=350
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=479
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=481
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=505
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=507
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=599
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=601
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=663
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=665
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=691
-  _globals['_WATCHSCALINGREQUEST']._serialized_start=693
-  _globals['_WATCHSCALINGREQUEST']._serialized_end=714
-  _globals['_WATCHSCALINGRESPONSE']._serialized_start=716
-  _globals['_WATCHSCALINGRESPONSE']._serialized_end=791
-  _globals['_DEPLOYMENTSERVICE']._serialized_start=794
-  _globals['_DEPLOYMENTSERVICE']._serialized_end=1367
+  _globals['_SETDEPLOYMENTREQUEST']._serialized_start=194
+  _globals['_SETDEPLOYMENTREQUEST']._serialized_end=293
+  _globals['_SETDEPLOYMENTRESPONSE']._serialized_start=295
+  _globals['_SETDEPLOYMENTRESPONSE']._serialized_end=373
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=375
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=412
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=415
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=651
+  _globals['_COLDSTART']._serialized_start=654
+  _globals['_COLDSTART']._serialized_end=846
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=848
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=872
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=874
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=966
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=968
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=1030
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=1032
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=1058
+  _globals['_WATCHSCALINGREQUEST']._serialized_start=1060
+  _globals['_WATCHSCALINGREQUEST']._serialized_end=1081
+  _globals['_WATCHSCALINGRESPONSE']._serialized_start=1083
+  _globals['_WATCHSCALINGRESPONSE']._serialized_end=1158
+  _globals['_DEPLOYMENTSERVICE']._serialized_start=1161
+  _globals['_DEPLOYMENTSERVICE']._serialized_end=1734
 # @@protoc_insertion_point(module_scope)

@@ -5,7 +5,9 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from inferbus.bus.v1 import decision_pb2 as _decision_pb2
 from inferbus.bus.v1 import registry_pb2 as _registry_pb2
@@ -89,25 +91,75 @@ class GetDeploymentResponse(_message.Message):
 
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    COLD_START_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deployment(self) -> _registry_pb2.DeploymentRecord: ...
     @_builtins.property
     def scaling(self) -> _decision_pb2.ScalingDecision:
         """The last decision about its replicas; absent: none yet."""
 
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.ScalingDecision]:
+        """The last decisions about single revisions that have workers or are to have some."""
+
+    @_builtins.property
+    def cold_start(self) -> Global___ColdStart:
+        """The last cold start that the scheduler saw; absent: none."""
+
     def __init__(
         self,
         *,
         deployment: _registry_pb2.DeploymentRecord | None = ...,
         scaling: _decision_pb2.ScalingDecision | None = ...,
+        revisions: _abc.Iterable[_decision_pb2.ScalingDecision] | None = ...,
+        cold_start: Global___ColdStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "scaling", b"scaling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "deployment", b"deployment", "scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "scaling", b"scaling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "deployment", b"deployment", "revisions", b"revisions", "scaling", b"scaling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDeploymentResponse: _TypeAlias = GetDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class ColdStart(_message.Message):
+    """From the decision that a model is to have a worker, when it had none, until the first one took work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    DECISION_TIME_FIELD_NUMBER: _builtins.int
+    TOTAL_DURATION_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    revision: _builtins.str
+    @_builtins.property
+    def decision_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def total_duration(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def start(self) -> _registry_pb2.WorkerStart:
+        """Of it, the worker's own part."""
+
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        decision_time: _timestamp_pb2.Timestamp | None = ...,
+        total_duration: _duration_pb2.Duration | None = ...,
+        start: _registry_pb2.WorkerStart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "start", b"start", "total_duration", b"total_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time", "revision", b"revision", "start", b"start", "total_duration", b"total_duration", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdStart: _TypeAlias = ColdStart  # noqa: Y015
 
 @_typing.final
 class ListDeploymentsRequest(_message.Message):

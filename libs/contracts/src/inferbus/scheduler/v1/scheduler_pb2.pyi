@@ -300,6 +300,7 @@ class ExplainResponse(_message.Message):
     DECISION_TIME_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    COLD_START_FIELD_NUMBER: _builtins.int
     outcome: _builtins.str
     """placed, queued, rejected, cancelled, preempted, migrated, degraded."""
     worker: _builtins.str
@@ -312,6 +313,10 @@ class ExplainResponse(_message.Message):
     def decision_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerVerdict]: ...
+    @_builtins.property
+    def cold_start(self) -> _duration_pb2.Duration:
+        """Of a placed one: for so long of its time in the queue its model had no worker at all. Absent: it always had one."""
+
     def __init__(
         self,
         *,
@@ -321,10 +326,11 @@ class ExplainResponse(_message.Message):
         decision_time: _timestamp_pb2.Timestamp | None = ...,
         verdicts: _abc.Iterable[Global___WorkerVerdict] | None = ...,
         attempt: _builtins.int = ...,
+        cold_start: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision_time", b"decision_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "decision_time", b"decision_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "decision_time", b"decision_time", "outcome", b"outcome", "reason", b"reason", "verdicts", b"verdicts", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cold_start", b"cold_start", "decision_time", b"decision_time", "outcome", b"outcome", "reason", b"reason", "verdicts", b"verdicts", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
