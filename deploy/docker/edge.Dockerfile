@@ -6,13 +6,14 @@ COPY libs/contracts libs/contracts
 COPY libs/runtime libs/runtime
 COPY libs/bus libs/bus
 COPY libs/rating libs/rating
+COPY libs/sizing libs/sizing
 COPY libs/dialect libs/dialect
 COPY libs/budgets libs/budgets
 COPY services/edge services/edge
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/inferbus \
     && /opt/inferbus/bin/pip install --disable-pip-version-check -c constraints.txt \
-        ./libs/contracts ./libs/runtime ./libs/bus ./libs/rating ./libs/dialect ./libs/budgets ./services/edge
+        ./libs/contracts ./libs/runtime ./libs/bus ./libs/rating ./libs/sizing ./libs/dialect ./libs/budgets ./services/edge
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin inferbus

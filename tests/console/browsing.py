@@ -13,11 +13,12 @@ _READABLE = (Path(__file__).parent / "readable.js").read_text()
 
 @asynccontextmanager
 async def visit(
-    browser: Browser, root: str, key: str = "", *, width: int = 1440, dark: bool = False, expected: tuple[int, ...] = ()
-) -> AsyncIterator[Page]:
+    browser: Browser, root: str, key: str = "", *, width: int = 1440, dark: bool = False,
+    expected: tuple[int, ...] = (), away: bool = False,
+) -> AsyncIterator[Page]:  # fmt: skip
     """A window of a browser that knows nothing yet; with a ``key`` somebody has signed in with it. ``root``: of an
     edge. At the end there must have been no complaint, no failed and no external request; ``expected``: statuses of
-    answers that may be errors."""
+    answers that may be errors; ``away``: the edge may be gone for a while."""
     context = await browser.new_context(
         viewport={"width": width, "height": _HEIGHT}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
     )
@@ -26,7 +27,7 @@ async def visit(
     page.set_default_timeout(30_000)
 
     def complained(message: ConsoleMessage) -> None:
-        known = any(f"status of {status}" in message.text for status in expected)
+        known = any(f"status of {status}" in message.text for status in expected) or (away and "net::" in message.text)
         if message.type in ("error", "warning") and not known:
             faults.append(f"{message.type}: {message.text}")
 
@@ -40,7 +41,7 @@ async def visit(
 
     def broke_off(request: Request) -> None:
         # A page that is left takes back what it has asked for.
-        if "ERR_ABORTED" not in (request.failure or ""):
+        if "ERR_ABORTED" not in (request.failure or "") and not away:
             faults.append(f"failed: {request.url} {request.failure}")
 
     page.on("console", complained)

@@ -25,15 +25,24 @@ def found_node() -> str | None:
 def batch_modules(node: str, folder: Path) -> Js:
     """``js(body, input)``: what the function of ``input``, ``data`` and ``form`` (``lib/batches_data.js`` and
     ``batches_form.js``) returns. ``folder``: an empty one."""
+    return _modules(node, folder, {"data": "batches_data", "form": "batches_form"})
+
+
+def play_modules(node: str, folder: Path) -> Js:
+    """The same with ``sse``, ``cost``, ``figures``, ``form``, ``code`` and ``text`` (``lib/play_sse.js``, …)."""
+    return _modules(node, folder, {name: f"play_{name}" for name in ("sse", "cost", "figures", "form", "code", "text")})
+
+
+def _modules(node: str, folder: Path, modules: dict[str, str]) -> Js:
     (folder / "package.json").write_text('{"type": "module"}')
     (folder / "lib").mkdir()
     for one in resources.files("inferbus_edge").joinpath("console", "lib").iterdir():
         (folder / "lib" / one.name).write_bytes(one.read_bytes())
+    imports = " ".join(f"import * as {name} from './lib/{file}.js';" for name, file in modules.items())
 
     def run(body: str, said: Any = None) -> Any:
         script = (
-            "import * as data from './lib/batches_data.js'; import * as form from './lib/batches_form.js';"
-            "import { readFileSync } from 'node:fs'; const input = JSON.parse(readFileSync(0, 'utf8'));"
+            f"{imports} import {{ readFileSync }} from 'node:fs'; const input = JSON.parse(readFileSync(0, 'utf8'));"
             f"console.log(JSON.stringify((() => {{ {body} }})()));"
         )
         (folder / "run.js").write_text(script)

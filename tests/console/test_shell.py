@@ -71,7 +71,7 @@ async def test_each_role_is_led_to_what_it_may_see(console: Visit, stack: Stack,
         await expect(page.get_by_role("link", name="Margin")).to_have_count(0)
 
 
-async def test_a_key_for_inference_sees_its_projects_batches_and_no_more(
+async def test_a_key_for_inference_sees_its_projects_batches_and_asks_models(
     console: Visit, stack: Stack, keys: Keys
 ) -> None:
     async with console() as page:
@@ -80,7 +80,7 @@ async def test_a_key_for_inference_sees_its_projects_batches_and_no_more(
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.get_by_role("heading", name="Batches", exact=True)).to_be_visible()
         assert page.url.endswith("#/batches")
-        assert await titles(page) == ["Batches"]
+        assert await titles(page) == ["Batches", "Playground"]
         await expect(page.locator(".role")).to_have_text("acme · web")
 
 

@@ -27,7 +27,7 @@ class RunningStack:
         home.parent.mkdir(parents=True, exist_ok=True)
         self.output_file = home.with_suffix(".out")
         command = [sys.executable, "-m", "inferbus_cli", "up", "--home", str(home), "--port", "0", *options]
-        environ = os.environ | {"INFERBUS_WORKER_SYNTHETIC__ITL": "2ms"}
+        environ = {"INFERBUS_WORKER_SYNTHETIC__ITL": "2ms"} | os.environ
         with self.output_file.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, "--engine", "synthetic"], stdout=output, stderr=output, env=environ

@@ -24,6 +24,7 @@ from inferbus_edge.core.brand import GROUNDS, LEAST_CONTRAST, MAX_LOGO_BYTES, ch
 from inferbus_edge.routes.console import POLICY
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
+from yarl import URL
 
 CONSOLE = resources.files("inferbus_edge").joinpath("console")
 STYLES = CONSOLE.joinpath("styles.css").read_text(encoding="utf-8")
@@ -65,6 +66,29 @@ async def test_only_its_own_files_are_there(edge: Any) -> None:
             assert (await bare.get(f"/console/{path}")).status == 404, path
         assert (await bare.post("/console/main.js")).status == 405
         assert (await bare.head("/console/main.js")).status == 200
+
+
+async def test_a_page_has_an_address_without_a_fragment(edge: Any) -> None:
+    """Of every page that main.js knows: one without its line in the table would be no page either."""
+    main = CONSOLE.joinpath("main.js").read_text(encoding="utf-8")
+    names = [json.loads(f'"{one}"') for one in re.findall(r'name: "([^"]+)", title: ', main)]
+    assert {"analytics", "requests", "batches", "usage", "play", "brand"} <= set(names)
+    async with aiohttp.ClientSession(edge.url) as bare:
+        for name in names:
+            led = await bare.get(f"/console/{name}", allow_redirects=False)
+            assert (led.status, led.headers["Location"]) == (307, f"/console/#/{name}")
+            assert led.headers["Content-Security-Policy"] == POLICY
+        # Its parts and its query come along, and nothing that is no part of an address.
+        for asked, there in (
+            ("batches/batch_1", "batches/batch_1"), ("usage?from=-6h&by=a%26b", "usage?from=-6h&by=a%26b"),
+            ("play/%0d%0aX:%201", "play/%0D%0AX%3A%201"), ("play/%23/x", "play/%23/x"),
+        ):  # fmt: skip
+            url = URL(f"{edge.url}/console/{asked}", encoded=True)
+            led = await bare.get(url, allow_redirects=False)
+            assert led.headers["Location"] == f"/console/#/{there}"
+            assert "X" not in led.headers
+        for none in ("play.js", "Play", "player", "plays/"):
+            assert (await bare.get(f"/console/{none}", allow_redirects=False)).status == 404, none
 
 
 async def test_dots_in_a_path_lead_nowhere(edge: Any) -> None:

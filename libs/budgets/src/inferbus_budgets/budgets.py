@@ -112,6 +112,10 @@ class Budgets:
         book = self._records.book()
         return book.rate_at(scope, operation, priority, accepted_us) if is_readable(book, key, scope.model) else None
 
+    def answering(self, model: str) -> list[str]:
+        """Who may answer for ``model``: it first, then the fallbacks of its deployment."""
+        return self._records.answering(model)
+
     # --- a call -----------------------------------------------------------------------------------------------------
 
     async def reserve(self, first: bytes, key: KeyRecord, plan: Plan, model: ModelRecord, accepted_us: int) -> None:

@@ -36,6 +36,7 @@ _COMMANDS = {
     "audit": "inferbus_cli.commands.audit:audit",
     "replay": "inferbus_cli.commands.replay:replay",
     "simulate": "inferbus_cli.commands.simulate:simulate",
+    "size": "inferbus_cli.commands.size:size",
     "erase": "inferbus_cli.commands.erase:erase",
     "captures": "inferbus_cli.commands.captures:captures",
     "audit-log": "inferbus_cli.commands.audit_log:audit_log",

@@ -90,3 +90,18 @@ def with_target(command: Callable[P, R]) -> Callable[..., R]:
         return command(*args, target=_resolve(home, url, key, ca), **options)  # type: ignore[arg-type]
 
     return wrapped
+
+
+def with_target_if_asked(command: Callable[P, R]) -> Callable[..., R]:
+    """:func:`with_target` for a command that needs a stack for some of what it does only: ``target`` is a function
+    that finds it."""
+
+    @home_option
+    @_url_option
+    @_key_option
+    @_ca_option
+    @functools.wraps(command)
+    def wrapped(home: Path, url: str | None, key: str | None, ca: Path | None, *args: Any, **options: Any) -> R:
+        return command(*args, target=lambda: _resolve(home, url, key, ca), **options)  # type: ignore[arg-type]
+
+    return wrapped

@@ -59,11 +59,13 @@ from inferbus_edge.routes.organization import OrganizationRoutes
 from inferbus_edge.routes.organization_usage import OrganizationUsageRoutes
 from inferbus_edge.routes.prices import PriceRoutes
 from inferbus_edge.routes.privacy import PrivacyRoutes
+from inferbus_edge.routes.rates import RateRoutes
 from inferbus_edge.routes.replay import ReplayRoutes
 from inferbus_edge.routes.requests import RequestRoutes
 from inferbus_edge.routes.responses import ResponsesRoutes
 from inferbus_edge.routes.responses_input_tokens import InputTokensRoutes
 from inferbus_edge.routes.rollouts import RolloutRoutes
+from inferbus_edge.routes.sizing import SizingRoutes
 from inferbus_edge.routes.tenants import TenantRoutes
 from inferbus_edge.routes.tokenize import TokenizeRoutes
 from inferbus_edge.routes.usage import UsageRoutes
@@ -137,12 +139,14 @@ async def wire(config: Config, process: Process) -> dict[str, str]:
     DeploymentRoutes(auth, schedulers, publisher, wait).add_to(routes)
     RolloutRoutes(auth, schedulers, publisher, wait).add_to(routes)
     PriceRoutes(auth, meter, publisher, wait).add_to(routes)
+    RateRoutes(auth, catalogue, budgets).add_to(routes)
     BudgetRoutes(directory, meter, wait).add_to(reports)
     ReplayRoutes(auth, meter, wait).add_to(routes)
     OrganizationUsageRoutes(directory, meter, wait).add_to(reports)
     UsageRoutes(auth, meter).add_to(reports)
     RequestRoutes(directory, meter, schedulers, wait).add_to(reports)
     AnalyticsRoutes(directory, meter, wait).add_to(reports)
+    SizingRoutes(auth, bounds, wait).add_to(routes)
     InvoiceRoutes(directory, meter, publisher, wait).add_to(reports)
     OrganizationRoutes(directory, wait).add_to(routes)
     BrandRoutes(directory, wait).add_to(routes)

@@ -41,6 +41,10 @@ class Catalogue:
             )
         return model
 
+    def known(self, name: str) -> ModelRecord:
+        """Of whoever may be asked for; one with no more than its name if there is none (any more)."""
+        return self._models.get(name) or ModelRecord(name=name)
+
     def require(self, key: KeyRecord, plan: Plan) -> ModelRecord:
         """:meth:`get`, and that the model can do what is asked. Raises InferBusError INVALID_ARGUMENT naming the
         parameter that asks for what it cannot do."""

@@ -25,7 +25,10 @@ class Reports:
         own = path.startswith(ORGANIZATION)
         if method not in (("GET", "POST") if own else ("GET",)):
             return handler
-        scope = TENANT_ADMIN if own else ADMIN
+        return self.always(handler, TENANT_ADMIN if own else ADMIN)
+
+    def always(self, handler: Handler, scope: str) -> Handler:
+        """:meth:`bound` for what costs as much as a report, whatever its method and path are."""
 
         async def report(call: Call) -> web.StreamResponse:
             key = self._auth.require(call.http.headers, scope)

@@ -16,8 +16,12 @@ _PROGRAM = "inferbus_scheduler"
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def simulate(arguments: tuple[str, ...]) -> None:
     """Try scheduling policies on a trace, in simulated time over fleets of timing models."""
+    # It reads files and prints; it finds no stack and needs none.
+    sys.exit(subprocess.run([*program(), *arguments], check=False).returncode)
+
+
+def program() -> list[str]:
+    """The simulator's command line. Raises ClickException where it is not installed."""
     if importlib.util.find_spec(_PROGRAM) is None:
         raise click.ClickException("The scheduler is not installed here, and the simulator is a part of it.")
-    # It reads files and prints; it finds no stack and needs none.
-    done = subprocess.run([sys.executable, "-m", f"{_PROGRAM}.simulate", *arguments], check=False)
-    sys.exit(done.returncode)
+    return [sys.executable, "-m", f"{_PROGRAM}.simulate"]

@@ -10,13 +10,15 @@ import { theme } from "./lib/theme.js";
 const KEY = "inferbus.key"; // of the tab only: sessionStorage
 const OPERATOR = "admin";
 const TENANT = "tenant_admin";
-const CALLER = "inference"; // who has no more than that sees its project's batches
+const CALLER = "inference"; // who has no more than that sees its project's batches, and asks models
 // Loaded when it is first shown.
 const PAGES = [
   { name: "analytics", title: "Analytics", roles: [OPERATOR, TENANT], load: () => import("./pages/analytics.js") },
   { name: "requests", title: "Requests", roles: [OPERATOR, TENANT], load: () => import("./pages/request.js") },
   { name: "batches", title: "Batches", roles: [OPERATOR, TENANT, CALLER], load: () => import("./pages/batches.js") },
+  { name: "play", title: "Playground", roles: [OPERATOR, TENANT, CALLER], load: () => import("./pages/play.js") },
   { name: "usage", title: "Usage and cost", roles: [OPERATOR, TENANT], load: () => import("./pages/usage.js") },
+  { name: "size", title: "Sizing", roles: [OPERATOR, TENANT], load: () => import("./pages/size.js") },
   { name: "brand", title: "Brands", roles: [OPERATOR], load: () => import("./pages/brand.js") },
 ];
 const app = document.getElementById("app");
@@ -56,7 +58,7 @@ function login(problem = "") {
     window.isSecureContext ? null : el("p", { class: "message failed", text: "This connection is not encrypted: others can read a key that is entered here. Use HTTPS." }),
     form,
     el("div", { class: "login-foot" },
-      el("p", { id: "key-help", text: "A key with the scope admin or tenant_admin, or one for inference, which shows batches only. It stays in this tab and is forgotten with it." }),
+      el("p", { id: "key-help", text: "A key with the scope admin or tenant_admin, or one for inference, which shows batches and the playground. It stays in this tab and is forgotten with it." }),
       themeButton()))));
   input.focus();
 }

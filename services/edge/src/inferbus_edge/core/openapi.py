@@ -25,6 +25,7 @@ from inferbus_edge.core import (
     openapi_privacy,
     openapi_requests,
     openapi_rollouts,
+    openapi_sizing,
     openapi_usage,
 )
 from inferbus_edge.core.inference_v2_request import InferenceRequest
@@ -49,6 +50,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *openapi_usage.OPERATIONS,
     *openapi_requests.OPERATIONS,
     *openapi_analytics.OPERATIONS,
+    *openapi_sizing.OPERATIONS,
     *openapi_invoices.OPERATIONS,
     *openapi_privacy.OPERATIONS,
 )
@@ -86,6 +88,7 @@ _GROUPS = {
     "Files and batches": "OpenAI's files, uploads and batches: many requests as lines of a file.",
     "Organization": "OpenAI's administration API: a tenant's projects, keys, users, limits, audit log.",
     "Operator": "The administration of all tenants, in protobuf's JSON: a field with its zero value is left out.",
+    "Sizing": "Which GPUs a model needs, how fast it will be there, what that costs.",
     "Health and document": "Without a key.",
 }
 _HEADERS: dict[str, Schema] = {
@@ -168,6 +171,7 @@ def schemas() -> dict[str, Schema]:
         openapi_usage.SCHEMAS,
         openapi_requests.SCHEMAS,
         openapi_analytics.SCHEMAS,
+        openapi_sizing.SCHEMAS,
         openapi_invoices.SCHEMAS,
         openapi_privacy.SCHEMAS,
     )  # fmt: skip

@@ -5,8 +5,20 @@ from inferbus.common.v1.usage_pb2 import Operation as Asked
 from inferbus.common.v1.usage_pb2 import PriorityClass
 from inferbus.meter.v1 import prices_pb2 as prices
 
-from inferbus_edge.core.openapi_operations import WITH_KEY, Operation, in_path, in_query
-from inferbus_edge.core.openapi_schema import FLAG, NULL, TEXT, Schema, any_of, of_messages, one_of, ref, told
+from inferbus_edge.core.openapi_operations import WITH_KEY, Operation, Parameter, in_path, in_query
+from inferbus_edge.core.openapi_schema import (
+    FLAG,
+    NULL,
+    TEXT,
+    Schema,
+    any_of,
+    many,
+    of_messages,
+    one_of,
+    record,
+    ref,
+    told,
+)
 
 _GROUP, _SCOPE, _AT = "Operator", "admin", "/inferbus/v1"
 _ERRORS = (*WITH_KEY, 429, 499, 503, 504)
@@ -48,6 +60,11 @@ SCHEMAS: dict[str, Schema] = {
         "additionalProperties": False,
     },
     "RerateLine": any_of(ref("RerateResponse"), ref("Error")),
+    "OwnRates": record(
+        rates=many(
+            record("Without 'rate' nothing is charged.", ("rate",), model=TEXT, revision=TEXT, rate=ref("Rate")),
+        ),
+    ),
 }  # fmt: skip
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -86,6 +103,17 @@ OPERATIONS: tuple[Operation, ...] = (
             in_query("operation", one_of(*_OPERATIONS)), in_query("priority_class", one_of(*_CLASSES)),
             in_query("time", _WHEN, "When it is accepted; now without it."),
         ),
+    ),
+    Operation(
+        "GET", f"{_AT}/rates", _GROUP, "What this key pays for a model, whoever answers for it", "OwnRates",
+        scope="inference", errors=(*WITH_KEY, 404, 503),
+        parameters=(
+            Parameter("model", "query", TEXT, "", required=True),
+            in_query("revision", TEXT, "Of the model; the one that is served without it."),
+            in_query("operation", one_of(*_OPERATIONS), "chat without it."),
+            in_query("priority_class", one_of(*_CLASSES), "interactive without it."),
+        ),
+        description="The model's own first, then those of the fallbacks that may answer for it. In force now.",
     ),
     Operation(
         "POST", f"{_AT}/rerate", _GROUP, "Charges by the present prices: the difference, or corrections", "RerateLine",

@@ -1,4 +1,5 @@
 """/console/: the pages that operators and tenants' administrators look at. Static files, and the brand of the domain.
+/console/<page> leads to the page of that name, whose address is a fragment.
 
 The files are read once, at the start, so no path that is asked leads anywhere but to one of them. They hold nothing of
 a tenant: the pages are a client of the API, with the key that is entered into them.
@@ -6,10 +7,12 @@ a tenant: the pages are a client of the API, with the key that is entered into t
 
 import gzip
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
+from urllib.parse import quote
 
 import orjson
 from aiohttp import web
@@ -22,6 +25,7 @@ from inferbus_edge.server import Call, Routes, own_headers
 PATH = "/console/"
 BRAND_PATH = f"{PATH}brand.json"
 INDEX = "index.html"
+MAIN = "main.js"
 # Nothing but what this edge serves; no script or style in the page itself, so nothing that gets into it runs.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -35,6 +39,8 @@ HEADERS = {
     # Kept, and asked for by its ETag each time: an edge that was updated never serves half of an older console.
     "Cache-Control": "no-cache",
 }
+# A line of the table of pages in main.js.
+_PAGE = re.compile(rb'^  \{ name: "(\w+)", title: ', re.MULTILINE)
 _TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -59,6 +65,8 @@ class ConsoleRoutes:
     def __init__(self, brands: BrandDesk) -> None:
         self._brands = brands
         self._files = dict(_files(resources.files("inferbus_edge").joinpath("console")))
+        self.pages = frozenset(name.decode() for name in _PAGE.findall(self._files[MAIN].body))
+        """As they are called in an address."""
 
     def add_to(self, routes: Routes) -> None:
         routes.add("GET", PATH.removesuffix("/"), self.redirect)
@@ -74,6 +82,10 @@ class ConsoleRoutes:
 
     async def file(self, call: Call) -> web.StreamResponse:
         found = self._files.get(call.tail)
+        if found is None and call.tail.partition("/")[0] in self.pages:
+            query = call.http.rel_url.raw_query_string
+            there = f"{PATH}#/{quote(call.tail)}{'?' if query else ''}{query}"
+            return web.Response(status=307, headers={**own_headers(call.request_id), **HEADERS, "Location": there})
         if found is None:
             raise of_status(404)
         return _answer(call, found)

@@ -80,6 +80,8 @@ export function createApi(key, onRefused) {
     file: (path, params, options = {}) => look(path, params, options, (response) => response.blob()),
     /** The Response, to be read as it comes, for as long as that takes. */
     stream: (path, options = {}) => call("GET", path, { ...options, timeoutMs: null }),
+    /** The same for what is asked with a body: an answer in events. */
+    open: (path, body, options = {}) => call("POST", path, { ...options, body, timeoutMs: null }),
     /** The JSON that a form with a file is answered with. `onProgress(bytes sent)`. */
     async send(path, form, options = {}) {
       const { status, header, text } = await sendForm(path, form, key, options);
@@ -151,6 +153,11 @@ function turns(most) {
       next();
     }
   };
+}
+
+/** Names a call that may be sent again. Not crypto.randomUUID, which there is over HTTPS only. */
+export function randomName() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((one) => one.toString(16).padStart(2, "0")).join("");
 }
 
 /** Rejected when `signal` takes it back. */

@@ -1,5 +1,6 @@
 // A new batch: choose a file, or one that is there already, say what is to become of it, send it.
 
+import { randomName } from "./api.js";
 import {
   ENDPOINTS,
   exampleLine,
@@ -240,9 +241,4 @@ function hints() {
     "All lines are checked before any runs; if one is wrong nothing runs, and each fault is told with its line.",
     "Larger than some 100 MB, or by a script, it is more convenient in a terminal: inferbus batch submit FILE --wait.",
   ].map((text) => el("p", { class: "muted", text }));
-}
-
-/** Not crypto.randomUUID, which there is over HTTPS only. */
-function randomName() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((one) => one.toString(16).padStart(2, "0")).join("");
 }

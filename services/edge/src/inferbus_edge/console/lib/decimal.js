@@ -23,6 +23,19 @@ export function compare(first, second) {
   return difference < 0n ? -1 : difference > 0n ? 1 : 0;
 }
 
+/** How many units of 10^-`places` an amount is, as a BigInt. Throws if it has more decimals. */
+export function unitsOf(amount, places) {
+  const [units, own] = parts(amount);
+  if (own > places) throw new Error(`more than ${places} decimals: ${amount}`);
+  return units * 10n ** BigInt(places - own);
+}
+
+/** The inverse of unitsOf, without zeros at its end. */
+export function ofUnits(units, places) {
+  const shown = text(units, places);
+  return places ? shown.replace(/\.?0+$/, "") : shown;
+}
+
 function parts(amount) {
   const [, sign, whole, rest = ""] = /^(-?)(\d+)(?:\.(\d+))?$/.exec(String(amount || "0")) ?? [];
   if (whole === undefined) throw new Error(`no decimal: ${amount}`);
