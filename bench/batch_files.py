@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import aiohttp
-from inferbus_batch.s3_store import S3Store
-from inferbus_batch.store import BusStore, ObjectStore
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.objects import Objects
 from inferbus_bus.publish import Publisher
+from inferbus_objects.s3_store import S3Store
+from inferbus_objects.store import BusStore, ObjectStore
 
 from bench.local import running
 from bench.measure import table

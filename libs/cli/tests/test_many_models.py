@@ -10,11 +10,15 @@ from typing import Any
 
 import openai
 import pytest
+from inferbus.bus.v1.decision_pb2 import ScalingDecision
 from inferbus.bus.v1.revision_pb2 import RevisionRecord, RevisionStage
 from inferbus_bus.connection import BusConfig, connect
+from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
+from inferbus_runtime import clock
 
 from libs.cli.tests.conftest import Launch, RunningStack, until
+from services.worker.tests.llama_cpp_lora import write_adapter
 
 _SECONDS = 120
 MIB = 1 << 20
@@ -122,3 +126,83 @@ def test_two_that_are_always_busy_take_turns_and_nothing_fails(small: RunningSta
     # Each has waited for the other, and was served after that: how long depends on the machine.
     assert all(len(times) > 4 for times in ended.values())
     assert max(longest.values()) < 60, "none of them waits without end"
+
+
+def test_a_real_model_sleeps_and_is_woken_by_a_request_for_an_adapter_of_it(launch: Launch, tmp_path: Path) -> None:
+    stack = launch(tmp_path / "stack", "--slots", "1")
+    adapter = write_adapter(tmp_path / "red.gguf", seed=1)
+    settings = {"LLAMA_CPP__LORA": f"red={adapter}", "LLAMA_CPP__KV_TOKENS": "2048", "CAPACITY": "4"}
+    register(stack, "tiny", "r1", 0, settings, engine="llama_cpp")
+    stack.run("deployments", "set", "tiny", "--min", "0", "--max", "1", "--idle-time", "3s")
+    until(lambda: "tiny" in {one.id for one in client(stack).models.list()}, _SECONDS)
+
+    def text(model: str) -> str:
+        answer = client(stack).chat.completions.create(
+            model=model, max_tokens=16, temperature=0, messages=[{"role": "user", "content": "Tell me of a fox."}]
+        )
+        return str(answer.choices[0].message.content)
+
+    plain = text("tiny")
+    assert {"tiny", "tiny:red"} <= {one.id for one in client(stack).models.list()}
+    until(lambda: "tiny" not in loaded(stack), _SECONDS)
+    red = text("tiny:red")
+    assert red != plain, "it is made with the adapter"
+    assert text("tiny") == plain
+    cold = stack.json("deployments", "show", "tiny")["cold_start"]
+    print("llama_cpp", cold)
+    assert float(cold["total_duration"].removesuffix("s")) >= float(cold["start"]["engine_duration"].removesuffix("s"))
+
+
+def decide(stack: RunningStack, *decisions: ScalingDecision) -> None:
+    """As the scheduler that divides a model among revisions says it."""
+
+    async def publish() -> None:
+        content = stack.content
+        async with connect(BusConfig(content["nats_url"], "admin", content["nats_seed"])) as bus:
+            publisher = Publisher(bus)
+            await publisher.start()
+            for one in decisions:
+                one.decision_time.CopyFrom(clock.timestamp(clock.now_us()))
+                await publisher.publish(one)
+
+    asyncio.run(publish())
+
+
+def revisions(stack: RunningStack) -> dict[str, str]:
+    workers = stack.json("fleet", "--once")["workers"]
+    return {one["record"]["worker"]: one["record"]["revision"] for one in workers}
+
+
+def test_another_revision_is_started_beside_the_old_one_which_is_drained_when_it_is_said(
+    launch: Launch, tmp_path: Path
+) -> None:
+    stack = launch(tmp_path / "stack", "--slots", "2")
+    own = revisions(stack)["worker-0"]
+    register(stack, "synthetic", "r2", 0)
+    register(stack, "synthetic", "broken", 0, {"CAPACITY": "none at all"})
+    whole = ScalingDecision(model="synthetic", replicas=2, reason="revisions")
+    decide(
+        stack,
+        ScalingDecision(model="synthetic", revision=own, replicas=1, reason="revisions"),
+        ScalingDecision(model="synthetic", revision="r2", replicas=1, reason="revisions"),
+        whole,
+    )
+    until(lambda: revisions(stack) == {"worker-0": own, "worker-1": "r2"}, _SECONDS)
+    running = threading.Thread(target=ask, args=(stack, "synthetic", 2000))
+    running.start()
+    decide(stack, ScalingDecision(model="synthetic", revision=own, replicas=0, reason="revisions"))
+    until(lambda: revisions(stack) == {"worker-1": "r2"}, _SECONDS)
+    assert ask(stack, "synthetic").parse().usage.completion_tokens == 5
+    running.join(_SECONDS)
+
+    decide(stack, ScalingDecision(model="synthetic", revision="broken", replicas=1, reason="revisions"))
+    until(lambda: "synthetic broken did not start for the 2. time" in stack.output, _SECONDS)
+    assert stack.output.count("CAPACITY") == stack.output.partition("is tried again in 5 s")[0].count("CAPACITY") > 0
+    assert "is tried again in 10 s" in stack.output
+    # The stack's own model can be had again, as it is now started.
+    decide(
+        stack,
+        ScalingDecision(model="synthetic", revision="broken", replicas=0, reason="revisions"),
+        ScalingDecision(model="synthetic", revision=own, replicas=1, reason="revisions"),
+    )
+    until(lambda: own in revisions(stack).values(), _SECONDS)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -33,13 +34,14 @@ from inferbus_bus.connection import Bus, BusConfig, connect, inbox_prefix
 from inferbus_bus.frames import FramePublisher, FrameReader
 from inferbus_bus.lease import hold
 from inferbus_bus.log import FrameLog
-from inferbus_bus.objects import Objects
+from inferbus_bus.objects import CHUNK_BYTES, Objects
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
 from inferbus_bus.store import Store
 from inferbus_bus.streams import ensure_streams
 from inferbus_bus.workqueue import Delivery, WorkQueue
 from inferbus_contracts.subjects import (
+    ARTIFACTS,
     BATCH_SHARDS,
     SHARDS,
     edge_tokens,
@@ -360,6 +362,30 @@ async def test_the_batch_service_runs_the_jobs_of_its_shards(broker: Broker) -> 
 
 
 @pytest.mark.usefixtures("nothing_refused")
+@pytest.mark.usefixtures("nothing_refused")
+async def test_a_worker_reads_the_artifacts_that_an_operator_stored(broker: Broker, tmp_path: Path) -> None:
+    content = os.urandom(CHUNK_BYTES + 7)
+    async with connect(broker.config("admin")) as admin, connect(broker.config("worker-0")) as bus:
+        operator = await objects_of(admin)
+        await operator.put("digest", parts_of(content))
+        worker = await objects_of(bus)
+        info = await worker.info("digest")
+        assert info is not None
+        assert info.size == len(content)
+        assert b"".join([part async for part in worker.read("digest")]) == content
+        assert await operator.delete("digest")
+
+
+async def objects_of(bus: Bus) -> Objects:
+    publisher = Publisher(bus)
+    await publisher.start()
+    return Objects(bus, publisher, ARTIFACTS)
+
+
+async def parts_of(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
 async def test_control_messages_reach_whom_they_are_for(broker: Broker) -> None:
     async with (
         connect(broker.config("edge-0")) as edge,
@@ -456,6 +482,14 @@ REFUSED_PUBLISHES = {
         "$JS.API.CONSUMER.CREATE.WORK.worker-0.work.worker-1.1",
         "$JS.API.CONSUMER.DELETE.WORK.worker-1",
         "$JS.API.STREAM.MSG.DELETE.WORK",
+        "$O.artifacts.M.x",
+        "$O.artifacts.C.x",
+        "$KV.revisions.x",
+        "$JS.API.STREAM.PURGE.OBJ_artifacts",
+        "$JS.API.STREAM.MSG.DELETE.OBJ_artifacts",
+        "$JS.API.STREAM.INFO.OBJ_files",
+        "$JS.API.DIRECT.GET.OBJ_files.$O.files.M.x",
+        "$JS.API.CONSUMER.CREATE.OBJ_files.spy.$O.files.C.>",
         "$JS.API.DIRECT.GET.WORK",
         "$JS.API.DIRECT.GET.REQUESTS",
         "$JS.API.CONSUMER.MSG.NEXT.WORK.worker-1",
@@ -486,6 +520,8 @@ REFUSED_PUBLISHES = {
         "$JS.API.STREAM.PURGE.TOKENS",
         "$JS.API.STREAM.PURGE.KV_jobs",
         "$JS.API.STREAM.DELETE.OBJ_files",
+        "$O.artifacts.M.x",
+        "$JS.API.STREAM.PURGE.OBJ_artifacts",
         "_INBOX_edge-0.ack1.1",
     ),
     "meter": (

@@ -12,13 +12,13 @@ from inferbus.batch.v1.files_pb2_grpc import FileServiceStub
 from inferbus.bus.v1.batch_pb2 import FileRecord, UploadRecord
 from inferbus_batch.file_servicer import SERVICE_NAME, add_file_service
 from inferbus_batch.files import FileLimits, Files
-from inferbus_batch.store import BusStore
 from inferbus_batch.uploads import LIFETIME, Uploads
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.objects import Objects
 from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
 from inferbus_bus.streams import ensure_streams
+from inferbus_objects.store import BusStore
 from inferbus_runtime import rpc
 from inferbus_stack.nats import NatsServer
 

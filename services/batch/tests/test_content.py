@@ -7,11 +7,11 @@ from contextlib import suppress
 import pytest
 from inferbus_batch import content
 from inferbus_batch.content import read, remove, write
-from inferbus_batch.store import BusStore
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.objects import Objects
 from inferbus_bus.publish import Publisher
 from inferbus_bus.streams import ensure_streams
+from inferbus_objects.store import BusStore
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
 

@@ -19,7 +19,6 @@ from inferbus_batch.intake import Intake
 from inferbus_batch.jobs import JobLimits, Jobs
 from inferbus_batch.keys import Keys
 from inferbus_batch.queue_jobs import Place, QueueJobs, TakenError, Together
-from inferbus_batch.store import BusStore
 from inferbus_batch.taking import Taking
 from inferbus_batch.telling_ends import EndTeller
 from inferbus_batch.telling_results import Results
@@ -29,6 +28,7 @@ from inferbus_bus.publish import Publisher
 from inferbus_bus.registry import Registry
 from inferbus_bus.streams import ensure_streams
 from inferbus_contracts.subjects import submit_subject
+from inferbus_objects.store import BusStore
 from inferbus_runtime import clock
 from inferbus_stack.nats import NatsServer
 

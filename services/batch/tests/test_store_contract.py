@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 
 import pytest
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_batch.s3_settings import S3Settings
-from inferbus_batch.s3_store import PART_BYTES, S3Store
-from inferbus_batch.store import BusStore, ObjectStore
 from inferbus_bus.connection import BusConfig, connect
 from inferbus_bus.objects import Objects
 from inferbus_bus.publish import Publisher
 from inferbus_bus.streams import ensure_streams
+from inferbus_objects.s3_settings import S3Settings
+from inferbus_objects.s3_store import PART_BYTES, S3Store
+from inferbus_objects.store import BusStore, ObjectStore
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.certificates import Authority, Wanted
 from inferbus_stack.nats import NatsServer

@@ -15,6 +15,7 @@ from externalscaler.externalscaler_pb2_grpc import ExternalScalerStub
 from inferbus.bus.v1.decision_pb2 import ScalingDecision
 from inferbus.bus.v1.registry_pb2 import DeploymentRecord
 from inferbus.bus.v1.request_pb2 import GenerateRequest
+from inferbus.bus.v1.revision_pb2 import RevisionRecord, RevisionStage
 from inferbus.scheduler.v1.deployment_pb2 import SetDeploymentRequest
 from inferbus.scheduler.v1.deployment_pb2_grpc import DeploymentServiceStub
 from inferbus_bus.connection import Bus, BusConfig, connect
@@ -44,12 +45,17 @@ class Workers:
     def views(self) -> list[WorkerView]:
         return list(self._views.values())
 
-    def set(self, model: str, count: int, *, active: int = 0, capacity: int = 8, draining: int = 0) -> None:
-        """``active`` generations on each; ``draining`` of them leave."""
-        self._views = {name: view for name, view in self._views.items() if view.model != model}
+    def set(
+        self, model: str, count: int, *, active: int = 0, capacity: int = 8, draining: int = 0, revision: str = ""
+    ) -> None:
+        """``active`` generations on each; ``draining`` of them leave. Of other revisions they stay as they are."""
+        self._views = {
+            name: view for name, view in self._views.items() if (view.model, view.revision) != (model, revision)
+        }
         for n in range(count):
-            self._views[f"{model}-{n}"] = WorkerView(
-                name=f"{model}-{n}", boot=1, model=model, capacity=capacity, active=active, on_the_way=0,
+            name = f"{model}{revision}-{n}"
+            self._views[name] = WorkerView(
+                name=name, boot=1, model=model, capacity=capacity, active=active, on_the_way=0, revision=revision,
                 draining=n >= count - draining, alive_until=clock.monotonic() + 1e6,
             )  # fmt: skip
 
@@ -60,6 +66,8 @@ class Desk:
     def __init__(self, bus: Bus, stack: AsyncExitStack) -> None:
         self.bus = bus
         self.workers = Workers()
+        self.revisions: dict[str, RevisionRecord] = {}
+        self.shares: dict[str, tuple[tuple[str, int], ...]] = {}
         self.deciding = True
         self._stack = stack
 
@@ -70,10 +78,12 @@ class Desk:
         await self.deployments.start()
         self._stack.push_async_callback(self.deployments.stop)
         settle = settings.pop("settle", 0.2)
+        rules = settings.pop("rules", None)
         self.deciding = settings.pop("deciding", True)
         self.scaler = Scaler(
             bus=self.bus, publisher=self.publisher, fleet=self.workers, deployments=self.deployments, name=name,
             decides=lambda: self.deciding, settings=ScalingSettings(**settings), interval=0.05, settle=settle,
+            rules=rules, revisions=lambda: self.revisions, shares=lambda model: self.shares.get(model, ()),
         )  # fmt: skip
         await self.scaler.start()
         self._stack.push_async_callback(self.scaler.stop)
@@ -101,16 +111,25 @@ class Desk:
         answer = await self.api.SetDeployment(SetDeploymentRequest(deployment=record, actor_key_id="key_operator"))
         return answer.deployment
 
+    def register(self, model: str, revision: str, memory: int) -> None:
+        self.revisions[f"{model}/{revision}"] = RevisionRecord(
+            model=model, revision=revision, stage=RevisionStage.REVISION_STAGE_STABLE, memory_bytes=memory
+        )
+
     async def wait(self, model: str) -> None:
         """A request of ``model`` that nobody takes."""
         request = GenerateRequest(request_id=uuid7(clock.now_us() // 1000, os.urandom(10)), edge="edge")
         request.context.model = model
         await self.publisher.publish(request)
 
-    async def decided(self, model: str, replicas: int) -> ScalingDecision:
+    async def decided(self, model: str, replicas: int, revision: str = "", reason: str = "") -> ScalingDecision:
         """The decision, once it is there."""
         async with asyncio.timeout(30):
-            while (found := self.scaler.last(model)) is None or found.replicas != replicas:
+            while (
+                (found := self.scaler.last(model, revision)) is None
+                or found.replicas != replicas
+                or reason not in ("", found.reason)
+            ):
                 await asyncio.sleep(0.01)
         return found
 

@@ -7,12 +7,24 @@ import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from inferbus_runtime.errors import InferBusError
 from inferbus_worker.config import Config, LlamaCppConfig
-from inferbus_worker.engine import Chat, Constraint, ConstraintKind, Finish, Generation, Message, Prompt, Sampling
+from inferbus_worker.engine import (
+    Chat,
+    Constraint,
+    ConstraintKind,
+    EngineInfo,
+    Finish,
+    Generation,
+    Message,
+    Prompt,
+    Sampling,
+)
 from inferbus_worker.engines.llama_cpp import LlamaCpp
 from inferbus_worker.engines.llama_cpp_model import prepare
 
@@ -230,3 +242,47 @@ async def test_worker_with_the_real_engine(edge: Any, new_worker: Callable[..., 
     assert child != killed
     await worker.kill()
     await asyncio.to_thread(child.wait, 60)
+
+
+async def test_weights_and_template_by_path_are_taken_as_they_are(tmp_path: Path) -> None:
+    weights = prepare(None, "f32").path
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
+    own = await started(LlamaCppConfig(kv_tokens=512))
+    given = await started(LlamaCppConfig(weights=weights, kv_tokens=512))
+    templated = await started(LlamaCppConfig(weights=weights, chat_template=template, kv_tokens=512))
+    assert (own[0].model, given[0].model) == ("smollm2-135m-instruct", weights.stem)
+    assert len({own[0].revision, given[0].revision, templated[0].revision}) == 3
+    assert own[0].context_length == given[0].context_length, "it comes with the weights"
+    assert own[1] == given[1], "and so does the template"
+    assert templated[1].endswith(b"[user] And\nthen?\n")
+    assert b"<|im_start|>" not in templated[1]
+
+
+async def started(settings: LlamaCppConfig) -> tuple[EngineInfo, bytes]:
+    """What it says of itself, and how it writes the conversation."""
+    engine = LlamaCpp.from_config(Config(name="test", llama_cpp=settings))
+    try:
+        info = await engine.start()
+        tokens = await engine.tokenize(Chat(CONVERSATION))
+        return info, b"".join(tokens.pieces)
+    finally:
+        await engine.stop()
+
+
+@pytest.mark.parametrize("setting", ["weights", "chat_template"])
+async def test_a_file_that_is_not_there_is_named(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(InferBusError) as raised:
+        await started(LlamaCppConfig.model_validate({setting: tmp_path / "none"}))
+    assert f"INFERBUS_WORKER_LLAMA_CPP__{setting.upper()}" in raised.value.diagnostic
+
+
+async def test_weights_that_are_none_and_a_template_that_is_none_do_not_start(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("GGUF? {% if %}")
+    with pytest.raises(InferBusError) as raised:
+        await started(LlamaCppConfig(weights=broken))
+    assert raised.value.reason == "engine_start_failed"
+    with pytest.raises(InferBusError) as raised:
+        await started(LlamaCppConfig(chat_template=broken, kv_tokens=512))
+    assert "INFERBUS_WORKER_LLAMA_CPP__CHAT_TEMPLATE: the chat template cannot be read" in raised.value.diagnostic

@@ -36,3 +36,23 @@ async def first_token() -> bytes:
 def test_a_prompt_that_was_read_does_not_wait_for_another_step_where_a_timer_is_early() -> None:
     with asyncio.Runner(loop_factory=Hasty) as runner:
         assert runner.run(first_token()) == b"one"
+
+
+async def test_a_part_of_the_generations_fails_before_its_first_token_and_none_that_goes_on() -> None:
+    timing = SyntheticConfig(itl=timedelta(milliseconds=1), fails=0.25)
+    engine = Synthetic.from_config(Config(name="failing", engine="synthetic", synthetic=timing))
+    await engine.start()
+    for number in range(40):
+        resumed = (0,) if number % 2 else ()
+        engine.submit(Generation(bytes([number]), Prompt("hello"), Sampling(max_tokens=3), resume_ids=resumed))
+    failed, began, ended = set[bytes](), set[bytes](), 0
+    async with asyncio.timeout(20):
+        async for step in engine.steps():
+            began |= set(step.keys)
+            failed |= {one.key for one in step.finished if one.error and one.error.reason == "engine_failed"}
+            ended += len(step.finished)
+            if ended == 40:
+                break
+    await engine.stop()
+    assert sorted(failed) == [bytes([number]) for number in (6, 14, 22, 30, 38)], "each fourth of the twenty new ones"
+    assert not failed & began

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from inferbus.common.v1.error_pb2 import ErrorClass
-from inferbus_contracts.subjects import OBJECTS, OBJECTS_STREAM
+from inferbus_contracts.subjects import OBJECTS
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, unavailable
 from nats.errors import Error as NatsError
@@ -47,12 +47,14 @@ class ObjectInfo(NamedTuple):
 
 
 class Objects:
-    """The bucket ``files``. ``publisher``: a running one."""
+    """One bucket. ``publisher``: a running one."""
 
-    def __init__(self, bus: Bus, publisher: Publisher) -> None:
+    def __init__(self, bus: Bus, publisher: Publisher, bucket: str = OBJECTS) -> None:
         self._bus = bus
         self._publisher = publisher
-        self._log = FrameLog(bus, OBJECTS_STREAM)
+        self._bucket = bucket
+        self._stream = f"OBJ_{bucket}"
+        self._log = FrameLog(bus, self._stream)
 
     async def put(self, name: str, content: AsyncIterable[bytes]) -> ObjectInfo:
         """Stores all of ``content``, in place of what had the name. Returns when it is stored: until then, and if it
@@ -64,7 +66,9 @@ class Objects:
         chunks = f"{clock.now_us():x}{os.urandom(8).hex()}"
         try:
             info = await self._put_chunks(name, chunks, content)
-            await self._publisher.publish_raw(_meta_subject(name), _described(info), _ROLLUP, _TIMEOUT_SECONDS)
+            await self._publisher.publish_raw(
+                self._meta_subject(name), _described(info, self._bucket), _ROLLUP, _TIMEOUT_SECONDS
+            )
         except BaseException:
             with suppress(InferBusError, StreamApiError):  # what is left is found by whoever clears up
                 await asyncio.shield(self._purge(chunks))
@@ -75,7 +79,7 @@ class Objects:
 
     async def info(self, name: str) -> ObjectInfo | None:
         """None if there is none. Raises InferBusError UNAVAILABLE."""
-        subject = f"$JS.API.DIRECT.GET.{OBJECTS_STREAM}.{_meta_subject(name)}"
+        subject = f"$JS.API.DIRECT.GET.{self._stream}.{self._meta_subject(name)}"
         try:
             reply = await self._bus.nc.request(subject, b"", timeout=5.0)
         except (NatsError, OSError) as error:
@@ -100,7 +104,7 @@ class Objects:
         if offset >= end:
             return
         at = 0
-        chunks = self._log.read(info.first, info.last, subject=_chunk_subject(info.chunks), window=_READ_WINDOW)
+        chunks = self._log.read(info.first, info.last, subject=self._chunk_subject(info.chunks), window=_READ_WINDOW)
         async with aclosing(chunks):
             async for batch in chunks:
                 for _, _, data in batch:
@@ -119,18 +123,20 @@ class Objects:
         info = await self.info(name)
         if info is None:
             return False
-        gone = {**json.loads(_described(info)), "size": 0, "chunks": 0, "digest": "", "deleted": True}
+        gone = {**json.loads(_described(info, self._bucket)), "size": 0, "chunks": 0, "digest": "", "deleted": True}
         headers = {**_ROLLUP, "Nats-TTL": "300s"}
-        await self._publisher.publish_raw(_meta_subject(name), json.dumps(gone).encode(), headers, _TIMEOUT_SECONDS)
+        await self._publisher.publish_raw(
+            self._meta_subject(name), json.dumps(gone).encode(), headers, _TIMEOUT_SECONDS
+        )
         await self._purge(info.chunks)
         return True
 
     async def names(self) -> list[str]:
         """Of all that is there, what was deleted within five minutes included. For whoever clears up."""
-        prefix, found, offset = f"$O.{OBJECTS}.M.", [], 0
+        prefix, found, offset = f"$O.{self._bucket}.M.", [], 0
         while True:
             asked = {"subjects_filter": f"{prefix}>", "offset": offset}
-            answer = await self._bus.api(f"STREAM.INFO.{OBJECTS_STREAM}", asked)
+            answer = await self._bus.api(f"STREAM.INFO.{self._stream}", asked)
             subjects: dict[str, int] = answer["state"].get("subjects") or {}
             found += [base64.urlsafe_b64decode(subject.removeprefix(prefix)).decode() for subject in subjects]
             offset += len(subjects)
@@ -138,7 +144,7 @@ class Objects:
                 return sorted(found)
 
     async def _put_chunks(self, name: str, chunks: str, content: AsyncIterable[bytes]) -> ObjectInfo:
-        subject, digest, size = _chunk_subject(chunks), hashlib.sha256(), 0
+        subject, digest, size = self._chunk_subject(chunks), hashlib.sha256(), 0
         sequences: list[int] = []
         waiting: set[asyncio.Task[Any]] = set()
 
@@ -173,21 +179,19 @@ class Objects:
         return ObjectInfo(name, size, digest.digest(), chunks, first, last)
 
     async def _purge(self, chunks: str) -> None:
-        await self._bus.api(f"STREAM.PURGE.{OBJECTS_STREAM}", {"filter": _chunk_subject(chunks)}, timeout=30.0)
+        await self._bus.api(f"STREAM.PURGE.{self._stream}", {"filter": self._chunk_subject(chunks)}, timeout=30.0)
+
+    def _chunk_subject(self, chunks: str) -> str:
+        return f"$O.{self._bucket}.C.{chunks}"
+
+    def _meta_subject(self, name: str) -> str:
+        return f"$O.{self._bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
-def _chunk_subject(chunks: str) -> str:
-    return f"$O.{OBJECTS}.C.{chunks}"
-
-
-def _meta_subject(name: str) -> str:
-    return f"$O.{OBJECTS}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
-
-
-def _described(info: ObjectInfo) -> bytes:
+def _described(info: ObjectInfo, bucket: str) -> bytes:
     """As ADR-20 wants it; where the chunks are on the stream stands in its free metadata."""
     said = {
-        "name": info.name, "bucket": OBJECTS, "nuid": info.chunks, "size": info.size,
+        "name": info.name, "bucket": bucket, "nuid": info.chunks, "size": info.size,
         "chunks": -(-info.size // CHUNK_BYTES), "mtime": datetime.fromtimestamp(clock.now_us() / 1e6, UTC).isoformat(),
         "digest": f"SHA-256={base64.urlsafe_b64encode(info.digest).decode()}",
         "options": {"max_chunk_size": CHUNK_BYTES},

@@ -4,10 +4,11 @@ from datetime import timedelta
 from typing import Any
 
 from inferbus_contracts.subjects import (
+    ARTIFACTS,
+    ARTIFACTS_MAX_BYTES,
     BUCKETS,
     OBJECTS,
     OBJECTS_MAX_BYTES,
-    OBJECTS_STREAM,
     STREAMS,
     BucketSpec,
     StreamSpec,
@@ -54,14 +55,14 @@ def bucket_config(spec: BucketSpec, replicas: int) -> dict[str, Any]:
     return config
 
 
-def objects_config(replicas: int) -> dict[str, Any]:
-    """The object store as a stream (ADR-20)."""
+def objects_config(bucket: str, max_bytes: int, description: str, replicas: int) -> dict[str, Any]:
+    """An object store as a stream (ADR-20)."""
     return {
-        "name": OBJECTS_STREAM, "subjects": [f"$O.{OBJECTS}.C.>", f"$O.{OBJECTS}.M.>"], "retention": "limits",
-        "storage": "file", "max_bytes": OBJECTS_MAX_BYTES, "discard": "new", "num_replicas": replicas,
+        "name": f"OBJ_{bucket}", "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"], "retention": "limits",
+        "storage": "file", "max_bytes": max_bytes, "discard": "new", "num_replicas": replicas,
         "allow_rollup_hdrs": True, "allow_direct": True, "max_consumers": -1,
         "allow_msg_ttl": True,  # what marks a deletion goes after a while
-        "duplicate_window": nanoseconds(timedelta(minutes=2)), "description": "content of customers' files",
+        "duplicate_window": nanoseconds(timedelta(minutes=2)), "description": description,
     }  # fmt: skip
 
 
@@ -73,7 +74,8 @@ _CONSUMER_NOT_FOUND = 10014
 async def ensure_streams(bus: Bus, *, replicas: int = 1) -> None:
     """Create what is missing, bring the rest to its present settings. Raises StreamApiError if the server refuses."""
     configs = [stream_config(spec, replicas) for spec in STREAMS] + [bucket_config(spec, replicas) for spec in BUCKETS]
-    configs.append(objects_config(replicas))
+    configs.append(objects_config(OBJECTS, OBJECTS_MAX_BYTES, "content of customers' files", replicas))
+    configs.append(objects_config(ARTIFACTS, ARTIFACTS_MAX_BYTES, "what revisions are made of, by digest", replicas))
     for stream, consumer in _FORMER_CONSUMERS:
         try:
             await bus.api(f"CONSUMER.DELETE.{stream}.{consumer}")

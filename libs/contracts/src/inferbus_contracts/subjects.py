@@ -181,7 +181,11 @@ OBJECTS = "files"
 OBJECTS_STREAM = f"OBJ_{OBJECTS}"
 """The object store (ADR-20) of files, uploads and jobs, where no other store is set."""
 OBJECTS_MAX_BYTES = 64 * _GIB
-FILE_STORE_BYTES = sum(one.max_bytes for one in (*STREAMS, *BUCKETS)) + OBJECTS_MAX_BYTES
+ARTIFACTS = "artifacts"
+ARTIFACTS_STREAM = f"OBJ_{ARTIFACTS}"
+"""Another one, of what revisions are made of: workers read it, and cannot read customers' files."""
+ARTIFACTS_MAX_BYTES = 64 * _GIB
+FILE_STORE_BYTES = sum(one.max_bytes for one in (*STREAMS, *BUCKETS)) + OBJECTS_MAX_BYTES + ARTIFACTS_MAX_BYTES
 """What a broker reserves for all of them."""
 BATCH_SHARDS = 16
 """Parts that all jobs are divided into. Each is run by one runner at a time. Fixed: it is in the subjects of frames."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -111,13 +112,19 @@ class Variable:
     doc: str
 
 
-def load(cls: type[ModelT], prefix: str, environ: Mapping[str, str] | None = None) -> ModelT:
-    """Build ``cls`` from the variables of ``environ`` (default: of the process) that begin with ``prefix``.
+def load(
+    cls: type[ModelT],
+    prefix: str,
+    environ: Mapping[str, str] | None = None,
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> ModelT:
+    """Build ``cls`` from the variables of ``environ`` (default: of the process) that begin with ``prefix``, and of
+    ``instead``, which wins.
 
     An empty value counts as unset. Durations are ``1.5s``, ``200ms``, ``5m``, ``2h`` or ISO 8601, lists are
     comma-separated. Raises :class:`ConfigError` that lists every fault; an unknown variable is one.
     """
-    environ = os.environ if environ is None else environ
+    environ = {**(os.environ if environ is None else environ), **instead}
     values: dict[str, Any] = {}
     faults: list[str] = []
     known = {variable.name for variable in describe(cls, prefix)}

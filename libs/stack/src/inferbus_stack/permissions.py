@@ -14,6 +14,8 @@ from enum import Enum
 
 from inferbus_bus.connection import inbox_prefix
 from inferbus_contracts.subjects import (
+    ARTIFACTS,
+    ARTIFACTS_STREAM,
     ATTACHED_SUBJECT,
     BATCH_SHARDS,
     CACHE_SUBJECTS,
@@ -160,6 +162,8 @@ def _worker(name: str) -> Permissions:
             "$KV.models.*",
             # What it is made of.
             *_watches("revisions"),
+            f"$JS.API.DIRECT.GET.{ARTIFACTS_STREAM}.$O.{ARTIFACTS}.M.*",
+            *_log(f"$O.{ARTIFACTS}.C.*", ARTIFACTS_STREAM),
         ),
         subscribe=(CANCEL_SUBJECT, recall_subject(name)),
     )

@@ -19,9 +19,8 @@ def stable(records: Iterable[RevisionRecord], model: str) -> RevisionRecord | No
 
 
 def settings_of(record: RevisionRecord) -> dict[str, str]:
-    """Variables without their prefix. One with artifacts is read by the worker itself, which has to fetch them."""
-    named = {"MODEL": record.model, "REVISION": record.revision}
-    return named if record.artifacts else {"ENGINE": record.engine, **record.settings, **named}
+    """Variables without their prefix: the worker reads the rest of the record itself."""
+    return {"MODEL": record.model, "REVISION": record.revision}
 
 
 def machine_only(environ: Mapping[str, str]) -> dict[str, str]:

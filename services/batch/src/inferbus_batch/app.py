@@ -18,6 +18,7 @@ from inferbus_bus.shards import Shards
 from inferbus_bus.store import Store
 from inferbus_bus.workers import Workers
 from inferbus_contracts.subjects import BATCH_SHARDS
+from inferbus_objects.store import BusStore, ObjectStore
 from inferbus_runtime import rpc
 from inferbus_runtime.lifecycle import Process, ReadyInfo
 from inferbus_webhooks.signing import secret_of
@@ -39,7 +40,6 @@ from inferbus_batch.parts import Parts
 from inferbus_batch.queue_jobs import QueueJobs
 from inferbus_batch.runner import Runner
 from inferbus_batch.scratch import scratch
-from inferbus_batch.store import BusStore, ObjectStore
 from inferbus_batch.sweeping import Sweeper
 from inferbus_batch.taking import Taking
 from inferbus_batch.telling_ends import EndTeller
@@ -151,7 +151,7 @@ async def _store(config: Config, objects: Objects) -> ObjectStore:
     if config.s3 is None:
         return BusStore(objects)
     # A library of 10 MB, in Rust, which nobody else needs.
-    from inferbus_batch.s3_store import S3Store
+    from inferbus_objects.s3_store import S3Store
 
     store = S3Store(config.s3)
     await store.check()

@@ -3,13 +3,13 @@
 from datetime import timedelta
 from pathlib import Path
 
+from inferbus_objects.s3_settings import S3Settings
 from inferbus_runtime.config import ServiceConfig
 from inferbus_webhooks.signing import secret_of
 from pydantic import Field, SecretStr, field_validator
 
 from inferbus_batch.files import FileLimits
 from inferbus_batch.jobs import JobLimits
-from inferbus_batch.s3_settings import S3Settings
 
 PREFIX = "INFERBUS_BATCH_"
 

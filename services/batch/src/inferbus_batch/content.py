@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from contextlib import aclosing
 
 from inferbus.bus.v1.batch_pb2 import Segment
+from inferbus_objects.store import ObjectStore
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_batch.core.segments import pieces
-from inferbus_batch.store import ObjectStore
 
 log = logging.getLogger(__name__)
 SEGMENT_BYTES = 8 << 20

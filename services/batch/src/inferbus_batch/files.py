@@ -14,11 +14,11 @@ from inferbus.batch.v1.files_pb2 import FileHead
 from inferbus.bus.v1.batch_pb2 import FileRecord, Segment
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.registry import Registry
+from inferbus_objects.store import ObjectStore
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid, unavailable
 
 from inferbus_batch import content
-from inferbus_batch.store import ObjectStore
 
 PURPOSES = ("batch", "assistants", "fine-tune", "vision", "user_data", "evals")
 """Of what customers send. ``batch_output`` is of what jobs make."""

@@ -10,13 +10,13 @@ from inferbus.bus.v1.batch_pb2 import JobCheckpoint, JobRecord, LineWindow, Segm
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.common.v1.usage_pb2 import Usage
 from inferbus_bus.store import Store
+from inferbus_objects.store import ObjectStore
 from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_batch import content
 from inferbus_batch.core.done import Done
 from inferbus_batch.core.progress import Progress, Window
-from inferbus_batch.store import ObjectStore
 
 # A file of a gigabyte has so few segments that a checkpoint stays small; what is smaller is written again with more.
 _SEGMENT_BYTES = 4 << 20

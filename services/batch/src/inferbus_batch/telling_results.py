@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from inferbus.bus.v1.batch_pb2 import JobCheckpoint, JobRecord, Segment
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.publish import Publisher
+from inferbus_objects.store import ObjectStore
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_batch import content
 from inferbus_batch.core.queue_messages import below, refusal, told_of_line
-from inferbus_batch.store import ObjectStore
 
 _AT_ONCE = 256
 EACH = ".*"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from inferbus_batch.s3_settings import S3Settings
+from inferbus_objects.s3_settings import S3Settings
 from inferbus_runtime.tls import TlsFiles
 from inferbus_stack.nats import free_port
 

@@ -52,6 +52,8 @@ INTERVAL_SECONDS = 1.0
 SETTLE_SECONDS = 5.0
 # DECISIONS keeps one for three days: one that still holds is said again before it is gone.
 _REPEAT_US = 24 * 3600 * 1_000_000
+# Reasons that are told also where the number stays as it was.
+_TOLD = (BUDGET, TOO_LARGE, REVISIONS)
 
 Shares = Callable[[str], tuple[tuple[str, int], ...]]
 """Which revisions of a model should have workers now, with their thousandths of its requests; empty: whatever one."""
@@ -255,7 +257,8 @@ class Scaler:
             before = self.last(model)
             known = max(1, taking) if before is None else before.replicas
             # One that is served by one revision has as many as it is given; while there are two there are more.
-            fixed = self._fixed[model] = max(self._fixed.get(model, known), taking if len(shares) == 1 else 0)
+            only = self._counted.of((model, shares[0][0])).taking if len(shares) == 1 else 0
+            fixed = self._fixed[model] = max(self._fixed.get(model, known), only)
         else:
             fixed = taking
             self._fixed.pop(model, None)
@@ -339,7 +342,7 @@ class Scaler:
         before = last.replicas if last is not None else 0 if revision else self._state(model).replicas
         if not self._decides() or not _is_news(last, before, replicas, reason):
             return
-        kept = last.reason if last is not None and last.reason not in (BUDGET, TOO_LARGE) else NO_LOAD
+        kept = last.reason if last is not None and last.reason not in _TOLD else NO_LOAD
         decision = ScalingDecision(
             scheduler=self._name,
             model=model,
@@ -395,18 +398,15 @@ def _is_news(last: ScalingDecision | None, before: int, replicas: int, reason: s
         return True
     if last is None:
         # Nothing is said of what stays as it is, but why it stays without.
-        return reason in (BUDGET, TOO_LARGE, REVISIONS)
+        return reason in _TOLD
     if clock.now_us() - clock.unix_us(last.decision_time) > _REPEAT_US:
         return True
     # Why there is nothing, and who has decisions of their own, is said also where the number stays.
-    said = (BUDGET, TOO_LARGE)
-    return (reason in said or last.reason in said or REVISIONS in (reason, last.reason)) and (
-        _kind(reason) != _kind(last.reason)
-    )
+    return _told_always(reason) != _told_always(last.reason)
 
 
-def _kind(reason: str) -> str:
-    return reason if reason in (BUDGET, TOO_LARGE, REVISIONS) else ""
+def _told_always(reason: str) -> str:
+    return reason if reason in _TOLD else ""
 
 
 def _told(signals: Signals) -> ScalingSignals:

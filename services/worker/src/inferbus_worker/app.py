@@ -18,7 +18,7 @@ from inferbus_worker.cache_events import CacheTeller
 from inferbus_worker.cold_start import ColdStart
 from inferbus_worker.config import Config, host_name, visible_gpus
 from inferbus_worker.core.gpu_names import wanted
-from inferbus_worker.core.records import model_record, worker_record
+from inferbus_worker.core.records import model_records, worker_record
 from inferbus_worker.core.restarts import RestartLimit
 from inferbus_worker.direct import Direct
 from inferbus_worker.drain import Drain
@@ -32,6 +32,7 @@ from inferbus_worker.generations import Generations
 from inferbus_worker.heartbeat import Heartbeats, Load
 from inferbus_worker.intake import Intake
 from inferbus_worker.registration import Registration
+from inferbus_worker.revision import revised
 from inferbus_worker.servicer import WorkerServicer
 from inferbus_worker.telemetry import Telemetry, watching
 from inferbus_worker.telemetry_nvml import open_nvml
@@ -53,9 +54,13 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
     bus_config = BusConfig(config.nats_url, config.name, seed, config.tls)
     bus = await process.enter(connect(bus_config))
     cold_start.connected()
+    config = await process.enter(revised(bus, config))
+    if config.revision is not None:
+        cold_start.artifacts_fetched()
     engine: Engine = engine_class(config.engine).from_config(config)
     info = await process.enter(_started(engine))
-    info = replace(info, revision=config.revision or info.revision)
+    if config.revision is not None:
+        info = replace(info, revision=config.revision)
     cold_start.engine_started()
     if config.engine_max_memory is not None:
         check_bound(config.engine_max_memory, engine_memory())
@@ -79,7 +84,8 @@ async def wire(config: Config, process: Process) -> Mapping[str, str]:
         config.name, boot, info, telemetry.gpus if telemetry is not None else (),
         node=config.node or host_name(), zone=config.zone, cost_per_hour=config.cost_per_hour,
     )  # fmt: skip
-    registration = Registration(bus, record, model_record(info), config.lease_ttl, fence, reborn)
+    canary = config.revision is not None
+    registration = Registration(bus, record, model_records(info), config.lease_ttl, fence, reborn, canary=canary)
     drain = Drain(registration, source, generations, intake)
 
     report = EngineReport(engine, info.engine)

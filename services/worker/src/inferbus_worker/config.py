@@ -2,12 +2,17 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from inferbus_runtime.config import ADDRESS, Section, ServiceConfig
-from pydantic import Field, SecretStr
+from inferbus_artifacts.settings import ArtifactsSettings
+from inferbus_runtime.config import ADDRESS, ConfigError, Section, ServiceConfig, describe, load
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+PREFIX = "INFERBUS_WORKER_"
 
 OpenAiCapability = Literal[
     "chat", "completions", "embeddings", "tools", "structured_output", "logprobs", "logit_bias", "reasoning"
@@ -17,8 +22,13 @@ OpenAiCapability = Literal[
 class LlamaCppConfig(Section):
     """Variables INFERBUS_WORKER_LLAMA_CPP__…"""
 
+    weights: Path | None = None
+    """GGUF file of any model that llama.cpp knows, taken as it is; unset: the shipped model, widened to PRECISION."""
+    chat_template: Path | None = None
+    """Jinja file that takes the place of the weights' own chat template; one that cannot be read: it does not start."""
     precision: Literal["f32", "f16"] = "f32"
-    """Of weights and KV cache: with f32 a greedy text does not depend on its neighbours in a batch; f16 takes half."""
+    """Of the shipped weights, and of the KV cache: with f32 a greedy text does not depend on its neighbours in a batch;
+    f16 takes half."""
     kv_tokens: int = Field(default=16384, ge=512)
     """Tokens in the KV cache that all generations share, 46 KB each (f16: 23); when full the youngest wait a while."""
     batch_tokens: int = Field(default=256, ge=32, le=2048)
@@ -27,6 +37,8 @@ class LlamaCppConfig(Section):
     """KV cells kept for ended prompts that may come again; the oldest leave above it. Each cell slows every step."""
     omp_wait_policy: Literal["passive", "active", "default"] = "passive"
     """Whether engine threads spin while they wait: passive shares the cores with other processes, active does not."""
+    lora: tuple[str, ...] = ()
+    """LoRA adapters in GGUF, each name=file: MODEL:name is served with that one, MODEL with none of them."""
 
 
 class SyntheticConfig(Section):
@@ -48,6 +60,8 @@ class SyntheticConfig(Section):
     """Each step takes up to this fraction longer or shorter, by a fixed sequence; 0 switches it off."""
     dies_after: timedelta | None = Field(default=None, gt=timedelta(0))
     """The engine dies this long after each start, with all that runs: to see what follows; unset: never."""
+    fails: float = Field(default=0.0, ge=0.0, le=1.0)
+    """This part of the generations, evenly spread, ends with an error before the first token: to see what follows."""
 
 
 class GpuConfig(Section):
@@ -253,8 +267,9 @@ class Config(ServiceConfig):
     """The software that generates; its packages must be installed, else the worker does not start."""
     model: str | None = Field(default=None, min_length=1, max_length=128)
     """Public model name; unset: the engine's own."""
-    revision: str = Field(default="", max_length=128)
-    """The registered revision that it is of; empty: what the engine makes of its files and settings."""
+    revision: str | None = Field(default=None, min_length=1, max_length=128)
+    """Of MODEL, as it was made for it: engine and settings are the revision's, whatever else is set here. One that is
+    not there, is retired or failed its validation: it does not start. Unset: what these variables say, no revision."""
     capacity: int | None = Field(default=None, ge=1, le=65536)
     """Generations that run at once, more wait; unset: 16 (llama_cpp), 64 (minilm, openai, transformers, triton),
     128 (tensorrt_llm), 1024 (synthetic)."""
@@ -263,7 +278,7 @@ class Config(ServiceConfig):
     context_length: int | None = Field(default=None, ge=128)
     """Input and output tokens of one generation: longer input is refused, output ends there; unset: the model's own."""
     model_cache: Path | None = None
-    """Folder for prepared model files (540 MB); unset: the user's cache folder."""
+    """Folder for prepared model files (540 MB) and artifacts; unset: the user's cache folder."""
     lease_ttl: timedelta = Field(default=timedelta(seconds=6), ge=timedelta(seconds=1))
     """A worker that cannot renew its lease for this long stops publishing; others go on with what it ran."""
     heartbeat_interval: timedelta = Field(default=timedelta(milliseconds=500), gt=timedelta(0))
@@ -288,6 +303,9 @@ class Config(ServiceConfig):
     """What an hour of it costs, to compare workers of one model by: of equal ones the cheaper is taken; 0: unknown."""
     prefixes_told: int = Field(default=4096, ge=0, le=65536)
     """Chunks of prompts (256 bytes each) in its KV cache that schedulers are told of, the newest ones; 0: none."""
+    artifacts: ArtifactsSettings = ArtifactsSettings()
+    artifacts_max_bytes: int = Field(default=64 << 30, ge=0)
+    """Of artifacts kept in model_cache; above it those go that no worker uses, the ones used longest ago first."""
     llama_cpp: LlamaCppConfig = LlamaCppConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     openai: OpenAiConfig = OpenAiConfig()
@@ -295,6 +313,36 @@ class Config(ServiceConfig):
     tensorrt_llm: TensorRtLlmConfig = TensorRtLlmConfig()
     transformers: TransformersConfig = TransformersConfig()
     gpu: GpuConfig = GpuConfig()
+
+    @field_validator("revision")
+    @classmethod
+    def _revision_of_a_model(cls, revision: str | None, info: ValidationInfo) -> str | None:
+        if revision is not None and info.data.get("model") is None:
+            raise PydanticCustomError("together", "set MODEL too: a revision is one of a model")
+        return revision
+
+
+# What no revision says: who this process is, where it stands, what it keeps, and what opens doors.
+_OWN = frozenset(ServiceConfig.model_fields) | {
+    "model", "revision", "engine", "model_cache", "node", "zone", "gpu", "artifacts", "artifacts_max_bytes",
+}  # fmt: skip
+
+
+def of_revision(engine: str, settings: Mapping[str, str], environ: Mapping[str, str] | None = None) -> Config:
+    """The configuration of this process (``environ`` None: its own variables) as a revision changes it. ``settings``:
+    by variable without INFERBUS_WORKER_. Raises ConfigError, with all faults, of settings that it cannot take."""
+    known = {variable.name: variable for variable in describe(Config, PREFIX)}
+    faults = []
+    for name in sorted(settings):
+        variable = known.get(PREFIX + name)
+        if variable is None:
+            faults.append(f"{PREFIX}{name}: no such variable")
+        elif variable.secret or name.lower() in _OWN or name.partition("__")[0].lower() in _OWN:
+            faults.append(f"{PREFIX}{name}: is a worker's own, no revision's")
+    if faults:
+        raise ConfigError(faults)
+    said = {PREFIX + name: value for name, value in settings.items()}
+    return load(Config, PREFIX, environ, instead={**said, f"{PREFIX}ENGINE": engine})
 
 
 def visible_gpus() -> str | None:

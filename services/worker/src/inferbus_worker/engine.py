@@ -161,6 +161,8 @@ class Generation:
     cache_salt: bytes = b""
     resume_text: str = ""
     prefix: tuple[int, ...] = ()
+    adapter: str = ""
+    """Of ``EngineInfo.adapters``; empty: the model as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ class EngineInfo:
     patience: float = 0.0
     inference_metadata: bytes = b""
     """With capability inference: an encoded ModelMetadataResponse, without the model's name."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that it has loaded: each is a model of its own to those who ask, ``model:adapter``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ before and that are stored late are void for every reader, by the fence of who t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 from inferbus.bus.v1.registry_pb2 import ModelRecord, WorkerRecord
@@ -38,19 +38,25 @@ class Registration:
         self,
         bus: Bus,
         record: WorkerRecord,
-        model: ModelRecord,
+        models: Sequence[ModelRecord],
         ttl: timedelta,
         fence: Fence,
         reborn: Callable[[int], Awaitable[None]],
+        *,
+        canary: bool = False,
     ) -> None:
-        """``reborn``: leaves all work behind and takes that of the incarnation with this boot; is asked again if it
+        """``canary``: the model may be known by another revision than this one, and stays so.
+
+        ``reborn``: leaves all work behind and takes that of the incarnation with this boot; is asked again if it
         raises InferBusError or StreamApiError."""
         self.state = State.STARTING
         self.record = record
-        self._model = model
+        # Those that are not announced, or are known by another revision.
+        self._to_announce = list(models)
         self._ttl = ttl
         self._fence = fence
         self._reborn = reborn
+        self._canary = canary
         self._revision: int | None = None  # of our entry; None: whatever is there is an earlier process's
         self._renewing = asyncio.Lock()
         self._fleet: Registry[WorkerRecord] = Registry(bus, "fleet", WorkerRecord)
@@ -62,10 +68,10 @@ class Registration:
         return self.record.boot
 
     async def start(self, address: str) -> None:
-        """Announce the model, then the worker as ACTIVE under its gRPC ``address``. Raises InferBusError."""
+        """Announce the models, then the worker as ACTIVE under its gRPC ``address``. Raises InferBusError."""
         await self._fleet.start()
         await self._models.start()
-        await self._announce_model()
+        await self._announce()
         self.record.address = address
         await self.move(State.ACTIVE)
 
@@ -103,6 +109,8 @@ class Registration:
         while True:
             await asyncio.sleep(self._ttl.total_seconds() / 3 if renewed else _RETRY_SECONDS)
             renewed = await self._renew()
+            if self._to_announce:
+                await self._announce_later()
 
     async def stop(self) -> None:
         """Leave the fleet. From then on there is no lease to lose."""
@@ -185,12 +193,23 @@ class Registration:
         if self._fence.open:  # the timer came a moment too soon
             self._fence_timer = asyncio.get_running_loop().call_later(0.01, self._look_at_fence)
 
-    async def _announce_model(self) -> None:
+    async def _announce_later(self) -> None:
+        """By now a model may be known by this revision, or by none."""
+        try:
+            await self._announce()
+        except InferBusError as error:
+            log.warning("a model is not announced yet", extra={"error": str(error)})
+
+    async def _announce(self) -> None:
         """Once, and again when it is no longer what is known: the record stays when the last worker is gone."""
-        known = self._models.get(self._model.name)
-        self._model.create_time.CopyFrom(known.create_time if known else clock.timestamp(clock.now_us()))
-        if known != self._model:
-            await self._models.put(self._model.name, self._model)
+        for model in list(self._to_announce):
+            known = self._models.get(model.name)
+            if self._canary and known is not None and known.revision != model.revision:
+                continue  # by which revision a model is known is decided by rollouts
+            model.create_time.CopyFrom(known.create_time if known else clock.timestamp(clock.now_us()))
+            if known != model:
+                await self._models.put(model.name, model)
+            self._to_announce.remove(model)
 
 
 def _name_taken(name: str) -> InferBusError:

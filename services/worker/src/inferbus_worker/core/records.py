@@ -27,13 +27,18 @@ def worker_record(
         node=node,
         zone=zone,
         cost_per_hour=cost_per_hour,
+        adapters=[f"{info.model}:{name}" for name in info.adapters],
     )
 
 
-def model_record(info: EngineInfo) -> ModelRecord:
-    """Without ``create_time``."""
+def model_records(info: EngineInfo) -> list[ModelRecord]:
+    """Of the model, and of each adapter of it. Without ``create_time``."""
+    return [_model_record(info, name) for name in (info.model, *(f"{info.model}:{one}" for one in info.adapters))]
+
+
+def _model_record(info: EngineInfo, name: str) -> ModelRecord:
     return ModelRecord(
-        name=info.model,
+        name=name,
         revision=info.revision,
         engine=info.engine,
         context_length=info.context_length,

@@ -46,6 +46,7 @@ def generation_of(running: Running) -> Generation:
         cache_salt=request.cache_salt,
         resume_text=b"".join(running.texts or ()).decode(),
         prefix=hashes_of(request.prefix),
+        adapter=request.context.model.partition(":")[2],
     )
 
 

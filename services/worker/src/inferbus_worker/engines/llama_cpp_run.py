@@ -23,7 +23,7 @@ class Run:
 
     ``repeats``: what was delivered before and is generated again. ``follower``: of its grammar, once that is compiled.
     ``prefilled``: the child has begun to read the prompt, and so emptied its slot of all else; ``read``: it has read it
-    all. ``ended_there``: by the child, which is at it no longer.
+    all. ``ended_there``: by the child, which is at it no longer. ``scales``: of each adapter that the child has.
     """
 
     generation: Generation
@@ -32,6 +32,7 @@ class Run:
     ids: list[int]
     filter: StopFilter
     held: int
+    scales: tuple[float, ...] = ()
     input_tokens: int = 0
     cached_tokens: int = 0
     filter_knows: bool = False
@@ -46,6 +47,12 @@ class Run:
     @property
     def key(self) -> bytes:
         return self.generation.key
+
+    @property
+    def salt(self) -> bytes:
+        """Who may read on from what its slot holds: what an adapter has read is nothing to another one."""
+        adapter = self.generation.adapter
+        return self.generation.cache_salt + (b"\0" + adapter.encode() if adapter else b"")
 
     def task_of(self) -> Task:
         """What the child is asked for now. The run has a lease."""
@@ -63,6 +70,7 @@ class Run:
             max_new=None if sampling.max_tokens is None else sampling.max_tokens - len(resume),
             slot=self.lease.slot,
             reuse=self.lease.reuse,
+            scales=self.scales,
             grammar=self.grammar.text if self.grammar is not None else "",
             # A draw that may have to be made again.
             seed=int.from_bytes(self.key[-4:], "big") if again else None,

@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--omp-wait-policy", choices=("active", "passive", "default"), required=True)
+    parser.add_argument("--lora", action="append", default=[])
     options = parser.parse_args()
     die_with(options.parent)
     if options.omp_wait_policy != "default":
@@ -54,6 +55,8 @@ def _serve(options: argparse.Namespace) -> None:
     # One engine call takes at most this many tokens: it bounds what a long prompt adds to the gaps of its neighbours
     # and how long a cancelled prefill goes on.
     params.n_batch = params.n_ubatch = options.batch_tokens
+    # Each request says which one it is made with: who says nothing gets none.
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in options.lora]
     # The server's own prompt cache asks nobody who may see what. The worker says which slot runs what, and empties idle
     # ones; the folder is never written to, but without its name the server does not empty any.
     params.cache_ram_mib = 0

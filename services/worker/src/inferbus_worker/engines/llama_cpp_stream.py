@@ -55,7 +55,7 @@ class Task:
     """One completion as the server is asked for it.
 
     ``resume_ids`` follow the prompt and were generated before. ``slot``: the one that runs it; ``reuse``: it may read
-    on from what that slot holds. ``seed``: used if ``sampling`` has none.
+    on from what that slot holds. ``seed``: used if ``sampling`` has none. ``scales``: of each adapter, in their order.
     """
 
     prompt: Content
@@ -66,6 +66,7 @@ class Task:
     reuse: bool
     grammar: str = ""
     seed: int | None = None
+    scales: Sequence[float] = ()
 
 
 def request_body(task: Task) -> bytes:
@@ -99,6 +100,8 @@ def request_body(task: Task) -> bytes:
     }
     if seed is not None:
         body["seed"] = seed % 0xFFFFFFFF  # the largest one means "random" to llama.cpp
+    if task.scales:
+        body["lora"] = [{"id": number, "scale": scale} for number, scale in enumerate(task.scales)]
     if task.grammar:
         body["grammar"] = task.grammar
     if sampling.logit_bias:

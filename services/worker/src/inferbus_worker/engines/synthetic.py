@@ -15,6 +15,7 @@ from inferbus_runtime.errors import invalid
 from inferbus_runtime.timing_model import TimingModel
 
 from inferbus_worker.config import Config, SyntheticConfig
+from inferbus_worker.core.ends import engine_failed
 from inferbus_worker.core.prefix_cache import PrefixCache
 from inferbus_worker.core.sampling import context_exceeded, fault_of
 from inferbus_worker.core.stops import StopFilter
@@ -62,6 +63,8 @@ class Synthetic:
         self._prefill_us = _microseconds(timing.prefill)
         self._jitter = timing.jitter
         self._dies_after = timing.dies_after
+        self._fails = timing.fails
+        self._begun = 0
         if timing.kv_blocks:  # what can be asked for always has room, alone
             context_length = min(context_length, timing.kv_blocks * timing.kv_block_tokens)
         revision = f"synthetic-{_microseconds(timing.itl)}us"
@@ -165,6 +168,8 @@ class Synthetic:
             fault = invalid("The engine cannot run this request.")
         if fault is None and room < 1:
             fault = context_exceeded(generation.input, input_tokens)
+        if fault is None and not generation.resume_ids and self._is_to_fail():
+            fault = engine_failed("the synthetic engine was told to fail this one")
         if fault is not None:
             self._put(Step(clock.now_us(), finished=[Finished(generation.key, Finish.ERROR, 0, error=fault)]))
             return None
@@ -184,6 +189,11 @@ class Synthetic:
             return None
         offset = (generation.resume_ids[0] if index else sampling.seed or 0) % CYCLE
         return Run(generation, index, limit, reason, offset, input_tokens, stops)
+
+    def _is_to_fail(self) -> bool:
+        """Of any number of generations in a row that part, rounded down."""
+        self._begun += 1
+        return int(self._begun * self._fails) > int((self._begun - 1) * self._fails)
 
     def _arrange(self, now: int) -> None:
         """There is a timer for the next step: an ITL after the last one, or, if nobody decodes, at the end of the first

@@ -97,7 +97,7 @@ export function crossoverPlot() {
       const { requests, capacity } = crossover;
       note.textContent = requests === null
         ? `The API is cheaper at any load that these GPUs can take (${compact(capacity)} requests a month).`
-        : `From ${compact(requests)} requests a month on the own GPUs are cheaper; they can take ${compact(capacity)}, and each step is one more replica.`;
+        : `From ${compact(requests)} requests a month on the own GPUs are cheaper; they can take ${compact(capacity)}, beyond that each step is one more replica.`;
       draw();
     },
     destroy() {

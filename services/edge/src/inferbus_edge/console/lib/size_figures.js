@@ -80,7 +80,8 @@ export function memoryBar(plan) {
 
 function roomOf({ figures, parallel }) {
   const [planned, room] = [figures.sequences.value, figures.sequences_fit.value];
-  return `A replica is ${parallel}: ${count(figures.gpus_per_replica.value)} such GPUs, with room for ${count(room)} sequences of the whole context; ${count(planned)} are planned on each of ${count(figures.replicas.value)}.`;
+  const replicas = figures.replicas.value > 1 ? `each of ${count(figures.replicas.value)} replicas` : "one replica";
+  return `A replica is ${parallel}, ${count(figures.gpus_per_replica.value)} such GPUs, with room for ${count(room)} sequences of the whole context; planned are ${count(planned)} on ${replicas}.`;
 }
 
 /** Columns of the table of GPUs. `choose(gpu)`; `chosen()`: the name of the one that is shown. */

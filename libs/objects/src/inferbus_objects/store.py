@@ -1,4 +1,4 @@
-"""Where the content of files is kept: one interface, whatever is behind it."""
+"""Where large content is kept: one interface, whatever is behind it."""
 
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import NamedTuple, Protocol
@@ -25,6 +25,10 @@ class ObjectStore(Protocol):
         """The bytes from ``offset`` on, at most ``length``, in parts. NOT_FOUND ``no_such_object``."""
         ...
 
+    async def size(self, name: str) -> int | None:
+        """In bytes; None if there is none."""
+        ...
+
     async def delete(self, name: str) -> bool:
         """False if there was none."""
         ...
@@ -35,7 +39,7 @@ class ObjectStore(Protocol):
 
 
 class BusStore:
-    """The object store of the bus."""
+    """A bucket of the bus' object store."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -46,6 +50,10 @@ class BusStore:
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         return self._objects.read(name, offset, length)
+
+    async def size(self, name: str) -> int | None:
+        info = await self._objects.info(name)
+        return None if info is None else info.size
 
     async def delete(self, name: str) -> bool:
         return await self._objects.delete(name)

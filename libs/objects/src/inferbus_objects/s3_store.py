@@ -17,8 +17,8 @@ from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_runtime.errors import InferBusError, unavailable
 from obstore.exceptions import BaseError
 
-from inferbus_batch.s3_settings import S3Settings
-from inferbus_batch.store import Stored
+from inferbus_objects.s3_settings import S3Settings
+from inferbus_objects.store import Stored
 
 PART_BYTES = 8 << 20
 """Of an upload, which may have 10,000 and holds some 70 MB of memory (measured at 1 GiB)."""
@@ -68,15 +68,19 @@ class S3Store:
             async for part in found.stream(_CHUNK_BYTES):
                 yield part
 
-    async def delete(self, name: str) -> bool:
-        # S3 deletes what is not there without a word.
+    async def size(self, name: str) -> int | None:
         try:
             with _told(name, reading=True):
-                await self._s3.head_async(name)
+                return (await self._s3.head_async(name))["size"]
         except InferBusError as error:
             if error.error_class == ErrorClass.ERROR_CLASS_NOT_FOUND:
-                return False
+                return None
             raise
+
+    async def delete(self, name: str) -> bool:
+        # S3 deletes what is not there without a word.
+        if await self.size(name) is None:
+            return False
         with _told(name):
             await self._s3.delete_async(name)
         return True
