@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 from inferbus_artifacts.folder import Folder, Wanted
 from inferbus_artifacts.opened import opened, uploads
+from inferbus_artifacts.settings import ArtifactsS3
 from inferbus_artifacts.store import Artifacts
 from inferbus_bus.connection import Bus, BusConfig, connect
 from inferbus_bus.objects import CHUNK_BYTES, Objects
 from inferbus_bus.publish import Publisher
 from inferbus_bus.streams import ensure_streams
 from inferbus_contracts.subjects import ARTIFACTS
+from inferbus_objects.s3_store import S3Store
 from inferbus_objects.store import BusStore
 from inferbus_runtime.errors import InferBusError
 from inferbus_stack.nats import NatsServer
+
+from services.batch.tests.s3_servers.swift_server import missing, swift
 
 _BOUND = 1 << 40
 
@@ -249,3 +253,21 @@ async def test_an_operator_uploads_by_an_address(tmp_path: Path) -> None:
             assert await artifacts.put(path, wanted.sha256)
         async with uploads(BusConfig(server.url, "operator")) as artifacts:
             assert not await artifacts.put(path, wanted.sha256)
+
+
+async def test_a_bucket_of_s3_holds_them_below_a_prefix_of_its_own(tmp_path: Path) -> None:
+    if why := missing():
+        pytest.skip(why)
+    path, wanted = file_of(tmp_path, os.urandom(9 << 20))  # several parts
+    (tmp_path / "swift").mkdir()
+    async with swift(tmp_path / "swift") as server:
+        said = server.settings().model_dump(exclude={"prefix"})
+        async with uploads(None, ArtifactsS3.model_validate(said)) as artifacts:
+            assert await artifacts.put(path, wanted.sha256)
+            assert not await artifacts.put(path, wanted.sha256)
+            blobs = tmp_path / "cache" / "blobs"
+            blobs.mkdir(parents=True)
+            (blobs / f"{wanted.sha256}.part").write_bytes(path.read_bytes()[: 3 << 20])
+            folder = await Folder(tmp_path / "cache", artifacts, _BOUND).pull("m", "r1", [wanted])
+            assert (folder / wanted.name).read_bytes() == path.read_bytes()
+        assert await S3Store(server.settings()).names("") == [f"artifacts/{wanted.sha256}"]

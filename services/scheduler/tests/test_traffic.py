@@ -50,6 +50,16 @@ def test_who_was_with_the_candidate_stays_there_when_its_part_grows(request_id: 
         assert route(request, Traffic("old", "new", min(WHOLE, low + more)), alive).revisions[0] == "new"
 
 
+def test_an_answer_goes_on_where_it_was_begun_if_it_can() -> None:
+    """Whoever has another vocabulary would go on with something else."""
+    traffic, alive = Traffic("old", "new", WHOLE), {"old", "new"}
+    begun = replace(REQUEST, attempt=2, resumed_tokens=5, last_revision="old")
+    assert route(begun, traffic, alive).revisions == ("old", "new")
+    assert route(begun, traffic, {"new"}).revisions == ("new",)
+    assert route(replace(begun, failed_revisions=("old",)), traffic, alive).revisions == ("new",)
+    assert route(replace(begun, resumed_tokens=0), traffic, alive).revisions[0] == "new"
+
+
 def test_parts_are_even() -> None:
     """Of 20,000 ids as they are made, a weight of 5 % is met within one per cent of all."""
     ids = [number.to_bytes(8, "big") + (number * 2654435761 % 2**64).to_bytes(8, "big") for number in range(20_000)]

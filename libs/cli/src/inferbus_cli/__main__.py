@@ -11,6 +11,7 @@ _COMMANDS = {
     "chat": "inferbus_cli.commands.chat:chat",
     "batch": "inferbus_cli.commands.batch:batch",
     "models": "inferbus_cli.commands.models:models",
+    "model": "inferbus_cli.commands.model:model",
     "deploy": "inferbus_cli.commands.rollouts:deploy",
     "rollouts": "inferbus_cli.commands.rollouts:rollouts",
     "deployments": "inferbus_cli.commands.deployments:deployments",

@@ -81,13 +81,24 @@ def _resolve(home: Path, url: str | None, key: str | None, ca: Path | None) -> T
 def with_target(command: Callable[P, R]) -> Callable[..., R]:
     """Gives ``command`` the options --home, --url, --key and --ca, and their meaning as its argument ``target``."""
 
+    @with_target_later
+    @functools.wraps(command)
+    def wrapped(target: Callable[[], Target], *args: Any, **options: Any) -> R:
+        return command(*args, target=target(), **options)  # type: ignore[arg-type]
+
+    return wrapped
+
+
+def with_target_later(command: Callable[..., R]) -> Callable[..., R]:
+    """As :func:`with_target` for a command that may not need a stack: its ``target`` is called where it does."""
+
     @home_option
     @_url_option
     @_key_option
     @_ca_option
     @functools.wraps(command)
     def wrapped(home: Path, url: str | None, key: str | None, ca: Path | None, *args: Any, **options: Any) -> R:
-        return command(*args, target=_resolve(home, url, key, ca), **options)  # type: ignore[arg-type]
+        return command(*args, target=functools.partial(_resolve, home, url, key, ca), **options)
 
     return wrapped
 

@@ -112,12 +112,13 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
         fallbacks=Fallbacks(
             fleet=fleet, queues=queues, rate=rate, deployment=deployments.of, policy=policy,
             model=lambda name: models.get(name) or models.get(base_of(name)),
+            too_large=lambda model: scaler.too_large(model),  # it is made below
         ),
         deployment=deployments.of,
         # A worker's lease and its model are two records: whichever is here first.
         knows_model=lambda model: models.get(model) is not None or fleet.knows_model(model),
         limits=config.limits,
-        too_large=lambda model: scaler.too_large(model),  # it is made below
+        too_large=lambda model: scaler.too_large(model),
     )  # fmt: skip
     pick = picker(config.policy, Random().random)  # noqa: S311 (it hides nothing)
     routing = Routing(fleet, rollouts.traffic, pick)

@@ -23,7 +23,7 @@ _NEVER = float("inf")
 
 class Fallbacks:
     """``deployment``: how a model is served. ``model``: its record, None if there is none (an adapter's is its base's).
-    ``policy``: what of places are looked for by."""
+    ``policy``: what of places are looked for by. ``too_large``: whether there will never be memory for a model."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Fallbacks:
         deployment: Callable[[str], Deployment],
         model: Callable[[str], ModelRecord | None],
         policy: Callable[[str], Policy],
+        too_large: Callable[[str], bool] = lambda model: False,
     ) -> None:
         self._fleet = fleet
         self._queues = queues
@@ -41,6 +42,7 @@ class Fallbacks:
         self._deployment = deployment
         self._model = model
         self._policy = policy
+        self._too_large = too_large
         # Sent to each within this second: they are on their way into a queue that may not be ours.
         self._sent: Counter[str] = Counter()
         self._sent_since = 0.0
@@ -57,7 +59,8 @@ class Fallbacks:
             ahead=self._ahead(request, now),
             target=deployment.queue_target,
             served=self._fleet.serves(request.model),
-            scaled=self._deployment(request.model).scaled,
+            # Whoever will never have a worker is not waited for.
+            scaled=self._deployment(request.model).scaled and not self._too_large(request.model),
         )
         if wait is not None:
             options = (self._option(name, request, now) for name in left)

@@ -49,6 +49,7 @@ def request_of(message: GenerateRequest, means: OutputMeans, *, now: float, now_
         resumed_tokens=done,
         revision=message.only_revision,
         failed_revisions=tuple(resume.failed_revisions),
+        last_revision=resume.revision,
     )
 
 

@@ -8,6 +8,7 @@ import orjson
 from google.protobuf.json_format import MessageToDict
 from inferbus.bus.v1.audit_pb2 import AuditEvent
 from inferbus.bus.v1.revision_pb2 import RolloutRecord
+from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.announcing import tell_made
 from inferbus_bus.connection import Bus
 from inferbus_bus.publish import Publisher
@@ -65,7 +66,11 @@ class Rollouts:
         model is known by. What a crash leaves undone of that, :meth:`follow_up` does. ``announced``: whoever asked
         tells AUDIT. Raises InferBusError CONFLICT, UNAVAILABLE."""
         name = after.model
-        revision = 0 if before is None else self._registry.revision(name)
+        if self._registry.get(name) != before:  # somebody was faster while this was worked out
+            raise InferBusError(
+                ErrorClass.ERROR_CLASS_CONFLICT, "changed_meanwhile", "The rollout has just changed; look again."
+            )
+        revision = self._registry.revision(name)
         ack = await (
             self._registry.create(name, after) if before is None else self._registry.update(name, after, revision)
         )
@@ -101,10 +106,6 @@ class Rollouts:
         else:
             self._traffic[model] = traffic_of(record)
         self.on_change(model)
-
-
-def changed_meanwhile(error: InferBusError) -> bool:
-    return error.reason in ("changed_meanwhile", "already_exists")
 
 
 def _audit_of(record: RolloutRecord) -> AuditEvent:

@@ -96,6 +96,7 @@ def fate(
     if found.closed:
         return Closed()
     resume = resume_of(orphan, found, reason, now_us)
+    resume.revision = revision
     if reason is Reason.FAILED:
         resume.failed_revisions.append(revision)
     if cancelled:

@@ -45,6 +45,8 @@ class Request:
     resumed_tokens: int = 0
     # The only one that it may go to; empty: any.
     revision: str = ""
+    # Where its last attempt was; empty: nowhere, or not known.
+    last_revision: str = ""
     # Those that have failed it.
     failed_revisions: tuple[str, ...] = ()
 

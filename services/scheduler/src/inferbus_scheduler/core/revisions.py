@@ -24,21 +24,10 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SETTING = re.compile(r"[A-Z][A-Z0-9_]{0,127}")
 _ENGINES = frozenset(("llama_cpp", "minilm", "openai", "synthetic", "tensorrt_llm", "transformers", "triton"))
 # Who a worker is and where it stands is no part of what it serves; and what opens doors is stored with no revision.
-_NOT_OURS = (
-    "NAME",
-    "NATS_",
-    "GRPC_",
-    "RPC_",
-    "READY_",
-    "TLS_",
-    "METRICS_",
-    "DRAIN_",
-    "MODEL",
-    "REVISION",
-    "ENGINE",
-    "NODE",
-    "ZONE",
-)
+_NOT_OURS = frozenset(("NAME", "MODEL", "REVISION", "ENGINE", "MODEL_CACHE", "NODE", "ZONE", "DIE_WITH_PARENT"))
+_NOT_OURS_FROM = (
+    "NATS_", "GRPC_", "RPC_", "READY_", "TLS_", "METRICS_", "DRAIN_", "LOG_", "OTLP_", "OTEL_", "GPU__", "ARTIFACTS_",
+)  # fmt: skip
 _SECRET = ("KEY", "SEED", "TOKEN", "PASSWORD", "SECRET")
 
 
@@ -57,7 +46,7 @@ def _settings_fault(settings: Mapping[str, str]) -> Fault | None:
     if len(settings) > MAX_SETTINGS or any(len(value) > _MAX_VALUE for value in settings.values()):
         return Fault("settings", f"'settings' has at most {MAX_SETTINGS} values of up to {_MAX_VALUE} characters.")
     for name in settings:
-        if not _SETTING.fullmatch(name) or name.startswith(_NOT_OURS):
+        if not _SETTING.fullmatch(name) or name in _NOT_OURS or name.startswith(_NOT_OURS_FROM):
             return Fault("settings", f"'{name[:64]}' is no setting of what a worker serves.")
         if name.rpartition("_")[2] in _SECRET:
             return Fault("settings", f"'{name[:64]}' is a secret: set it in the worker's own environment.")

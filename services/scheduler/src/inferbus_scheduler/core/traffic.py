@@ -71,7 +71,8 @@ def route(request: Request, traffic: Traffic, alive: Collection[str]) -> Route:
     """Where ``request`` may go. ``alive``: revisions that have workers.
 
     A tenant's pin holds, whatever happens. Of the candidate's part all go there where it has room, and else to the
-    stable one: a candidate that is slow or full keeps nobody waiting. A revision that has failed the request does not
+    stable one: a candidate that is slow or full keeps nobody waiting. An answer that was begun goes on where it was, if
+    it can. A revision that has failed the request does not
     get it again as long as there is another one. If none of these has a worker, any other is better than none.
     """
     pinned = traffic.pins.get(request.tenant)
@@ -80,6 +81,8 @@ def route(request: Request, traffic: Traffic, alive: Collection[str]) -> Route:
     wanted = [traffic.stable] if traffic.stable else []
     if traffic.candidate and part_of(request.request_id) < traffic.weight:
         wanted.insert(0, traffic.candidate)
+    if request.resumed_tokens and request.last_revision:
+        wanted = [request.last_revision, *(each for each in wanted if each != request.last_revision)]
     there = [revision for revision in wanted if revision in alive]
     fresh = [revision for revision in there if revision not in request.failed_revisions]
     if fresh or there:

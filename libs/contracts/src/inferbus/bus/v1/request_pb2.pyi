@@ -554,6 +554,7 @@ class Resume(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     FAILED_REVISIONS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The attempt that comes next, 2 or more. All of the attempts below it is on the log before its fence, or void."""
     text: _builtins.bytes
@@ -571,6 +572,8 @@ class Resume(_message.Message):
     """
     output_tokens: _builtins.int
     """With end: how many the token_ids were."""
+    revision: _builtins.str
+    """Of the worker of the last attempt, if that is known: its text is best gone on with by the same one."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Output so far: what counts of the attempts below."""
@@ -607,10 +610,11 @@ class Resume(_message.Message):
         end: _builtins.str = ...,
         output_tokens: _builtins.int = ...,
         failed_revisions: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end", b"end", "failed_revisions", b"failed_revisions", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "output_tokens", b"output_tokens", "reason", b"reason", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end", b"end", "failed_revisions", b"failed_revisions", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "output_tokens", b"output_tokens", "reason", b"reason", "revision", b"revision", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Revisions made from weights, and validated against them. See README.md."""
