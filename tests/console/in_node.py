@@ -33,6 +33,11 @@ def play_modules(node: str, folder: Path) -> Js:
     return _modules(node, folder, {name: f"play_{name}" for name in ("sse", "cost", "figures", "form", "code", "text")})
 
 
+def deployment_modules(node: str, folder: Path) -> Js:
+    """The same with ``data`` and ``ask`` (``lib/deployments_data.js`` and ``deployments_ask.js``)."""
+    return _modules(node, folder, {name: f"deployments_{name}" for name in ("data", "ask")})
+
+
 def _modules(node: str, folder: Path, modules: dict[str, str]) -> Js:
     (folder / "package.json").write_text('{"type": "module"}')
     (folder / "lib").mkdir()

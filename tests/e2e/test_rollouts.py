@@ -13,6 +13,8 @@ import httpx2 as httpx
 import openai
 import pytest
 import pytest_asyncio
+from inferbus_prepare.quantize import quantize
+from inferbus_prepare.shipped import shipped_file
 
 from tests.harness.asking import audited
 from tests.harness.local import Stack, running
@@ -40,13 +42,20 @@ class Operator:
         found: dict[str, Any] = answer.json()
         return found
 
-    async def make(self, revision: str, **settings: str) -> None:
+    async def make(self, revision: str, derived_from: str = "", **settings: str) -> None:
         record = {"model": MODEL, "revision": revision, "engine": "llama_cpp", "settings": settings}
+        record["derived_from"] = derived_from
         await self.ask("POST", REVISIONS, **record)
 
     async def start(self, revision: str, **policy: Any) -> dict[str, Any]:
         body = {"model": MODEL, "revision": revision, "step_permille": STEPS, "policy": {**POLICY, **policy}}
         return (await self.ask("POST", ROLLOUTS, **body))["rollout"]
+
+    async def stable(self) -> str:
+        """What serves the model now, rolled out or not."""
+        fleet = await self.ask("GET", "/inferbus/v1/fleet")
+        found = [one["record"]["revision"] for one in fleet["workers"] if one["record"]["model"] == MODEL]
+        return str(found[0])
 
     async def rollout(self) -> dict[str, Any]:
         return (await self.ask("GET", f"{ROLLOUTS}?model={MODEL}"))["rollouts"][0]["rollout"]
@@ -149,6 +158,26 @@ async def test_a_broken_revision_is_taken_back_and_nobody_notices(
     assert figure["p_value"] < 0.01
     found = await rows_of(stack, "SELECT count() AS n FROM bills WHERE failed_revisions = 'broken'")
     assert int(found[0]["n"]) >= int(figure["candidate_samples"])
+
+
+@pytest.mark.timeout(400)
+async def test_weights_that_are_too_coarse_never_get_a_request(
+    stack: Stack, operator: Operator, tmp_path: Path
+) -> None:
+    """Q4_0 where F32 was, under load. Nobody has validated it."""
+    weights = tmp_path / "q4_0.gguf"
+    await asyncio.to_thread(quantize, shipped_file(), weights, "q4_0")
+    async with loaded(stack, clients=2) as load:
+        before = await operator.stable()
+        await operator.make("q4_0", derived_from=before, LLAMA_CPP__WEIGHTS=str(weights))
+        await operator.start("q4_0")
+        record = await operator.ended(200)
+    event = record["events"][-1]
+    assert (event["action"], event["reason"]) == ("rolled_back", "agreement")
+    assert event["figures"][0]["candidate"] < event["figures"][0]["limit"] == 0.5
+    assert record["stable_revision"] == before
+    assert not load.failed, load.failed[:3]
+    assert set(load.answered) == {before}
 
 
 @pytest.mark.timeout(400)

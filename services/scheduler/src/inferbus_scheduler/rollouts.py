@@ -1,10 +1,10 @@
 """Which revisions serve which model: the registry of rollouts as everyone here reads it, and how one is changed."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping
 
-import orjson
 from google.protobuf.json_format import MessageToDict
 from inferbus.bus.v1.audit_pb2 import AuditEvent
 from inferbus.bus.v1.revision_pb2 import RolloutRecord
@@ -117,7 +117,7 @@ def _audit_of(record: RolloutRecord) -> AuditEvent:
         tenant_id=_OPERATOR,
         action=f"rollout.{event.action}",
         target=record.model,
-        details=orjson.dumps(details).decode(),
+        details=json.dumps(details, separators=(",", ":")),
     )
     made.event_time.CopyFrom(event.event_time)
     return made

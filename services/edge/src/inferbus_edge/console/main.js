@@ -18,6 +18,7 @@ const PAGES = [
   { name: "batches", title: "Batches", roles: [OPERATOR, TENANT, CALLER], load: () => import("./pages/batches.js") },
   { name: "play", title: "Playground", roles: [OPERATOR, TENANT, CALLER], load: () => import("./pages/play.js") },
   { name: "usage", title: "Usage and cost", roles: [OPERATOR, TENANT], load: () => import("./pages/usage.js") },
+  { name: "deployments", title: "Deployments", roles: [OPERATOR], load: () => import("./pages/deployments.js") },
   { name: "size", title: "Sizing", roles: [OPERATOR, TENANT], load: () => import("./pages/size.js") },
   { name: "brand", title: "Brands", roles: [OPERATOR], load: () => import("./pages/brand.js") },
 ];

@@ -193,7 +193,7 @@ def _order(
     for unit, other in known.items():
         granted = memory.granted[unit]
         spare = min(granted, other.taking) - other.floor
-        if unit == claim.unit or spare <= 0 or other.taking < granted:
+        if unit == claim.unit or spare <= 0 or other.taking < kept[unit].granted:
             continue
         resided = now - _or(kept[unit].loaded_since, now)
         idle = other.idle_seconds or 0.0
