@@ -315,7 +315,10 @@ async def test_the_page_follows_what_the_schedulers_decide(console: Visit, stack
         model=model, stable_revision="f16", candidate_revision="q8", state=RolloutState.ROLLOUT_STATE_RUNNING,
         strategy=RolloutStrategy.ROLLOUT_STRATEGY_CANARY, step_permille=[50, 250, 1000], weight_permille=250,
     )  # fmt: skip
-    record.step_time.FromSeconds(int(time.time()))
+    now = int(time.time())
+    record.events.add(action="warm", reason="warm", revision="q8", weight_permille=250).event_time.FromSeconds(now)
+    for moment in (record.step_time, record.create_time, record.update_time):
+        moment.FromSeconds(now)
     async with console(stack.admin_key) as page:
         await put(stack, record)
         await opened(page, stack, model)

@@ -205,6 +205,7 @@ async def test_what_is_refused_was_not_asked_and_is_not_told(
         ("POST", ROLLOUTS, {**NAMED, "policy": {"step_time": "soon"}}, "policy.step_time"),
         ("POST", f"{ROLLOUTS}/move", {"model": "meta/llama"}, "move"),
     ]
+    before = [await told(worker, kind) for kind in ("revision", "rollout")]
     async with desk_behind_an_edge(nats_server, rig, tmp_path) as (desk, admin, _):
         for method, path, body, param in wrong:
             refused = await admin.request(method, path, json=body)
@@ -220,7 +221,7 @@ async def test_what_is_refused_was_not_asked_and_is_not_told(
         assert (await refusal(unknown))[:2] == (404, "revision_not_found")
         assert (await refusal(await admin.delete(REVISIONS, params=NAMED)))[:2] == (404, "revision_not_found")
         assert desk.asked == []
-        assert await told(worker, "revision") == await told(worker, "rollout") == []
+        assert [await told(worker, kind) for kind in ("revision", "rollout")] == before
 
 
 @pytest.mark.parametrize(

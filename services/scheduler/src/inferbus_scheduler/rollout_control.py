@@ -16,7 +16,7 @@ from inferbus_runtime.errors import InferBusError
 from inferbus_runtime.tasks import cancel_all
 
 from inferbus_scheduler.core.judging import Figure, Sample, Verdict, agreement, judge
-from inferbus_scheduler.core.rollout import PAUSED, RUNNING, WARMING, Facts, Terms, decide, last_event, terms_of
+from inferbus_scheduler.core.rollout import PAUSED, RUNNING, WARMING, Facts, Terms, decide, terms_of
 from inferbus_scheduler.core.traffic import WHOLE
 from inferbus_scheduler.fleet import Fleet
 from inferbus_scheduler.probes import PROMPTS, ProbeError, Prober, chats
@@ -218,7 +218,7 @@ def _began_us(record: RolloutRecord) -> int:
     for event in reversed(record.events):
         if event.action == "started":
             return clock.unix_us(event.event_time)
-    return clock.unix_us(record.events[0].event_time if record.events else last_event(record).event_time)
+    return clock.unix_us(record.events[0].event_time if record.events else record.step_time)
 
 
 def _agreement(

@@ -28,7 +28,7 @@ export const stageOf = (revision) => word(revision?.stage, "REVISION_STAGE_");
 
 /** Thousandths as people say them: 50 → 5 %. */
 export function part(permille) {
-  return percent((permille ?? 0) / 1000);
+  return `${(permille ?? 0) / 10}\u202f%`;
 }
 
 /** Rows of the list, by model: those that have a rollout, and those with no more than revisions. */
