@@ -214,7 +214,7 @@ async def test_a_model_that_writes_markup_has_written_text(console: Visit, stack
 
     async with console(keys.caller) as page:
         await page.route("**/v1/chat/completions", fulfil)
-        await opened(page, stack)
+        await opened(page, stack, "?models=synthetic")
         await ask(page, EVIL)
         await state_is(page, 1, "done")
         assert (await answer(page, 1)).rstrip("\n") == EVIL.rstrip("\n")
@@ -256,7 +256,7 @@ async def test_an_administrator_enters_a_key_for_this_page_only(
 async def test_a_call_is_taken_along_without_its_key(console: Visit, stack: Stack, keys: Keys, tmp_path: Path) -> None:
     async with console(keys.caller) as page:
         await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        await opened(page, stack, "?max_tokens=6&seed=3&more=" + '{"top_k": 5}')
+        await opened(page, stack, "?models=synthetic&max_tokens=6&seed=3&more=" + '{"top_k": 5}')
         await page.get_by_label("System prompt").fill("It's $HOME.")
         await ask(page, "Say \"hi\" 'twice'")
         await state_is(page, 1, "done")
@@ -292,7 +292,7 @@ async def _run(key: str, *command: str) -> str:
 
 async def test_a_long_answer_is_followed_by_who_looks_at_its_end_only(console: Visit, stack: Stack, keys: Keys) -> None:
     async with console(keys.caller) as page:
-        await opened(page, stack, "?max_tokens=1500")
+        await opened(page, stack, "?models=synthetic&max_tokens=1500")
         await ask(page, "Go on.")
         await state_is(page, 1, "streaming")
         talk = column(page, 1).get_by_role("log")
@@ -345,7 +345,7 @@ async def test_the_page_can_be_read_while_it_streams_and_after(
 
 async def test_by_keyboard_alone(console: Visit, stack: Stack, keys: Keys) -> None:
     async with console(keys.caller) as page:
-        await opened(page, stack, "?max_tokens=5")
+        await opened(page, stack, "?models=synthetic&max_tokens=5")
         await page.keyboard.press("Control+Enter")
         await expect(page.get_by_role("alert")).to_have_text("Write a message first.")
         await page.keyboard.type("Hello")
