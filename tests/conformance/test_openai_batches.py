@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from io import BytesIO
 
@@ -161,3 +162,28 @@ async def test_what_is_wrong_is_said(client: openai.AsyncOpenAI, batch_stack: St
         assert no_file.status_code == 400
         no_form = await http.post(f"{batch_stack.base_url}/files", json={"purpose": "batch"})
         assert no_form.status_code == 400
+
+
+@pytest.mark.timeout(120)
+async def test_a_file_that_is_refused_before_all_of_it_came_leaves_its_connection(batch_stack: Stack) -> None:
+    """Who still sends has to be able to read why it was refused, and to ask again."""
+    url = httpx.URL(batch_stack.base_url)
+    start = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nnonsense\r\n'
+    start += b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    start += b"x" * 10_000  # a reader of forms looks that far ahead for a boundary
+    rest = b"x" * 100_000 + b"\r\n--b--\r\n"
+    head = f"Host: {url.host}\r\nAuthorization: Bearer {batch_stack.api_key}\r\n"
+    form = f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(start) + len(rest)}\r\n"
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    try:
+        for _ in range(3):
+            writer.write(f"POST {url.path}/files HTTP/1.1\r\n{head}{form}\r\n".encode() + start)
+            refused = await reader.readuntil(b"\r\n\r\n")
+            assert refused.startswith(b"HTTP/1.1 400"), refused
+            size = re.search(rb"(?i)content-length: ([0-9]+)", refused)
+            assert size is not None
+            assert b"'purpose'" in await reader.readexactly(int(size[1]))
+            writer.write(rest)
+            await writer.drain()
+    finally:
+        writer.close()

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, Route, expect
@@ -35,6 +36,17 @@ async def slow(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]
     variables = {"INFERBUS_WORKER_SYNTHETIC__ITL": "50ms"}
     async with running(tmp_path_factory.mktemp("slow") / "home", "synthetic", variables=variables) as started:
         yield started
+
+
+@pytest_asyncio.fixture(scope="module", name="keys")
+async def keys_of_its_own(stack: Stack) -> Keys:
+    """Of the tenant "initech": what is played here is not in what other pages' tests count."""
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {stack.admin_key}"}, timeout=60) as http:
+        body = {"tenant_id": "initech", "name": "Initech"}
+        (await http.post(f"{stack.root_url}/inferbus/v1/tenants", json=body)).raise_for_status()
+    of = {"tenant_id": "initech", "project_id": "play"}
+    tenant = await stack.new_key(**of, scopes=["tenant_admin"], name="Peter")
+    return Keys(stack.admin_key, tenant, await stack.new_key(**of))
 
 
 # --- the real model ---------------------------------------------------------------------------------------------------
@@ -190,7 +202,7 @@ async def test_what_one_column_is_refused_the_others_do_not_notice(
 
 
 async def test_a_limit_is_told_in_the_apis_words(console: Visit, stack: Stack, keys: Keys) -> None:
-    secret = await stack.new_key(tenant_id="acme", project_id="web", limits={"requests_per_minute": 1})
+    secret = await stack.new_key(tenant_id="initech", project_id="play", limits={"requests_per_minute": 1})
     async with console(secret, expected=(429,)) as page:
         await opened(page, stack, "?models=synthetic,synthetic&max_tokens=5")
         await ask(page, "Hello")
@@ -230,7 +242,7 @@ async def test_an_administrator_enters_a_key_for_this_page_only(
     console: Visit, stack: Stack, keys: Keys, pictures: Path
 ) -> None:
     async with console(keys.tenant, expected=(401,)) as page:
-        await page.goto(f"{stack.root_url}/console/play?max_tokens=5")
+        await page.goto(f"{stack.root_url}/console/play?models=synthetic&max_tokens=5")
         field = page.get_by_label("Key for inference")
         await expect(page.get_by_text("Your key has not the scope inference")).to_be_visible()
         assert await unreadable(page) == []
@@ -241,7 +253,7 @@ async def test_an_administrator_enters_a_key_for_this_page_only(
             await expect(page.get_by_role("alert")).to_contain_text(said)
         await field.fill(keys.caller)
         await page.keyboard.press("Enter")
-        await expect(page.get_by_text("acme · web")).to_be_visible()
+        await expect(page.get_by_text("initech · play")).to_be_visible()
         await ask(page, "Hello")
         await state_is(page, 1, "done")
         await expect(column(page, 1).locator(".is-request a")).to_have_count(1)  # its own tenant's

@@ -1,5 +1,6 @@
 """/v1/files and /v1/uploads: the batch service's files, for the project of the key."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -263,30 +264,39 @@ def range_of(said: str, size: int) -> tuple[int, int, int]:
 
 
 async def _sent(method: object, messages: AsyncIterator[object]):  # type: ignore[no-untyped-def]
-    """The answer to a stream; what reading the body raised is raised, and not what came of it."""
-    failed: list[InferBusError] = []
+    """The answer to a stream; what reading the body raised is raised, and not what came of it. Nobody reads the body
+    any more when it returns: what is left of it is for the server, which reads it away to keep the connection."""
+    call = method(timeout=_PUT_SECONDS)  # type: ignore[operator]
 
-    async def guarded() -> AsyncIterator[object]:
+    async def send() -> None:
         try:
             async for message in messages:
-                yield message
-        except InferBusError as error:
-            failed.append(error)
+                await call.write(message)
+            await call.done_writing()
+        except InferBusError:
             call.cancel()
             raise
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # it is answered already: the answer says why
 
-    call = method(guarded(), timeout=_PUT_SECONDS)  # type: ignore[operator]
+    sending = asyncio.create_task(send())
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        if failed:
-            raise failed[0] from None
+        _raise_failure_of(sending)
         raise error_of(error) from error
     except BaseException:
         call.cancel()
-        if failed:
-            raise failed[0] from None
+        _raise_failure_of(sending)
         raise
+    finally:
+        sending.cancel()
+        await asyncio.wait((sending,))
+
+
+def _raise_failure_of(sending: "asyncio.Task[None]") -> None:
+    if sending.done() and not sending.cancelled() and (error := sending.exception()) is not None:
+        raise error from None
 
 
 def _json(call: Call, said: object) -> web.Response:
