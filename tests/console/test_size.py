@@ -2,11 +2,13 @@
 
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+from inferbus_runtime.clock import now
 from playwright.async_api import Locator, Page, expect
 
 from tests.console.browsing import WIDTHS, picture, unreadable
@@ -190,3 +192,37 @@ async def test_a_wrong_wish_is_told_and_can_be_mended(console: Visit, stack: Sta
         await changed(page, page.get_by_label("Prompt, tokens"), "2000")
         await expect(page.get_by_role("alert")).to_have_count(0)
         await expect(page.locator("details.stat").first).to_be_visible()
+
+
+async def test_what_is_worked_out_stands_beside_what_was_measured_here(
+    console: Visit, stack: Stack, keys: Keys, traffic: int, pictures: Path
+) -> None:
+    """Of a tenant its own requests: their lengths can be sized for, and the figures are the log's."""
+    headers = {"Authorization": f"Bearer {keys.tenant}"}
+    async with httpx.AsyncClient(headers=headers, timeout=60) as http:
+        asked = {"measure": "ttft", "model": "synthetic", "start": (now() - timedelta(days=1)).isoformat()}
+        rows = (await http.get(f"{stack.root_url}/v1/organization/analytics", params=asked)).json()["rows"]
+    measured = f"{1000 * rows[0]['numbers']['p50']:.3g}"
+    async with console(keys.tenant) as page:
+        await opened(page, stack, "gpu=h100")
+        here = panel(page, "Measured here, in the last day")
+        await expect(here.get_by_text("Choose a model to compare with.")).to_be_visible()
+        await here.get_by_label("Model that is served").select_option("synthetic")
+        load = re.compile(rf"{traffic} requests of [0-9,]+ tokens in and 16 out")
+        await expect(here.get_by_text(load)).to_be_visible()
+        line = here.get_by_role("row", name="TTFT, p50").get_by_role("cell")
+        expected = await figure(page, "TTFT, mean").locator(".stat-value").text_content()
+        assert await line.nth(1).text_content() == expected
+        assert str(await line.nth(2).text_content()).startswith(measured)
+        async with page.expect_response(lambda answer: "/sizing" in answer.url and answer.request.method == "POST"):
+            await here.get_by_role("button", name="Size for this load").click()
+        await settled(page)
+        await expect(page.get_by_label("Answer, tokens")).to_have_value("16")
+        assert "measured=synthetic" in page.url
+        assert "output=16" in page.url
+        assert await unreadable(page) == []
+        await here.scroll_into_view_if_needed()
+        await picture(page, pictures, "size_measured")
+        await page.reload()
+        await settled(page)
+        await expect(here.get_by_text("under way when one was")).to_be_visible()

@@ -51,9 +51,10 @@ async def test_all_of_them_together(engine: Driver) -> None:
 
 @shows("seeds", "seeds")
 async def test_a_seed_repeats(engine: Driver) -> None:
-    seeded = replace(HOT, seed=7)
+    # Far down the tail, tokens are closer together than the last bits of two runs.
+    seeded = replace(HOT, seed=7, top_p=0.9)
     first, again = [await engine.ask("Write a poem.", seeded) for _ in range(2)]
-    other = await engine.ask("Write a poem.", replace(HOT, seed=8))
+    other = await engine.ask("Write a poem.", replace(seeded, seed=8))
     assert engine.same(first, again)
     assert not engine.same(first, other)
 

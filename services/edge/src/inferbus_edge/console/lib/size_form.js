@@ -22,7 +22,8 @@ const NUMBERS = [
 ];
 
 /** `known`: what the API says that can be named; `onChange()` after each change. Returns {element, question() → the body
- *  without a GPU, or null while a config is asked for and there is none, price() → of the chosen GPU or null}. */
+ *  without a GPU, or null while a config is asked for and there is none, price() → of the chosen GPU or null,
+ *  fill({input: 100, …}): numbers by their places in the address}. */
 export function sizeForm(context, known, onChange) {
   const model = chooser("model", "Model", [
     ...known.models.map((one) => ({ value: one.name, label: one.title })),
@@ -100,7 +101,13 @@ export function sizeForm(context, known, onChange) {
     return input.value === "" ? null : Number(input.value);
   }
 
-  return { element, question, price };
+  function fill(values) {
+    for (const { name, input } of numbers.filter((one) => one.name in values)) input.value = String(values[name]);
+    context.setQuery(values);
+    onChange();
+  }
+
+  return { element, question, price, fill };
 }
 
 /** Throws what to tell the person. */

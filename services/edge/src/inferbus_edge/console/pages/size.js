@@ -7,6 +7,7 @@ import { el, keepingFocus, replace } from "../lib/dom.js";
 import { crossoverPlot } from "../lib/size_crossover.js";
 import { figureGroups, gpuColumns, memoryBar } from "../lib/size_figures.js";
 import { sizeForm } from "../lib/size_form.js";
+import { measuredPanel } from "../lib/size_measured.js";
 
 const PATH = "/inferbus/v1/sizing";
 const WAIT_MS = 250; // after the last key
@@ -26,19 +27,22 @@ export const page = {
     const listed = el("div", {});
     const details = el("div", { class: "stack" });
     const crossing = crossoverPlot();
+    const leaving = new AbortController();
+    const measured = measuredPanel(context, (load) => form.fill(load));
     const opened = new Set();
     let timer = null;
     let asking = null;
     let plans = [];
 
-    replace(results, listed, details);
+    replace(results, listed, details, measured.element);
     results.hidden = true;
     root.append(
       el("div", { class: "page-head" }, el("h1", { text: "Sizing" }),
         el("p", { class: "muted small", text: "Worked out, not measured. Each figure opens its formula and source." })),
       panel("What to serve", form.element), problem, results);
-    await ask();
+    await Promise.all([ask(), measured.start(leaving.signal)]);
     return () => {
+      leaving.abort();
       clearTimeout(timer);
       asking?.abort();
       crossing.destroy();
@@ -119,6 +123,7 @@ export const page = {
         replace(details, heading(plan), plan.fits ? fitting(plan) : el("p", { class: "message failed", role: "alert", text: plan.reason }));
       });
       crossing.update(plan.crossover ?? null);
+      measured.update(plan);
     }
 
     function heading(plan) {
