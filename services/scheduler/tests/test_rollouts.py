@@ -411,3 +411,33 @@ async def test_the_first_revision_of_a_model_needs_nothing_to_be_compared_with(d
     record = await desk.start("r1")
     assert (record.stable_revision, record.state) == ("r1", RolloutState.ROLLOUT_STATE_PROMOTED)
     assert await desk.stage_of("r1") == "STABLE"
+
+
+async def test_what_still_serves_somebody_is_not_retired_or_deleted(desk: Desk) -> None:
+    for revision in ("r1", "pinned", "shadowed"):
+        await desk.made(revision)
+    await desk.start("r1")
+    pins = [RevisionPin(tenant_id="acme", revision="pinned")]
+    await desk.rollouts.SetPins(api.SetPinsRequest(model=desk.model, pins=pins))
+    shadow = Shadow(revision="shadowed", permille=100)
+    await desk.rollouts.SetShadow(api.SetShadowRequest(model=desk.model, shadow=shadow))
+
+    def retire(revision: str) -> Any:
+        retired = RevisionStage.REVISION_STAGE_RETIRED
+        asked = revisions.SetRevisionStageRequest(model=desk.model, revision=revision, stage=retired)
+        return desk.revisions.SetRevisionStage(asked)
+
+    def delete(revision: str) -> Any:
+        return desk.revisions.DeleteRevision(revisions.DeleteRevisionRequest(model=desk.model, revision=revision))
+
+    for revision, said in (("pinned", "`acme`"), ("shadowed", "is shadowed")):
+        for move in (retire, delete):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await move(revision)
+            error = error_of(refused.value)
+            assert error.reason == "revision_in_use"
+            assert said in str(error)
+    await desk.rollouts.SetPins(api.SetPinsRequest(model=desk.model))
+    await desk.rollouts.SetShadow(api.SetShadowRequest(model=desk.model))
+    await retire("pinned")
+    await delete("shadowed")

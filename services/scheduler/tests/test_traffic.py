@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inferbus.bus.v1.revision_pb2 import RevisionPin, RolloutRecord, RolloutState, RolloutStrategy, Shadow
 from inferbus_scheduler.core.request import Priority, Request
-from inferbus_scheduler.core.traffic import ANYWHERE, WHOLE, Traffic, part_of, route, shares, traffic_of
+from inferbus_scheduler.core.traffic import ANYWHERE, WHOLE, Traffic, part_of, route, shares, traffic_of, use_of
 
 REQUEST = Request(b"i" * 16, "m", "acme", "web", Priority.INTERACTIVE, 0.0, 10.0)
 NAMES = st.sampled_from(["a", "b", "c", "d"])
@@ -93,3 +93,22 @@ def test_workers_are_wanted_of_all_that_serves_or_may() -> None:
     done.shadow.CopyFrom(Shadow(revision="next", permille=100))
     assert shares(done) == (("new", 1000), ("old", 1000), ("next", 100), ("older", 1))
     assert shares(RolloutRecord(model="m")) == ()
+
+
+REVISIONS = st.sampled_from(("", "r1", "r2", "r3", "r4"))
+
+
+@given(
+    st.sampled_from(("r1", "r2")), REVISIONS, REVISIONS, st.booleans(), REVISIONS,
+    st.lists(st.sampled_from(("r3", "r4", "r5")), max_size=2),
+)  # fmt: skip
+def test_what_has_a_share_is_in_use_and_nothing_else(
+    stable: str, candidate: str, previous: str, keep: bool, shadowed: str, pinned: list[str]
+) -> None:
+    record = RolloutRecord(
+        model="m", stable_revision=stable, candidate_revision=candidate, previous_revision=previous,
+        keep_previous=keep, pins=[RevisionPin(tenant_id=f"t{n}", revision=one) for n, one in enumerate(pinned)],
+        shadow=Shadow(revision=shadowed, permille=10) if shadowed else None,
+    )  # fmt: skip
+    used = {one for one in ("r1", "r2", "r3", "r4", "r5") if use_of(record, one)}
+    assert used == {revision for revision, _ in shares(record)}

@@ -182,7 +182,7 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     def add(grpc_server: Any) -> None:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, grpc_server)
         add_deployment_service(grpc_server, deployments, scaler.log, cold_starts.last)
-        add_RevisionServiceServicer_to_server(RevisionServicer(revisions, fleet), grpc_server)
+        add_RevisionServiceServicer_to_server(RevisionServicer(revisions, fleet, rollouts.get), grpc_server)
         rollout_servicer = RolloutServicer(rollouts, revisions, fleet, control.figures)
         add_RolloutServiceServicer_to_server(rollout_servicer, grpc_server)
 

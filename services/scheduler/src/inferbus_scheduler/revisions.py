@@ -1,11 +1,11 @@
 """What can be served: the registry of revisions as everyone here reads it, and RevisionService, which fills it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from inferbus.bus.v1.registry_pb2 import ModelRecord
-from inferbus.bus.v1.revision_pb2 import RevisionRecord, RevisionStage
+from inferbus.bus.v1.revision_pb2 import RevisionRecord, RevisionStage, RolloutRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus.scheduler.v1 import revision_pb2 as api
 from inferbus.scheduler.v1 import revision_pb2_grpc
@@ -14,6 +14,7 @@ from inferbus_runtime import clock
 from inferbus_runtime.errors import InferBusError, invalid
 
 from inferbus_scheduler.core.revisions import BY_HAND, DRAFT, RETIRED, fault_of, same
+from inferbus_scheduler.core.traffic import use_of
 from inferbus_scheduler.fleet import Fleet
 from inferbus_scheduler.seen import seen
 
@@ -87,11 +88,12 @@ class Revisions:
 
 class RevisionServicer(revision_pb2_grpc.RevisionServiceServicer):
     """Any scheduler takes changes. Errors: INVALID_ARGUMENT, NOT_FOUND ``revision_not_found``, CONFLICT
-    ``revision_exists``, FAILED_PRECONDITION ``revision_in_use`` and ``wrong_stage``, UNAVAILABLE."""
+    ``revision_exists``, ``revision_in_use`` and ``wrong_stage``, UNAVAILABLE. ``rollout``: of a model, or None."""
 
-    def __init__(self, revisions: Revisions, fleet: Fleet) -> None:
+    def __init__(self, revisions: Revisions, fleet: Fleet, rollout: Callable[[str], RolloutRecord | None]) -> None:
         self._revisions = revisions
         self._fleet = fleet
+        self._rollout = rollout
 
     async def CreateRevision(self, request: api.CreateRevisionRequest, context: Any) -> api.CreateRevisionResponse:  # noqa: N802 (gRPC's name)
         fault = fault_of(request.revision)
@@ -115,12 +117,15 @@ class RevisionServicer(revision_pb2_grpc.RevisionServiceServicer):
         record = self._record(request.model, request.revision)
         if request.stage != record.stage and request.stage not in BY_HAND.get(record.stage, frozenset()):
             raise wrong_stage(record, "be moved there by hand")
+        if request.stage == RETIRED:
+            self._check_unused(record)
         return api.SetRevisionStageResponse(revision=await self._revisions.set_stage(record, request.stage))
 
     async def DeleteRevision(self, request: api.DeleteRevisionRequest, context: Any) -> api.DeleteRevisionResponse:  # noqa: N802 (gRPC's name)
         record = self._record(request.model, request.revision)
         if record.stage not in (DRAFT, RETIRED):
             raise wrong_stage(record, "be deleted")
+        self._check_unused(record)
         await self._revisions.delete(record)
         log.info(
             "revision deleted",
@@ -133,6 +138,14 @@ class RevisionServicer(revision_pb2_grpc.RevisionServiceServicer):
         if record is None:
             raise no_such_revision(model, revision)
         return record
+
+    def _check_unused(self, record: RevisionRecord) -> None:
+        rollout = self._rollout(record.model)
+        use = "" if rollout is None else use_of(rollout, record.revision)
+        if use:
+            raise InferBusError(
+                ErrorClass.ERROR_CLASS_CONFLICT, "revision_in_use", f"`{record.revision}` {use}.", param="revision"
+            )
 
     def _shown(self, record: RevisionRecord) -> api.GetRevisionResponse:
         workers = self._fleet.revisions(record.model).get(record.revision, 0)

@@ -115,3 +115,18 @@ def shares(record: RolloutRecord) -> tuple[tuple[str, int], ...]:
     for pin in record.pins:
         parts.setdefault(pin.revision, 1)
     return tuple(parts.items())
+
+
+def use_of(record: RolloutRecord, revision: str) -> str:
+    """What the revision still serves, and how that is ended; empty: nothing, as of every one that has no
+    :func:`shares`."""
+    if revision == record.stable_revision:
+        return "serves the model: have another one rolled out first"
+    if revision == record.candidate_revision:
+        return "is being rolled out: roll it back first"
+    if record.keep_previous and revision == record.previous_revision:
+        return "is kept for a return: let it go first"
+    if revision == record.shadow.revision:
+        return "is shadowed: end that first"
+    pinned = next((pin.tenant_id for pin in record.pins if pin.revision == revision), None)
+    return "" if pinned is None else f"is what the tenant `{pinned}` is pinned to: end that first"
