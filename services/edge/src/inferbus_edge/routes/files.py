@@ -273,11 +273,11 @@ async def _sent(method: object, messages: AsyncIterator[object]):  # type: ignor
             async for message in messages:
                 await call.write(message)
             await call.done_writing()
-        except InferBusError:
-            call.cancel()
-            raise
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # it is answered already: the answer says why
+        except BaseException:
+            call.cancel()
+            raise
 
     sending = asyncio.create_task(send())
     try:
