@@ -118,6 +118,12 @@ class Desk:
         found = (await self.revisions.GetRevision(asked)).revision
         return RevisionStage.Name(found.stage).removeprefix("REVISION_STAGE_")
 
+    async def until_stages(self, **wanted: str) -> None:
+        """The record of a rollout is stored first, and the stages follow."""
+        async with asyncio.timeout(30):
+            while {revision: await self.stage_of(revision) for revision in wanted} != wanted:
+                await asyncio.sleep(0.02)
+
     async def start(self, revision: str, policy: RolloutPolicy | None = None, **fields: Any) -> RolloutRecord:
         request = api.StartRolloutRequest(
             model=self.model, revision=revision, policy=policy, actor_key_id="k", **fields
@@ -174,7 +180,7 @@ async def test_a_good_candidate_goes_by_its_steps_and_is_stable_then(desk: Desk)
     assert (record.stable_revision, record.previous_revision) == ("r2", "r1")
     assert [event.action for event in record.events] == ["started", "warm", "advanced", "advanced", "promoted"]
     assert {figure.name for figure in record.events[-1].figures} >= {"error_rate", "ttft", "itl"}
-    assert (await desk.stage_of("r1"), await desk.stage_of("r2")) == ("DEPRECATED", "STABLE")
+    await desk.until_stages(r1="DEPRECATED", r2="STABLE")
     models = Registry(desk.stage.bus, "models", ModelRecord)
     await models.start()
     assert models.get(desk.model).revision == "r2"
@@ -201,7 +207,7 @@ async def test_a_slower_candidate_is_taken_back_by_the_figures(desk: Desk) -> No
     event = record.events[-1]
     assert (event.reason, event.revision, event.actor_key_id) == ("ttft", "r2", "")
     assert next(figure for figure in event.figures if figure.name == "ttft").p_value < 0.01
-    assert await desk.stage_of("r2") == "DRAFT"
+    await desk.until_stages(r2="DRAFT")
     assert record.stable_revision == "r1"
 
 

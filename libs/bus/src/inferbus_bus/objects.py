@@ -31,6 +31,8 @@ _IN_FLIGHT = 8
 # On their way from it.
 _READ_WINDOW = 8
 _TIMEOUT_SECONDS = 30.0
+# For chunks on their way when the rest has failed.
+_SETTLE_SECONDS = 5.0
 _ROLLUP = {"Nats-Rollup": "sub"}
 
 
@@ -172,6 +174,8 @@ class Objects:
             for one in list(waiting):
                 await one
         finally:
+            if waiting:  # what was on its way when it is purged would stand there after that
+                await asyncio.wait(waiting, timeout=_SETTLE_SECONDS)
             for one in waiting:
                 one.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
