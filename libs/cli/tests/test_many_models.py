@@ -58,6 +58,16 @@ def loaded(stack: RunningStack) -> set[str]:
     return {one["record"]["model"] for one in stack.json("fleet", "--once")["workers"]}
 
 
+def ended(stack: RunningStack, request_id: str) -> Any:
+    """Its summary, once its end is stored."""
+
+    def shown() -> Any:
+        return stack.json("request", request_id)["request"]
+
+    until(lambda: "end_time" in shown(), _SECONDS)
+    return shown()
+
+
 @pytest.fixture
 def small(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunningStack:
     """Its own model has memory of its own, which nobody takes; beside it there is room for one of the two."""
@@ -82,6 +92,9 @@ def test_two_models_in_the_memory_of_one_are_both_served_and_a_third_is_refused(
         shown = small.json("request", answer.headers["x-request-id"])
         cold = float(shown["placement"]["cold_start"].removesuffix("s"))
         assert 0 < cold <= waits[model], "it waited for a worker, and its timeline says so"
+        stored = ended(small, answer.headers["x-request-id"])
+        assert float(stored["cold_start"].removesuffix("s")) == pytest.approx(cold, abs=0.01), "and the log does"
+        assert cold <= float(stored["queue"].removesuffix("s"))
         deployment = small.json("deployments", "show", model)
         assert deployment["cold_start"]["worker"].startswith("worker-")
         assert deployment["cold_start"]["start"]["engine_duration"]
@@ -103,7 +116,7 @@ def test_two_models_in_the_memory_of_one_are_both_served_and_a_third_is_refused(
 
 
 def test_two_that_are_always_busy_take_turns_and_nothing_fails(small: RunningStack) -> None:
-    ended: dict[str, list[float]] = {"red": [], "blue": []}
+    ends: dict[str, list[float]] = {"red": [], "blue": []}
     faults: list[Exception] = []
     stop = time.monotonic() + 40
 
@@ -113,18 +126,18 @@ def test_two_that_are_always_busy_take_turns_and_nothing_fails(small: RunningSta
                 ask(small, model, 200)
             except openai.OpenAIError as error:
                 faults.append(error)
-            ended[model].append(time.monotonic())
+            ends[model].append(time.monotonic())
 
-    threads = [threading.Thread(target=load, args=(model,)) for model in ended for _ in range(2)]
+    threads = [threading.Thread(target=load, args=(model,)) for model in ends for _ in range(2)]
     for each in threads:
         each.start()
     for each in threads:
         each.join(_SECONDS)
     assert faults == []
-    longest = {model: max(b - a for a, b in pairwise(times)) for model, times in ended.items()}
-    print({model: len(times) for model, times in ended.items()}, longest)
+    longest = {model: max(b - a for a, b in pairwise(times)) for model, times in ends.items()}
+    print({model: len(times) for model, times in ends.items()}, longest)
     # Each has waited for the other, and was served after that: how long depends on the machine.
-    assert all(len(times) > 4 for times in ended.values())
+    assert all(len(times) > 4 for times in ends.values())
     assert max(longest.values()) < 60, "none of them waits without end"
 
 

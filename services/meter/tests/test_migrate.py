@@ -78,7 +78,7 @@ class BlockOfBefore(NativeBlock):
             super().fixed(name, *arguments)
 
     def nullable(self, name: str, *arguments: Any) -> None:
-        if name not in ("energy_j", "placed_us", "started_us"):
+        if name not in ("energy_j", "placed_us", "started_us", "cold_start_us"):
             super().nullable(name, *arguments)
 
     def decimals(self, name: str, *arguments: Any) -> None:

@@ -168,6 +168,7 @@ def test_a_close_becomes_a_row_with_its_times_and_its_cost(client, make) -> None
     frame.closes[1].error.error_class = ErrorClass.ERROR_CLASS_RESOURCE_EXHAUSTED
     frame.closes[1].error.reason = "queue_full"
     frame.closes[1].usage.Clear()
+    frame.closes[0].cold_start_us = 700
     price = PriceRecord(
         model="synthetic", rate_version="2026-11", currency="USD", input_per_million="1",
         cached_input_per_million="0.5", output_per_million="2.25",
@@ -181,7 +182,7 @@ def test_a_close_becomes_a_row_with_its_times_and_its_cost(client, make) -> None
     assert done["cost"] == Decimal("0.000019250000")  # (6 x 1 + 4 x 0.5 + 5 x 2.25) / 1e6
     wanted = {
         "ttft_us": 30_000, "e2e_us": 110_000, "tpot_us": 20_000, "queue_us": 2_000, "started_us": 2_000,
-        "placed_us": 1_000,
+        "placed_us": 1_000, "cold_start_us": 700,
         "finish_reason": "stop", "error_class": "", "priority_class": "interactive", "engine": "synthetic",
         "currency": "USD", "rate_version": "2026-11", "input_tokens": 10, "cached_input_tokens": 4, "output_tokens": 5,
         "stream_seq": 7,
@@ -189,6 +190,7 @@ def test_a_close_becomes_a_row_with_its_times_and_its_cost(client, make) -> None
     assert {name: done[name] for name in wanted} == wanted
     assert done["accepted_time"].timestamp() == pytest.approx(NOW_US // 1000 / 1000)
     assert (nothing["ttft_us"], nothing["tpot_us"], nothing["cost"]) == (None, None, Decimal(0))
+    assert nothing["cold_start_us"] is None
     assert (nothing["error_class"], nothing["error_reason"]) == ("resource_exhausted", "queue_full")
 
 

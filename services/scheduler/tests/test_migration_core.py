@@ -47,6 +47,13 @@ def decided(one: Orphan, on_log: Recovered, reason: Reason = Reason.WORKER_LOST,
     return fate(one, on_log, reason, **{"cancelled": False, "patience": PATIENCE, "now_us": NOW_US + 50, **fields})
 
 
+def test_what_it_waited_for_its_model_is_kept_for_its_next_attempt_and_for_its_end() -> None:
+    outcome = decided(orphan(cold_start_us=7_000), found([]))
+    assert outcome.resume.cold_start_us == 7_000
+    moved = with_resume(GenerateRequest(request_id=REQUEST), outcome.resume, "w")
+    assert close_of(moved, None, NOW_US).cold_start_us == 7_000
+
+
 def test_it_goes_on_with_all_that_counts() -> None:
     outcome = decided(orphan(), found([5, 6, 7]))
     assert isinstance(outcome, Requeue)

@@ -218,6 +218,12 @@ def new_running(number: int, tenant: int, edge: int, attempt: int = 1) -> Runnin
     return running_of(Work(request=request, placed_time=timestamp(START + 1)), "rev", attempt)
 
 
+def test_what_it_waited_for_its_model_is_in_its_close() -> None:
+    work = Work(request=GenerateRequest(request_id=bytes(16)), cold_start_us=9_000)
+    finished = Finished(bytes(16), Finish.CANCELLED, 0)
+    assert close_of(running_of(work, "rev"), finished, "e", START).cold_start_us == 9_000
+
+
 DELTA = st.tuples(st.lists(st.integers(0, 50_000), max_size=3), st.text(max_size=4))
 
 

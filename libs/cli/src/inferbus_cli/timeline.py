@@ -39,7 +39,7 @@ def head(shown: Mapping[str, Any]) -> Text:
     return text
 
 
-_SPANS = {"queue": "queue", "ttft": "TTFT", "e2e": "E2E", "tpot": "TPOT"}
+_SPANS = {"queue": "queue", "cold_start": "cold start", "ttft": "TTFT", "e2e": "E2E", "tpot": "TPOT"}
 
 
 def _placed(placement: Mapping[str, Any]) -> str:

@@ -123,17 +123,17 @@ async def wire(config: Config, process: Process) -> ReadyInfo:
     pick = picker(config.policy, Random().random)  # noqa: S311 (it hides nothing)
     routing = Routing(fleet, rollouts.traffic, pick)
     making_room = MakingRoom(fleet, queues, takeover.preempt)
+    cold_starts = ColdStarts(lambda: (worker.record for worker in fleet.workers()), clock.monotonic())
     dispatcher = Dispatcher(
         bus=bus, publisher=publisher, fleet=fleet, endings=endings, queues=queues, waiting=waiting,
         making_room=making_room, takeover=takeover, rate=rate, decisions=decisions, means=means, policy=policy,
         routing=routing, shadowing=Shadowing(publisher, fleet, rollouts.traffic),
-        owns=ours.owns, holds=ours.holds,
+        owns=ours.owns, holds=ours.holds, without_worker=cold_starts.waited,
         max_wait=config.max_wait.total_seconds(),
     )  # fmt: skip
     fleet.on_gone = takeover.gone
     fleet.on_ended = lambda view: queues.ended(view.key)
     fleet.on_served = _served(queues, means)
-    cold_starts = ColdStarts(lambda: (worker.record for worker in fleet.workers()), clock.monotonic())
 
     def serving(model: str, served: bool, now: float) -> None:
         rate.serving(model, served, now)

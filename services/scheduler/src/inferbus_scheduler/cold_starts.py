@@ -50,7 +50,10 @@ class ColdStarts:
         if not served:
             seen.since = now
             return
-        seen.gaps.append((self._born if seen.since is None else seen.since, now))
+        if seen.since is not None:
+            seen.gaps.append((seen.since, now))
+        elif not self._was_there(model, now):
+            seen.gaps.append((self._born, now))
         decision, seen.decided, seen.since = seen.decided, None, None
         if decision is None:
             return
@@ -70,11 +73,18 @@ class ColdStarts:
         return seen.last if seen is not None else None
 
     def waited(self, model: str, since: float, until: float) -> float:
-        """Seconds between two moments in which the model, or the base of an adapter, had no worker."""
+        """Seconds between two moments in which the model, or the base of an adapter, had no worker; a time without one
+        that has not been said to be over counts up to ``until``."""
         seen = self._seen.get(base_of(model))
-        return (
-            sum(max(0.0, min(until, end) - max(since, begin)) for begin, end in seen.gaps) if seen is not None else 0.0
-        )
+        if seen is None:
+            return 0.0
+        gaps = seen.gaps if seen.since is None else (*seen.gaps, (seen.since, until))
+        return sum(max(0.0, min(until, end) - max(since, begin)) for begin, end in gaps)
+
+    def _was_there(self, model: str, now: float) -> bool:
+        """A worker of the model is older than this scheduler, which has only just heard of it."""
+        born_us = clock.now_us() - round((now - self._born) * 1e6)
+        return any(one.model == model and one.boot < born_us for one in self._records())
 
     def _of(self, model: str) -> _Seen:
         seen = self._seen.setdefault(model, _Seen())

@@ -63,7 +63,8 @@ _NOT_OURS_SECONDS = 1.0
 
 
 class Dispatcher:
-    """Holds what is not placed yet, and moves it when there is room. ``owns`` and ``holds``: see ModelShards."""
+    """Holds what is not placed yet, and moves it when there is room. ``owns`` and ``holds``: see ModelShards.
+    ``without_worker``: of a time (model, from, to; monotonic), the seconds in which the model had no worker."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Dispatcher:
         shadowing: Shadowing,
         owns: Callable[[str], bool],
         holds: Callable[[str], bool],
+        without_worker: Callable[[str, float, float], float],
         max_wait: float,
     ) -> None:
         self._bus = bus
@@ -102,6 +104,7 @@ class Dispatcher:
         self._shadowing = shadowing
         self._owns = owns
         self._holds = holds
+        self._without_worker = without_worker
         self._max_wait = max_wait
         self._held: dict[bytes, Held] = {}
         # Of them those that wait, by the key under which they are in the queues.
@@ -248,6 +251,8 @@ class Dispatcher:
         work.fails_over = self._routing.fails_over(request, self._fleet.revision_of(worker))
         work.placed_time.seconds, micros = divmod(now_us, 1_000_000)
         work.placed_time.nanos = micros * 1000
+        cold = self._without_worker(request.model, request.waits_since, now)
+        work.cold_start_us = work.request.resume.cold_start_us + round(cold * 1e6)
         self._decisions.placed(request, placement, hits, policy, self._fleet.view, now)
         attributes: dict[str, Any] = {
             "gen_ai.request.model": request.model,

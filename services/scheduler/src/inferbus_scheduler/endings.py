@@ -39,6 +39,7 @@ def close_of(request: GenerateRequest, refusal: Refusal | None, end_us: int) -> 
         accepted_time=request.accepted_time,
         end_time=clock.timestamp(end_us),
         operation=operation_of(request),
+        cold_start_us=request.resume.cold_start_us,
     )
     # Present even if it is zero. As a Close without deltas it also names the index that its attempt resumed at.
     close.usage.SetInParent()

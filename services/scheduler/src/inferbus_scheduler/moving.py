@@ -334,6 +334,7 @@ def orphan_of(placed: Placed, delivered: int) -> Orphan | None:
         resume=request.resume,
         stored_us=placed.stored_us,
         delivered=placed.sequence <= delivered,
+        cold_start_us=work.cold_start_us,
     )
 
 

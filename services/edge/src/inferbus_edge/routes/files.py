@@ -24,7 +24,7 @@ from inferbus.batch.v1.files_pb2 import (
 )
 from inferbus.batch.v1.files_pb2_grpc import FileServiceStub
 from inferbus.bus.v1.registry_pb2 import KeyRecord
-from inferbus_runtime.errors import InferBusError, invalid
+from inferbus_runtime.errors import invalid
 from inferbus_runtime.rpc import error_of
 
 from inferbus_edge.auth import INFERENCE, Auth

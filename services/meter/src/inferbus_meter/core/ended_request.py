@@ -22,7 +22,7 @@ error_reason, end_user, tags, toUnixTimestamp64Micro(accepted_time), toUnixTimes
 cached_input_tokens, output_tokens, reasoning_tokens, estimated, placed_us, queue_us, ttft_us, e2e_us, tpot_us, cost,
 currency, rate_version, input_per_million, cached_input_per_million, output_per_million, reasoning_per_million,
 per_call, minimum, factor, attempt, worker, edge, engine, energy_j, stream_seq, stream_epoch,
-started_us
+started_us, cold_start_us
 """
 
 
@@ -73,6 +73,7 @@ class EndedRequest:
     stream_seq: int
     stream_epoch: int
     started_us: int | None
+    cold_start_us: int | None
 
 
 def summary_of(bill: EndedRequest, corrections: Sequence[Correction], *, operator: bool) -> RequestSummary:
@@ -89,7 +90,10 @@ def summary_of(bill: EndedRequest, corrections: Sequence[Correction], *, operato
         output_tokens=bill.output_tokens, reasoning_tokens=bill.reasoning_tokens, estimated=bill.estimated,
         charge=charge.amount, currency=charge.currency, attempts=bill.attempt, choice=choice_of(bill.request_id.bytes),
     )  # fmt: skip
-    for name, value in (("queue", bill.queue_us), ("ttft", bill.ttft_us), ("e2e", bill.e2e_us), ("tpot", bill.tpot_us)):
+    for name, value in (
+        ("queue", bill.queue_us), ("ttft", bill.ttft_us), ("e2e", bill.e2e_us), ("tpot", bill.tpot_us),
+        ("cold_start", bill.cold_start_us),
+    ):  # fmt: skip
         if value is not None:
             getattr(summary, name).CopyFrom(micros(value))
     if operator:

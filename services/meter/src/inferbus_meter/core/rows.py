@@ -218,6 +218,11 @@ def started_us(close: Close) -> int | None:
     return _between(close, "accepted_time", "started_time")
 
 
+def cold_start_us(close: Close) -> int | None:
+    """Of its waiting, that for a model without a worker; None if there was none."""
+    return close.cold_start_us or None
+
+
 def energy_j(close: Close) -> float | None:
     """Joules; None if they were not measured, and for what no energy can be: one such row would spoil every sum."""
     joules = close.energy_joules
@@ -270,6 +275,7 @@ _DURATIONS: dict[str, Callable[[Close], int | None]] = {
     "ttft_us": ttft_us,
     "e2e_us": e2e_us,
     "tpot_us": tpot_us,
+    "cold_start_us": cold_start_us,
 }
 
 

@@ -36,7 +36,7 @@ class Orphan:
     """A placement that its worker is not to end: what WORK says of it, without its input.
 
     ``attempt``: of the placement. ``stored_us``: when that was stored, by the broker's clock, and not by its copy's.
-    ``delivered``: False if its worker certainly never had it.
+    ``delivered``: False if its worker certainly never had it. ``cold_start_us``: ``Work.cold_start_us``.
     """
 
     sequence: int
@@ -47,6 +47,7 @@ class Orphan:
     resume: Resume
     stored_us: int
     delivered: bool = True
+    cold_start_us: int = 0
 
     @property
     def next_attempt(self) -> int:
@@ -125,6 +126,7 @@ def resume_of(orphan: Orphan, found: Recovered, reason: Reason, now_us: int) -> 
         reason=reason.value,
         interrupted_time=_stamp(now_us),
         failed_revisions=orphan.resume.failed_revisions,
+        cold_start_us=orphan.cold_start_us,
     )
     if found.ids:
         resume.first_token_time.CopyFrom(_stamp(found.first_us))

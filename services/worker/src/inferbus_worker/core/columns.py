@@ -391,6 +391,7 @@ def close_of(running: Running, finished: Finished, engine: str, now_us: int, jou
     if running.first_started_us:
         close.first_started_time.CopyFrom(timestamp(running.first_started_us))
     close.failed_revisions.extend(running.request.resume.failed_revisions)
+    close.cold_start_us = running.cold_start_us
     if running.ids:
         close.first_token_time.CopyFrom(timestamp(running.first_us))
         close.last_token_time.CopyFrom(timestamp(running.last_us))

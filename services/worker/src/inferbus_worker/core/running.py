@@ -45,6 +45,7 @@ class Running:
     told_input_tokens: int = 0
     prefill_tokens: int = 0
     fails_over: bool = False
+    cold_start_us: int = 0
 
 
 def running_of(work: Work, revision: str, attempt: int | None = None, *, by_text: bool = False) -> Running:
@@ -75,6 +76,7 @@ def running_of(work: Work, revision: str, attempt: int | None = None, *, by_text
         texts=[text for _, text in before.texts] if by_text else None,
         resumed=bool(before.ids),
         fails_over=work.fails_over,
+        cold_start_us=work.cold_start_us,
     )
 
 

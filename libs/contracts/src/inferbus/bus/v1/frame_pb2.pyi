@@ -410,6 +410,7 @@ class Close(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     FIRST_STARTED_TIME_FIELD_NUMBER: _builtins.int
     FAILED_REVISIONS_FIELD_NUMBER: _builtins.int
+    COLD_START_US_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     context_index: _builtins.int
     attempt: _builtins.int
@@ -426,6 +427,8 @@ class Close(_message.Message):
     """
     operation: _usage_pb2.Operation.ValueType
     """Unspecified: a publisher older than this field."""
+    cold_start_us: _builtins.int
+    """Work.cold_start_us."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage: ...
     @_builtins.property
@@ -487,10 +490,11 @@ class Close(_message.Message):
         labels: _context_pb2.Labels | None = ...,
         first_started_time: _timestamp_pb2.Timestamp | None = ...,
         failed_revisions: _abc.Iterable[_builtins.str] | None = ...,
+        cold_start_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "end_time", b"end_time", "energy_joules", b"energy_joules", "error", b"error", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "labels", b"labels", "last_token_time", b"last_token_time", "placed_time", b"placed_time", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "context_index", b"context_index", "end_time", b"end_time", "energy_joules", b"energy_joules", "engine", b"engine", "error", b"error", "failed_revisions", b"failed_revisions", "finish_reason", b"finish_reason", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "labels", b"labels", "last_token_time", b"last_token_time", "operation", b"operation", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "_stop_index", b"_stop_index", "accepted_time", b"accepted_time", "attempt", b"attempt", "cold_start_us", b"cold_start_us", "context_index", b"context_index", "end_time", b"end_time", "energy_joules", b"energy_joules", "engine", b"engine", "error", b"error", "failed_revisions", b"failed_revisions", "finish_reason", b"finish_reason", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "labels", b"labels", "last_token_time", b"last_token_time", "operation", b"operation", "placed_time", b"placed_time", "priority_class", b"priority_class", "request_id", b"request_id", "started_time", b"started_time", "stop_index", b"stop_index", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
     _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015

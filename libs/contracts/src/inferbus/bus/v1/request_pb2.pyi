@@ -555,6 +555,7 @@ class Resume(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     FAILED_REVISIONS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    COLD_START_US_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The attempt that comes next, 2 or more. All of the attempts below it is on the log before its fence, or void."""
     text: _builtins.bytes
@@ -574,6 +575,8 @@ class Resume(_message.Message):
     """With end: how many the token_ids were."""
     revision: _builtins.str
     """Of the worker of the last attempt, if that is known: its text is best gone on with by the same one."""
+    cold_start_us: _builtins.int
+    """Work.cold_start_us of the last attempt."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Output so far: what counts of the attempts below."""
@@ -611,10 +614,11 @@ class Resume(_message.Message):
         output_tokens: _builtins.int = ...,
         failed_revisions: _abc.Iterable[_builtins.str] | None = ...,
         revision: _builtins.str = ...,
+        cold_start_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end", b"end", "failed_revisions", b"failed_revisions", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "output_tokens", b"output_tokens", "reason", b"reason", "revision", b"revision", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cold_start_us", b"cold_start_us", "end", b"end", "failed_revisions", b"failed_revisions", "first_started_time", b"first_started_time", "first_token_time", b"first_token_time", "fruitless_deaths", b"fruitless_deaths", "interrupted_time", b"interrupted_time", "last_token_time", b"last_token_time", "output_tokens", b"output_tokens", "reason", b"reason", "revision", b"revision", "text", b"text", "token_ids", b"token_ids", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -632,6 +636,7 @@ class Work(_message.Message):
     BOOT_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     FAILS_OVER_FIELD_NUMBER: _builtins.int
+    COLD_START_US_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     boot: _builtins.int
     """WorkerRecord.boot: it is for that incarnation of the worker and for no later one."""
@@ -639,6 +644,10 @@ class Work(_message.Message):
     """0: 1."""
     fails_over: _builtins.bool
     """If it fails there, nobody is told but the schedulers (Heartbeat.failed_ids): another revision does it."""
+    cold_start_us: _builtins.int
+    """Microseconds of its waiting, for this attempt and those before, in which its model had no worker. 0: none that the
+    scheduler which placed it knows of.
+    """
     @_builtins.property
     def request(self) -> Global___GenerateRequest: ...
     @_builtins.property
@@ -652,10 +661,11 @@ class Work(_message.Message):
         boot: _builtins.int = ...,
         attempt: _builtins.int = ...,
         fails_over: _builtins.bool = ...,
+        cold_start_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placed_time", b"placed_time", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "fails_over", b"fails_over", "placed_time", b"placed_time", "request", b"request", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "boot", b"boot", "cold_start_us", b"cold_start_us", "fails_over", b"fails_over", "placed_time", b"placed_time", "request", b"request", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -340,6 +340,7 @@ class RequestSummary(_message.Message):
     EDGE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     ENERGY_JOULES_FIELD_NUMBER: _builtins.int
+    COLD_START_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As x-request-id says it. Of a further choice of the same call the last byte differs."""
     state: Global___RequestState.ValueType
@@ -398,6 +399,10 @@ class RequestSummary(_message.Message):
     def tpot(self) -> _duration_pb2.Duration:
         """Mean of the gaps between its tokens."""
 
+    @_builtins.property
+    def cold_start(self) -> _duration_pb2.Duration:
+        """In every view: how much of its waiting its model had no worker. Absent: none, or not known."""
+
     def __init__(
         self,
         *,
@@ -434,10 +439,11 @@ class RequestSummary(_message.Message):
         edge: _builtins.str = ...,
         engine: _builtins.str = ...,
         energy_joules: _builtins.float | None = ...,
+        cold_start: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "accepted_time", b"accepted_time", "e2e", b"e2e", "end_time", b"end_time", "energy_joules", b"energy_joules", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "accepted_time", b"accepted_time", "cold_start", b"cold_start", "e2e", b"e2e", "end_time", b"end_time", "energy_joules", b"energy_joules", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "accepted_time", b"accepted_time", "attempts", b"attempts", "cached_input_tokens", b"cached_input_tokens", "charge", b"charge", "choice", b"choice", "currency", b"currency", "e2e", b"e2e", "edge", b"edge", "end_time", b"end_time", "end_user", b"end_user", "energy_joules", b"energy_joules", "engine", b"engine", "error_class", b"error_class", "error_reason", b"error_reason", "estimated", b"estimated", "finish_reason", b"finish_reason", "input_tokens", b"input_tokens", "key_id", b"key_id", "model", b"model", "operation", b"operation", "output_tokens", b"output_tokens", "priority_class", b"priority_class", "project_id", b"project_id", "queue", b"queue", "reasoning_tokens", b"reasoning_tokens", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tags", b"tags", "tenant_id", b"tenant_id", "tpot", b"tpot", "ttft", b"ttft", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules", "accepted_time", b"accepted_time", "attempts", b"attempts", "cached_input_tokens", b"cached_input_tokens", "charge", b"charge", "choice", b"choice", "cold_start", b"cold_start", "currency", b"currency", "e2e", b"e2e", "edge", b"edge", "end_time", b"end_time", "end_user", b"end_user", "energy_joules", b"energy_joules", "engine", b"engine", "error_class", b"error_class", "error_reason", b"error_reason", "estimated", b"estimated", "finish_reason", b"finish_reason", "input_tokens", b"input_tokens", "key_id", b"key_id", "model", b"model", "operation", b"operation", "output_tokens", b"output_tokens", "priority_class", b"priority_class", "project_id", b"project_id", "queue", b"queue", "reasoning_tokens", b"reasoning_tokens", "request_id", b"request_id", "revision", b"revision", "state", b"state", "tags", b"tags", "tenant_id", b"tenant_id", "tpot", b"tpot", "ttft", b"ttft", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__energy_joules: _TypeAlias = _typing.Literal["energy_joules"]  # noqa: Y015
     _WhichOneofArgType__energy_joules: _TypeAlias = _typing.Literal["_energy_joules", b"_energy_joules"]  # noqa: Y015

@@ -195,7 +195,7 @@ function figures({ request, charge, attempts, events, ended }) {
   const reasoning = request.reasoning_tokens ? `${count(request.reasoning_tokens)} reasoning` : "";
   const voids = attempts.reduce((sum, each) => sum + each.voids, 0);
   return el("div", { class: "stats" },
-    stat("Queue", ms(request.queue), "until an engine had it"), stat("First token", ms(request.ttft ?? first?.raw.gap), "TTFT"),
+    stat("Queue", ms(request.queue), request.cold_start ? `${ms(request.cold_start)} of it without a worker` : "until an engine had it"), stat("First token", ms(request.ttft ?? first?.raw.gap), "TTFT"),
     stat("Last token", ms(request.e2e), "E2E"), stat("Mean gap", ms(request.tpot), "TPOT"),
     stat("Input tokens", ended ? count(request.input_tokens ?? 0) : "–", ended ? cached : "when it has ended"), stat("Output tokens", count(request.output_tokens ?? 0), reasoning),
     stat("Attempts", count(request.attempts ?? 0), voids ? `${count(voids)} tokens made anew` : "", { tone: (request.attempts ?? 0) > 1 ? "warn" : "" }),
