@@ -20,6 +20,7 @@ from inferbus.bus.v1.revision_pb2 import (
     RolloutPolicy,
     RolloutRecord,
     RolloutState,
+    RolloutStrategy,
     Shadow,
 )
 from inferbus.common.v1.usage_pb2 import PriorityClass
@@ -447,3 +448,22 @@ async def test_what_still_serves_somebody_is_not_retired_or_deleted(desk: Desk) 
     await desk.rollouts.SetShadow(api.SetShadowRequest(model=desk.model))
     await retire("pinned")
     await delete("shadowed")
+
+
+async def test_what_is_kept_for_a_return_is_in_use_and_what_is_retired_then_stays_so(desk: Desk) -> None:
+    for revision in ("r1", "r2"):
+        await desk.made(revision)
+    await desk.worker("r1", 1)
+    await desk.worker("r2", 1)
+    await desk.start("r2", strategy=RolloutStrategy.ROLLOUT_STRATEGY_BLUE_GREEN)
+    await desk.until(RolloutState.ROLLOUT_STATE_PROMOTED)
+    await desk.until_stages(r1="DEPRECATED", r2="STABLE")
+    retired = RevisionStage.REVISION_STAGE_RETIRED
+    retire = revisions.SetRevisionStageRequest(model=desk.model, revision="r1", stage=retired)
+    with pytest.raises(grpc.aio.AioRpcError, match="let it go first"):
+        await desk.revisions.SetRevisionStage(retire)
+    await desk.rollouts.MoveRollout(api.MoveRolloutRequest(model=desk.model, move=api.RolloutMove.ROLLOUT_MOVE_LET_GO))
+    await desk.revisions.SetRevisionStage(retire)
+    pins = [RevisionPin(tenant_id="acme", revision="r2")]
+    await desk.rollouts.SetPins(api.SetPinsRequest(model=desk.model, pins=pins))
+    assert (await desk.stage_of("r1"), await desk.stage_of("r2")) == ("RETIRED", "STABLE")

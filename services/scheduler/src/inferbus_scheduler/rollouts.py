@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from google.protobuf.json_format import MessageToDict
 from inferbus.bus.v1.audit_pb2 import AuditEvent
-from inferbus.bus.v1.revision_pb2 import RolloutRecord
+from inferbus.bus.v1.revision_pb2 import RevisionStage, RolloutRecord
 from inferbus.common.v1.error_pb2 import ErrorClass
 from inferbus_bus.announcing import tell_made
 from inferbus_bus.connection import Bus
@@ -16,7 +16,7 @@ from inferbus_bus.registry import Registry
 from inferbus_runtime.errors import InferBusError
 
 from inferbus_scheduler.core.request import base_of
-from inferbus_scheduler.core.rollout import last_event, stages
+from inferbus_scheduler.core.rollout import last_event, may_become, stages
 from inferbus_scheduler.core.traffic import Traffic, shares, traffic_of
 from inferbus_scheduler.revisions import Revisions
 from inferbus_scheduler.seen import seen
@@ -83,22 +83,22 @@ class Rollouts:
                 "weight": event.weight_permille, "actor": event.actor_key_id,
             },
         )  # fmt: skip
-        for at, stage in stages(before, after).items():
-            record = self._revisions.get(name, at)
-            if record is not None:
-                await self._revisions.set_stage(record, stage)
+        await self._move(name, stages(before, after))
         await self.follow_up(after)
         if not announced:
             await tell_made(self._publisher, _audit_of(after))
 
     async def follow_up(self, record: RolloutRecord) -> None:
         """What follows from the record, and may be done again. Raises InferBusError UNAVAILABLE, CONFLICT."""
-        for at, stage in stages(None, record).items():
-            known = self._revisions.get(record.model, at)
-            if known is not None:
-                await self._revisions.set_stage(known, stage)
+        await self._move(record.model, stages(None, record))
         if record.stable_revision:
             await self._revisions.known_by(record.model, record.stable_revision)
+
+    async def _move(self, model: str, wanted: Mapping[str, RevisionStage.ValueType]) -> None:
+        for revision, stage in wanted.items():
+            record = self._revisions.get(model, revision)
+            if record is not None and may_become(record.stage, stage):
+                await self._revisions.set_stage(record, stage)
 
     def _changed(self, model: str, record: RolloutRecord | None) -> None:
         if record is None:

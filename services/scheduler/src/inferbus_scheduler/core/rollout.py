@@ -244,20 +244,24 @@ def noted(
 
 
 def stages(before: RolloutRecord | None, after: RolloutRecord) -> dict[str, RevisionStage.ValueType]:
-    """Where each revision that the change is about stands after it."""
+    """Where each revision that the change is about stands after it, as far as it :func:`may_become` that."""
     made: dict[str, RevisionStage.ValueType] = {}
-    if before is not None:
-        for name in (before.candidate_revision, before.stable_revision, before.previous_revision):
-            if name and name not in (after.candidate_revision, after.stable_revision):
-                was_tried = name == before.candidate_revision
-                made[name] = (
-                    RevisionStage.REVISION_STAGE_DRAFT if was_tried else RevisionStage.REVISION_STAGE_DEPRECATED
-                )
+    left = () if before is None else (before.candidate_revision, before.stable_revision)
+    for name in (*left, after.previous_revision):
+        if name and name not in (after.candidate_revision, after.stable_revision):
+            was_tried = before is not None and name == before.candidate_revision
+            made[name] = RevisionStage.REVISION_STAGE_DRAFT if was_tried else RevisionStage.REVISION_STAGE_DEPRECATED
     if after.candidate_revision:
         made[after.candidate_revision] = RevisionStage.REVISION_STAGE_CANARY
     if after.stable_revision:
         made[after.stable_revision] = RevisionStage.REVISION_STAGE_STABLE
     return made
+
+
+def may_become(now: RevisionStage.ValueType, wanted: RevisionStage.ValueType) -> bool:
+    """Deprecated is only what has served: what an operator has retired since, or made a draft again, stays so."""
+    served = (RevisionStage.REVISION_STAGE_STABLE, RevisionStage.REVISION_STAGE_CANARY)
+    return wanted != RevisionStage.REVISION_STAGE_DEPRECATED or now in served
 
 
 def may_move(record: RolloutRecord, to: int) -> bool:
