@@ -1,5 +1,6 @@
 """The page of deployments: what serves a model, what was decided by which figures, and every change by hand."""
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -308,9 +309,8 @@ async def test_what_is_not_confirmed_is_not_done(console: Visit, stack: Stack, m
         assert (await rollout(stack, model))["candidate_revision"] == "q8"
 
 
-async def test_the_page_follows_what_the_schedulers_decide(console: Visit, stack: Stack, made: Made) -> None:
-    """A candidate that runs without a worker is taken back by the rule: nobody presses anything."""
-    model = await made("alone")
+def running(model: str) -> RolloutRecord:
+    """At a quarter of the requests, since now."""
     record = RolloutRecord(
         model=model, stable_revision="f16", candidate_revision="q8", state=RolloutState.ROLLOUT_STATE_RUNNING,
         strategy=RolloutStrategy.ROLLOUT_STRATEGY_CANARY, step_permille=[50, 250, 1000], weight_permille=250,
@@ -319,8 +319,51 @@ async def test_the_page_follows_what_the_schedulers_decide(console: Visit, stack
     record.events.add(action="warm", reason="warm", revision="q8", weight_permille=250).event_time.FromSeconds(now)
     for moment in (record.step_time, record.create_time, record.update_time):
         moment.FromSeconds(now)
+    return record
+
+
+async def test_a_step_is_paused_and_gone_on_with_by_hand(console: Visit, stack: Stack, made: Made) -> None:
+    model = await made("paused")
+    async with console(stack.admin_key) as page:
+        await put(stack, running(model))
+        await opened(page, stack, model)
+        await page.get_by_role("button", name="Pause").click()
+        await expect(state(page, "paused")).to_be_visible()
+        await expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+        assert (await rollout(stack, model))["state"] == "ROLLOUT_STATE_PAUSED"
+        await page.get_by_role("button", name="Resume").click()
+        await expect(state(page, "running")).to_be_visible()
+        events = (await rollout(stack, model))["events"]
+        assert [one["action"] for one in events] == ["warm", "paused", "resumed"]
+        assert all(one["actor_key_id"] for one in events[1:])
+
+
+async def test_what_is_kept_for_a_return_is_let_go_and_retired_then(console: Visit, stack: Stack, made: Made) -> None:
+    model = await made("let-go")
+    record = RolloutRecord(
+        model=model, stable_revision="q8", previous_revision="f16", keep_previous=True, weight_permille=1000,
+        state=RolloutState.ROLLOUT_STATE_PROMOTED, strategy=RolloutStrategy.ROLLOUT_STRATEGY_BLUE_GREEN,
+    )  # fmt: skip
+    record.step_time.FromSeconds(int(time.time()))
     async with console(stack.admin_key) as page:
         await put(stack, record)
+        await opened(page, stack, model)
+        before = page.locator(".stat", has=page.get_by_text("Before", exact=True))
+        await expect(before).to_contain_text("its workers are kept")
+        await page.get_by_role("button", name="Let f16 go").click()
+        await expect(before).not_to_contain_text("its workers are kept")
+        await expect(page.get_by_role("button", name="Let f16 go")).to_have_count(0)
+        assert "keep_previous" not in await rollout(stack, model)
+        row = panel(page, "Revisions").get_by_role("row", name=re.compile("^f16"))
+        await row.get_by_role("button", name="Retire").click()
+        await expect(row).to_contain_text("retired")
+
+
+async def test_the_page_follows_what_the_schedulers_decide(console: Visit, stack: Stack, made: Made) -> None:
+    """A candidate that runs without a worker is taken back by the rule: nobody presses anything."""
+    model = await made("alone")
+    async with console(stack.admin_key) as page:
+        await put(stack, running(model))
         await opened(page, stack, model)
         await expect(state(page, "running")).to_be_visible()
         await expect(page.locator(".deploy-step[aria-current=step]")).to_contain_text("25\u202f%")
