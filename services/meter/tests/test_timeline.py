@@ -272,6 +272,23 @@ async def test_a_running_request_shows_what_there_is(store: Store, make: Any) ->
         await timeline(store, request, "globex", TENANT)
 
 
+async def test_tokens_that_come_while_it_is_asked_are_shown(
+    store: Store, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, of = request_id(0), make.context()
+    await put(store, make.tokens(frame(30_000), request, 0, [100], gap_us=30_000, of=of))
+    asked = store.rows
+
+    async def rows(query: str, *more: Any) -> Any:
+        if "gap_us" in query:  # the tokens, after how many there are
+            await put(store, make.tokens(frame(50_000), request, 1, [101, 102], of=of), first=2)
+        return await asked(query, *more)
+
+    monkeypatch.setattr(store, "rows", rows)
+    answer = await timeline(store, request, "acme", TENANT)
+    assert (answer.request.output_tokens, answer.tokens_left_out) == (3, 0)
+
+
 async def test_a_refused_request_says_why_and_a_detached_one_is_found_by_its_calls_id(store: Store, make: Any) -> None:
     request = detached(request_id(5))
     refusal = frame(5 * SECOND + 1_000)

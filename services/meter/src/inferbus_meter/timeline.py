@@ -183,7 +183,8 @@ def _answer(parts: _Parts, request_id: UUID, *, operator: bool) -> GetTimelineRe
     accepted_us = bill.accepted_us if bill else _accepted_us(request_id, parts.tokens)
     workers = {int(row[0]): str(row[1]) for row in parts.contexts} if operator else {}
     attempts = attempts_of(tokens, accepted_us, workers)
-    left_out = sum(int(row[-1]) for row in parts.contexts) - len(parts.tokens)
+    # What came between the two questions is in the second one only.
+    left_out = max(0, sum(int(row[-1]) for row in parts.contexts) - len(parts.tokens))
     deliveries = [_delivery(row, operator=operator) for row in parts.deliveries]
     corrections = parts.corrections if operator else [for_tenant(one) for one in parts.corrections]
     if bill is None:
