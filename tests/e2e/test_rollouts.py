@@ -3,7 +3,7 @@ nobody who asks notices either."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -46,8 +46,8 @@ class Operator:
         record["derived_from"] = derived_from
         await self.ask("POST", REVISIONS, **record)
 
-    async def start(self, revision: str, **policy: Any) -> dict[str, Any]:
-        body = {"model": MODEL, "revision": revision, "policy": {**POLICY, **policy}}
+    async def start(self, revision: str, steps: Sequence[int] = (), **policy: Any) -> dict[str, Any]:
+        body = {"model": MODEL, "revision": revision, "step_permille": [*steps], "policy": {**POLICY, **policy}}
         return (await self.ask("POST", ROLLOUTS, **body))["rollout"]
 
     async def stable(self) -> str:
@@ -142,7 +142,8 @@ async def test_a_broken_revision_is_taken_back_and_nobody_notices(
     template.write_text(BROKEN)
     await operator.make("broken", LLAMA_CPP__CHAT_TEMPLATE=str(template))
     async with loaded(stack) as load:
-        before = (await operator.start("broken", min_agreement=0))["stable_revision"]
+        # A twentieth of what six clients ask of two cores is a failure in ten seconds.
+        before = (await operator.start("broken", [150, 1000], min_agreement=0))["stable_revision"]
         record = await operator.ended(200)
         await asyncio.sleep(2)
     event = record["events"][-1]
