@@ -40,11 +40,11 @@ async def slow(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]
 
 @pytest_asyncio.fixture(scope="module", name="keys")
 async def keys_of_its_own(stack: Stack) -> Keys:
-    """Of the tenant "initech": what is played here is not in what other pages' tests count."""
+    """Of the tenant "hooli": what is played here is not in what other pages' tests count."""
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {stack.admin_key}"}, timeout=60) as http:
-        body = {"tenant_id": "initech", "name": "Initech"}
+        body = {"tenant_id": "hooli", "name": "Hooli"}
         (await http.post(f"{stack.root_url}/inferbus/v1/tenants", json=body)).raise_for_status()
-    of = {"tenant_id": "initech", "project_id": "play"}
+    of = {"tenant_id": "hooli", "project_id": "play"}
     tenant = await stack.new_key(**of, scopes=["tenant_admin"], name="Peter")
     return Keys(stack.admin_key, tenant, await stack.new_key(**of))
 
@@ -202,7 +202,7 @@ async def test_what_one_column_is_refused_the_others_do_not_notice(
 
 
 async def test_a_limit_is_told_in_the_apis_words(console: Visit, stack: Stack, keys: Keys) -> None:
-    secret = await stack.new_key(tenant_id="initech", project_id="play", limits={"requests_per_minute": 1})
+    secret = await stack.new_key(tenant_id="hooli", project_id="play", limits={"requests_per_minute": 1})
     async with console(secret, expected=(429,)) as page:
         await opened(page, stack, "?models=synthetic,synthetic&max_tokens=5")
         await ask(page, "Hello")
@@ -253,7 +253,7 @@ async def test_an_administrator_enters_a_key_for_this_page_only(
             await expect(page.get_by_role("alert")).to_contain_text(said)
         await field.fill(keys.caller)
         await page.keyboard.press("Enter")
-        await expect(page.get_by_text("initech · play")).to_be_visible()
+        await expect(page.get_by_text("hooli · play")).to_be_visible()
         await ask(page, "Hello")
         await state_is(page, 1, "done")
         await expect(column(page, 1).locator(".is-request a")).to_have_count(1)  # its own tenant's
