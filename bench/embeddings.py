@@ -1,4 +1,4 @@
-"""How long the largest embeddings answer keeps an edge from everything else: as it comes, and were it written at once."""
+"""How long the largest embeddings answer keeps an edge from all else: as it comes, and were it written at once."""
 
 import math
 import time
