@@ -16,7 +16,7 @@ ROOMS := $(wildcard libs/*) $(wildcard services/*)
 EDITABLE := $(foreach room,$(ROOMS),-e $(room))
 SOURCES := $(wildcard libs/*/src services/*/src)
 
-.PHONY: help install install-dev triton upstream swift transformers run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
+.PHONY: help install install-dev triton upstream swift transformers modelopt run test check format lint types imports proto proto-check proto-publish bench soak constraints compose-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,6 +72,12 @@ help: ## list the targets
 	@$(UV) pip install --quiet --python .venv/transformers/bin/python -c constraints.txt -r transformers.txt
 	@touch $@
 
+.venv/.modelopt: .venv/.python modelopt.txt
+	@echo "installing PyTorch and Model Optimizer into .venv/modelopt: gigabytes, for quantized checkpoints only ..."
+	@$(BIN)/python -m venv --without-pip .venv/modelopt
+	@$(UV) pip install --quiet --python .venv/modelopt/bin/python -r modelopt.txt
+	@touch $@
+
 $(BUF): .venv/.python
 	@command -v npm >/dev/null || { echo "npm is needed for buf (proto lint and breaking check)"; exit 1; }
 	@npm install --silent --no-save --prefix .venv/buf @bufbuild/buf@$(BUF_VERSION)
@@ -87,6 +93,8 @@ swift: .venv/.swift ## an object store that speaks S3, for the contract of the b
 transformers: .venv/.transformers ## PyTorch for the engine transformers, 6 GB; no part of install-dev
 
 install-dev: .venv/.dev ## what `make test` and `make check` need, too
+
+modelopt: .venv/.modelopt ## NVIDIA Model Optimizer for `inferbus model prepare --precision fp8`; no part of install-dev
 
 run: .venv/.run ## the whole platform on this machine, in the foreground: make run PORT=8080
 	@exec $(BIN)/inferbus up --home $(HOME_DIR) --port $(PORT)

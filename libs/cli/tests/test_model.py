@@ -63,3 +63,36 @@ def test_without_a_stack_nothing_is_begun_that_could_not_be_registered(tmp_path:
     done = CliRunner().invoke(cli, ["model", "prepare", *options])
     assert done.exit_code == 2
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("file", ["--precision", "fp8"], "folder of a Hugging Face checkpoint"),
+        ("file", ["--calibration-samples", "4"], "--calibration-samples is for the folder"),
+        ("folder", ["--precision", "q8_0"], "from a folder one of fp8, nvfp4, int4_awq, int8_sq"),
+        ("folder", ["--reference", "f16"], "--reference is for a GGUF file"),
+        ("folder", ["--calibration", "texts"], 'line 1 of texts is no {"text": "..."}'),
+    ],
+)
+def test_what_is_for_the_other_kind_of_weights_is_refused(
+    tmp_path: Path, source: str, options: list[str], said: str
+) -> None:
+    (tmp_path / "file").write_text("weights")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "texts").write_text("not JSON")
+    given = [str(tmp_path / "texts") if one == "texts" else one for one in options]
+    work = ["--as", "m", "--no-register", "--work-dir", str(tmp_path / "work")]
+    done = CliRunner().invoke(cli, ["model", "prepare", str(tmp_path / source), *given, *work])
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_that_is_no_checkpoint_is_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    options = ["--as", "m", "--no-register", "--work-dir", str(tmp_path / "work"), "--json"]
+    done = CliRunner().invoke(cli, ["model", "prepare", str(tmp_path / "folder"), *options])
+    assert done.exit_code == 1
+    (figure,) = json.loads(done.stdout)["validation"]["figures"]
+    assert figure["detail"] == "folder holds no config.json that is an object: it is no Hugging Face checkpoint"

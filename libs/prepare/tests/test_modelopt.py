@@ -1,81 +1,130 @@
-"""What is told to NVIDIA Model Optimizer's program, and what is made of its end. The program itself never ran here: in
-its place a script of a few lines, which says so."""
+"""What is a checkpoint, and what an export must say of itself. The real library is asked in test_checkpoint."""
 
-import sys
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from inferbus_prepare.errors import EngineError, PrepareError
-from inferbus_prepare.modelopt import FORMATS, Quantization, command, fault_of_export, quantize_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+from inferbus_prepare.checkpoint import CheckpointPlan, prepare_checkpoint
+from inferbus_prepare.errors import PrepareError
+from inferbus_prepare.modelopt import FORMATS, calibration_texts, fault_of_checkpoint, fault_of_export
+from inferbus_prepare.safetensors_file import fault_of_safetensors
+from inferbus_prepare.work import Work
 
-DOUBLE = """# a double of hf_ptq.py: it writes what the real one exports, without any weights
-import json, pathlib, sys
-given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-folder = pathlib.Path(given["--export_path"])
-if given["--calib_size"] == "13":
-    print("CUDA out of memory"); sys.exit(3)
-folder.mkdir()
-for name in ("config.json", "tokenizer.json", "model.safetensors"):
-    (folder / name).write_text("{}")
-algorithm = {"fp8": "FP8", "nvfp4": "FP8"}[given["--qformat"]]
-(folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": algorithm}}))
-"""
+from .checkpoints import WEIGHTS, safetensors, small_checkpoint
+
+WHOLE = safetensors({"a": ("BF16", [2, 3], bytes(12)), "b": ("F8_E4M3", [5], bytes(5))})
 
 
 @pytest.fixture
-def wanted(tmp_path: Path) -> Quantization:
-    checkpoint = tmp_path / "model"
-    checkpoint.mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (checkpoint / name).write_text("{}")
-    script = tmp_path / "hf_ptq.py"
-    script.write_text(DOUBLE)
-    return Quantization(checkpoint, "fp8", script, Path(sys.executable))
+def checkpoint(tmp_path: Path) -> Path:
+    return small_checkpoint(tmp_path / "small")
 
 
-def changed(wanted: Quantization, **values: object) -> Quantization:
-    from dataclasses import replace
-
-    return replace(wanted, **values)
+def _without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.parametrize("precision", FORMATS)
-def test_each_precision_has_its_format(wanted: Quantization, precision: str) -> None:
-    made = command(changed(wanted, precision=precision, datasets=("a", "b")), Path("/out"))
-    told = dict(zip(made[2::2], made[3::2], strict=True))
-    assert made[:2] == [sys.executable, str(wanted.script)]
-    assert told["--qformat"] == precision
-    assert told["--kv_cache_qformat"] == "none", "or a newer release quantizes it unasked"
-    assert told["--export_path"] == "/out"
-    assert told["--dataset"] == "a,b"
+def _cut(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(WHOLE[:-1])
+
+
+def _no_shard(folder: Path) -> None:
+    index = {"weight_map": {"a": WEIGHTS, "c": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_whole_one_has_no_fault(checkpoint: Path) -> None:
+    assert fault_of_checkpoint(checkpoint) is None
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"precision": "q8_0"}, {"kv_format": "int3"}, {"calibration": 0}, {"batch": -1}, {"tensor_parallel": 0}],
+    ("damage", "said"),
+    [
+        (_without("config.json"), "no config.json"),
+        (_without("tokenizer.json"), "no tokenizer"),
+        (_without(WEIGHTS), "no *.safetensors"),
+        (_cut, "16 bytes of weights, and its header names 17"),
+        (_no_shard, "model-00002-of-00002.safetensors of 2 files is missing"),
+    ],
 )
-def test_what_the_program_does_not_know_is_refused(wanted: Quantization, values: dict[str, object]) -> None:
-    with pytest.raises(PrepareError):
-        command(changed(wanted, **values), Path("/out"))
+def test_what_is_missing_is_named_before_any_library_runs(
+    checkpoint: Path, damage: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    damage(checkpoint)
+    plan = CheckpointPlan("m", checkpoint, "fp8", tmp_path / "no-python")
+    with Work(tmp_path / "work") as work:
+        prepared = prepare_checkpoint(plan, work)
+    assert not prepared.validation.passed
+    assert prepared.record is None
+    (figure,) = prepared.validation.figures
+    assert figure.name == "structure"
+    assert said in figure.detail
 
 
-def test_a_run_leaves_a_whole_folder(wanted: Quantization, tmp_path: Path) -> None:
-    quantize_checkpoint(wanted, tmp_path / "fp8")
-    assert fault_of_export(tmp_path / "fp8", "fp8") is None
+def test_without_the_library_it_says_what_installs_it(checkpoint: Path, tmp_path: Path) -> None:
+    plan = CheckpointPlan("m", checkpoint, "fp8", tmp_path / "no-python")
+    with Work(tmp_path / "work") as work, pytest.raises(PrepareError, match="make modelopt"):
+        prepare_checkpoint(plan, work)
 
 
-def test_a_run_that_fails_says_its_last_words_and_leaves_nothing(wanted: Quantization, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="code 3: CUDA out of memory"):
-        quantize_checkpoint(changed(wanted, calibration=13), tmp_path / "fp8")
-    assert not (tmp_path / "fp8").exists()
+def test_a_precision_of_files_is_none_of_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
+    plan = CheckpointPlan("m", checkpoint, "q8_0", tmp_path / "no-python")
+    with Work(tmp_path / "work") as work, pytest.raises(PrepareError, match="fp8, nvfp4, int4_awq, int8_sq"):
+        prepare_checkpoint(plan, work)
 
 
-def test_an_export_of_another_precision_is_none(wanted: Quantization, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="by FP8, and not by NVFP4"):
-        quantize_checkpoint(changed(wanted, precision="nvfp4"), tmp_path / "nvfp4")
+@given(st.integers(0, len(WHOLE) - 1))
+def test_a_file_that_is_cut_off_anywhere_has_a_fault(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
+    path = tmp_path_factory.mktemp("cut") / WEIGHTS
+    path.write_bytes(WHOLE[:length])
+    assert fault_of_safetensors(path)
 
 
-def test_a_folder_without_weights_is_refused_before_anything_runs(wanted: Quantization, tmp_path: Path) -> None:
-    (wanted.checkpoint / "model.safetensors").unlink()
-    with pytest.raises(PrepareError, match="safetensors"):
-        quantize_checkpoint(wanted, tmp_path / "fp8")
+@given(st.binary(max_size=200))
+def test_any_bytes_are_judged_and_raise_nothing(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("any") / WEIGHTS
+    path.write_bytes(content)
+    assert fault_of_safetensors(path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ({"dtype": "BF16", "shape": [2], "data_offsets": [0, 3]}, "needs 4 bytes"),
+        ({"dtype": "Q8", "shape": [2], "data_offsets": [0, 2]}, "'Q8', which is not known"),
+        ({"dtype": "U8", "shape": [2], "data_offsets": [2, 0]}, "needs 2 bytes"),
+        ({"dtype": "U8", "shape": ["x"], "data_offsets": [0, 1]}, "not described"),
+        ({"shape": [2]}, "not described"),
+        (7, "not described"),
+    ],
+)
+def test_a_tensor_that_is_none_is_named(tmp_path: Path, tensor: object, said: str) -> None:
+    path = tmp_path / WEIGHTS
+    path.write_bytes(safetensors({}, odd=tensor))
+    fault = fault_of_safetensors(path)
+    assert fault is not None
+    assert "odd" in fault
+    assert said in fault
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_an_export_says_of_itself_that_it_is_what_was_asked_for(checkpoint: Path, precision: str) -> None:
+    assert "does not say" in (fault_of_export(checkpoint, precision) or "")
+    told = checkpoint / "hf_quant_config.json"
+    told.write_text(json.dumps({"quantization": {"quant_algo": "FP6"}}))
+    assert "by FP6" in (fault_of_export(checkpoint, precision) or "")
+    told.write_text(json.dumps({"quantization": {"quant_algo": FORMATS[precision].algorithm}}))
+    assert fault_of_export(checkpoint, precision) is None
+
+
+def test_texts_to_calibrate_on_are_lines_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "one"}\n\n{"text": "two\\nlines"}\n')
+    assert calibration_texts(path) == ("one", "two\nlines")
+    for content, said in (("plain", "line 1"), ('{"text": "a"}\n{"text": 3}', "line 2"), ("\n", "no text")):
+        path.write_text(content)
+        with pytest.raises(PrepareError, match=said):
+            calibration_texts(path)

@@ -20,7 +20,8 @@ class Distribution:
 class Measured:
     """``text_ids``: the held-out text's tokens. ``greedy``: token ids by prompt. Rates: tokens/s of one request.
 
-    ``rss_bytes``: the most that the engine's process had in memory, the file's mapped pages included.
+    ``rss_bytes``: the most that the engine's process had in memory, the file's mapped pages included. ``simulated``:
+    its arithmetic was wider than it will be, so that rates and memory say nothing of it.
     """
 
     text_ids: tuple[int, ...]
@@ -30,6 +31,7 @@ class Measured:
     reading_rate: float
     writing_rate: float
     rss_bytes: int
+    simulated: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,4 +50,5 @@ class Measured:
             reading_rate=float(value["reading_rate"]),
             writing_rate=float(value["writing_rate"]),
             rss_bytes=int(value["rss_bytes"]),
+            simulated=bool(value.get("simulated", False)),
         )

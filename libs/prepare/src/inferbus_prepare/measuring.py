@@ -23,11 +23,22 @@ def measure(model: Path, workload: Workload, progress: Callable[[float], None] =
     """
     command = [
         *(sys.executable, "-m", "inferbus_prepare.measure", "--model", str(model)),
-        *("--workload", json.dumps(workload.as_dict()), "--parent", str(os.getpid())),
+        *("--workload", json.dumps(workload.as_dict())),
     ]
+    return measured_of(answer_of(command, model.name, progress), model.name)
+
+
+def answer_of(command: list[str], name: str, progress: Callable[[float], None]) -> dict[str, Any]:
+    """The last object that a child told, ``--parent`` of which is this process; it holds "measured".
+
+    Raises EngineError with its last words if there is none.
+    """
     result = None
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True)
+        child = subprocess.Popen(
+            [*command, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+        )  # fmt: skip
         try:
             assert child.stdout is not None  # noqa: S101  (a pipe)
             for line in child.stdout:
@@ -45,11 +56,16 @@ def measure(model: Path, workload: Workload, progress: Callable[[float], None] =
         words = " | ".join(errors.read().decode(errors="replace").split("\n")).strip(" |")
     if result is None or "measured" not in result:
         said = result.get("error", "") if result else f"it ended with code {code}"
-        raise EngineError(f"the engine could not run {model.name}: {said}; {words}".rstrip("; "))
+        raise EngineError(f"the engine could not run {name}: {said}; {words}".rstrip("; "))
+    return result
+
+
+def measured_of(answer: dict[str, Any], name: str) -> Measured:
+    """Raises EngineError if it is not whole."""
     try:
-        return Measured.from_dict(result["measured"])
+        return Measured.from_dict(answer["measured"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError(f"the engine's answers for {model.name} are not whole: {error!r}") from None
+        raise EngineError(f"the engine's answers for {name} are not whole: {error!r}") from None
 
 
 def _message(line: str) -> dict[str, Any]:

@@ -1,87 +1,157 @@
-"""A checkpoint for TensorRT-LLM: NVIDIA Model Optimizer's own program, ``hf_ptq.py``, in a process of its own.
+"""A Hugging Face checkpoint, measured as it is and quantized by NVIDIA Model Optimizer, in a process of its own.
 
-**It has never run here**: it needs an NVIDIA GPU, PyTorch and Model Optimizer. The arguments are those of its public
-source (``examples/llm_ptq/hf_ptq.py``, which newer releases call ``examples/hf_ptq/hf_ptq.py``); what is tested is how
-they are made, what is refused, and how a run's end and output are judged.
+The library is called as its own examples call it (``mtq.quantize``, ``export_hf_checkpoint``), in :mod:`.optimize`,
+by a Python that has it: PyTorch and it are gigabytes which no service needs.
 """
 
 import json
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from inferbus_prepare import optimize
 from inferbus_prepare.errors import EngineError, PrepareError
+from inferbus_prepare.measured import Measured
+from inferbus_prepare.measuring import answer_of, measured_of
+from inferbus_prepare.safetensors_file import fault_of_safetensors
+from inferbus_prepare.workload import PROMPTS, Workload, held_out_text
 
-# Our name of a precision -> --qformat, and the quantization that the exported checkpoint must say that it has.
-FORMATS: Mapping[str, tuple[str, str]] = {
-    "fp8": ("fp8", "FP8"),
-    "nvfp4": ("nvfp4", "NVFP4"),
-    "int4_awq": ("int4_awq", "W4A16_AWQ"),
-    "int8_sq": ("int8_sq", "W8A8_SQ_PER_CHANNEL"),
-}
-KV_FORMATS = ("none", "fp8", "nvfp4")
-_DEVICE_LIMIT = 64
-_LAST_WORDS = 4000
+_INDEX = "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+# What a server reads beside config and weights. Copied from the source: a newer transformers writes it in words that an
+# older one, as TensorRT-LLM has it, does not know.
+_READ_BESIDE = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 
 
 @dataclass(frozen=True, slots=True)
-class Quantization:
-    """``checkpoint``: a Hugging Face folder. ``script``: hf_ptq.py. ``python``: where Model Optimizer is.
+class Format:
+    """``config``: of modelopt.torch.quantization. ``algorithm``: what the exported checkpoint must say that it has."""
 
-    ``calibration``: samples, of at most ``calibration_tokens`` each. ``batch``: 0 for as many as fit. ``datasets``: of
-    Model Optimizer's names; none: its own choice, which it downloads.
-    """
+    config: str
+    algorithm: str
 
-    checkpoint: Path
-    precision: str
-    script: Path
+
+FORMATS: Mapping[str, Format] = {
+    "fp8": Format("FP8_DEFAULT_CFG", "FP8"),
+    "nvfp4": Format("NVFP4_DEFAULT_CFG", "NVFP4"),  # the library quantizes to it on NVIDIA GPUs only
+    "int4_awq": Format("INT4_AWQ_CFG", "W4A16_AWQ"),
+    "int8_sq": Format("INT8_SMOOTHQUANT_CFG", "W8A8_SQ_PER_CHANNEL"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Up to ``samples`` of up to ``tokens`` each, of ``texts`` in their order; without texts, of what the model writes
+    itself, sampled with a fixed seed."""
+
+    texts: tuple[str, ...] = ()
+    samples: int = 16
+    tokens: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """``python``: of an environment with torch, transformers and nvidia-modelopt (``make modelopt``)."""
+
     python: Path
-    kv_format: str = "none"
-    calibration: int = 512
-    calibration_tokens: int = 512
-    batch: int = 0
-    datasets: tuple[str, ...] = ()
-    tensor_parallel: int = 1
+    workload: Workload
+    calibration: Calibration = Calibration()
+
+    def fault(self) -> str | None:
+        """Why it cannot be asked at all; None: it can."""
+        if not self.python.is_file():
+            return f"{self.python} is not there: `make modelopt` makes it, or name another with Model Optimizer"
+        return None
+
+    def measure(self, checkpoint: Path, progress: Callable[[float], None]) -> Measured:
+        """The checkpoint as it is. Raises EngineError. Blocks for minutes."""
+        return measured_of(self._ask(checkpoint, "", None, progress), checkpoint.name)
+
+    def quantize(
+        self, checkpoint: Path, precision: str, target: Path, progress: Callable[[float], None]
+    ) -> tuple[Measured, str]:
+        """(measured in simulation; empty, or why ``target`` was not made). Raises EngineError. Blocks for minutes.
+
+        ``target`` is a folder that is whole, or is not there.
+        """
+        making = target.with_name(f".making-{target.name}")
+        for left in (making, target):
+            shutil.rmtree(left, ignore_errors=True)
+        answer = self._ask(checkpoint, FORMATS[precision].config, making, progress)
+        measured = measured_of(answer, checkpoint.name)
+        fault = str(answer.get("export_error") or "")
+        if not fault:
+            _complete(making, checkpoint)
+            fault = fault_of_export(making, precision) or ""
+        if not fault:
+            making.rename(target)
+        return measured, fault
+
+    def _ask(
+        self, checkpoint: Path, config: str, export: Path | None, progress: Callable[[float], None]
+    ) -> dict[str, Any]:
+        task = {
+            "checkpoint": str(checkpoint),
+            "config": config,
+            "export": str(export or ""),
+            "threads": self.workload.threads,
+            "calibration_texts": self.calibration.texts[: self.calibration.samples],
+            "calibration_samples": self.calibration.samples,
+            "calibration_tokens": self.calibration.tokens,
+            "text": held_out_text(),
+            "positions": self.workload.positions,
+            "top": self.workload.top,
+            "prompts": PROMPTS[: self.workload.prompts],
+            "tokens": self.workload.tokens,
+        }
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(task, file)
+            file.flush()
+            # -I: beside the program lies this module, which has the library's name.
+            command = [str(self.python), "-I", str(optimize.__file__), "--task", file.name]
+            return answer_of(command, checkpoint.name, progress)
 
 
-def command(wanted: Quantization, target: Path) -> list[str]:
-    """What is run. Raises PrepareError for what the program would refuse, or silently take for something else."""
-    if wanted.precision not in FORMATS:
-        raise PrepareError(f"{wanted.precision!r} is no format of Model Optimizer's: {', '.join(FORMATS)}")
-    if wanted.kv_format not in KV_FORMATS:
-        raise PrepareError(f"{wanted.kv_format!r} is no format of a KV cache: {', '.join(KV_FORMATS)}")
-    if wanted.calibration < 1 or wanted.calibration_tokens < 1 or wanted.batch < 0:
-        raise PrepareError("calibration needs at least one sample of at least one token")
-    if not 1 <= wanted.tensor_parallel <= _DEVICE_LIMIT:
-        raise PrepareError(f"tensor parallel is 1 to {_DEVICE_LIMIT}")
-    arguments = {
-        "--pyt_ckpt_path": str(wanted.checkpoint),
-        "--qformat": FORMATS[wanted.precision][0],
-        # Without it, a newer release quantizes the KV cache as well.
-        "--kv_cache_qformat": wanted.kv_format,
-        "--calib_size": str(wanted.calibration),
-        "--calib_seq": str(wanted.calibration_tokens),
-        "--batch_size": str(wanted.batch),
-        "--inference_tensor_parallel": str(wanted.tensor_parallel),
-        "--export_path": str(target),
-    }
-    if wanted.datasets:
-        arguments["--dataset"] = ",".join(wanted.datasets)
-    return [str(wanted.python), str(wanted.script), *(part for pair in arguments.items() for part in pair)]
+def calibration_texts(path: Path) -> tuple[str, ...]:
+    """Of a file with an object ``{"text": "..."}`` a line. Raises PrepareError with the line that is none."""
+    texts = []
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+        try:
+            text = json.loads(line)["text"] if line.strip() else None
+        except (ValueError, KeyError, TypeError):
+            raise PrepareError(f'line {number} of {path.name} is no {{"text": "..."}}') from None
+        if text is not None and (not isinstance(text, str) or not text):
+            raise PrepareError(f"line {number} of {path.name} has a text that is none")
+        texts += [text] if text else []
+    if not texts:
+        raise PrepareError(f"{path.name} has no text")
+    return tuple(texts)
 
 
 def fault_of_checkpoint(folder: Path) -> str | None:
-    """Why it is no folder that can be quantized; None: it looks like one."""
-    if not (folder / "config.json").is_file():
-        return f"{folder} holds no config.json: it is no Hugging Face checkpoint"
-    if not list(folder.glob("*.safetensors")):
-        return f"{folder} holds no *.safetensors"
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        return f"{folder} holds no tokenizer"
-    return None
+    """Why it is no folder that can be quantized, by its files' structure; None: it looks like one. Raises OSError."""
+    if config_of(folder) is None:
+        return f"{folder.name} holds no config.json that is an object: it is no Hugging Face checkpoint"
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return f"{folder.name} holds no *.safetensors"
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return f"{folder.name} holds no tokenizer"
+    return _fault_of_shards(folder, weights) or next(filter(None, map(fault_of_safetensors, weights)), None)
+
+
+def _fault_of_shards(folder: Path, weights: list[Path]) -> str | None:
+    if not (folder / _INDEX).is_file():
+        return None
+    try:
+        named = set(json.loads((folder / _INDEX).read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{_INDEX} does not say where the weights are: {error!r}"
+    missing = sorted(map(str, named - {path.name for path in weights}))
+    return f"{', '.join(missing[:3])} of {len(named)} files is missing" if missing else None
 
 
 def fault_of_export(folder: Path, precision: str) -> str | None:
@@ -91,29 +161,27 @@ def fault_of_export(folder: Path, precision: str) -> str | None:
     try:
         told = json.loads((folder / "hf_quant_config.json").read_text())["quantization"]["quant_algo"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{folder} does not say how it is quantized: {error!r}"
-    wanted = FORMATS[precision][1]
+        return f"{folder.name} does not say how it is quantized: {error!r}"
+    wanted = FORMATS[precision].algorithm
     return None if told == wanted else f"it is quantized by {told}, and not by {wanted}"
 
 
-def quantize_checkpoint(wanted: Quantization, target: Path) -> None:
-    """Runs it; ``target`` is whole when this returns. Blocks for minutes to hours.
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """Its config.json; None if there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
 
-    Raises PrepareError for a folder that is no checkpoint, EngineError with the program's last words if it fails.
-    """
-    if fault := fault_of_checkpoint(wanted.checkpoint):
-        raise PrepareError(fault)
-    making = target.with_name(f".making-{target.name}")
-    shutil.rmtree(making, ignore_errors=True)  # of a run that was ended
-    with tempfile.TemporaryFile() as output:
-        run = subprocess.run(
-            command(wanted, making), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
-        )
-        size = output.tell()
-        output.seek(max(0, size - _LAST_WORDS))
-        words = output.read().decode(errors="replace").strip()
-    if run.returncode:
-        raise EngineError(f"hf_ptq.py ended with code {run.returncode}: {words}")
-    if fault := fault_of_export(making, wanted.precision):
-        raise EngineError(f"{fault}: {words}")
-    making.rename(target)
+
+def _complete(made: Path, source: Path) -> None:
+    """The source's own config with what the weights became, and its tokenizer. Raises EngineError."""
+    before, after = config_of(source), config_of(made)
+    if before is None or after is None or "quantization_config" not in after:
+        raise EngineError(f"what was exported of {source.name} does not say how it is quantized")
+    merged = before | {"quantization_config": after["quantization_config"]}
+    (made / "config.json").write_text(json.dumps(merged, indent=2))
+    for path in source.iterdir():
+        if path.is_file() and path.name.startswith(_READ_BESIDE) and path.suffix != ".safetensors":
+            shutil.copyfile(path, made / path.name)

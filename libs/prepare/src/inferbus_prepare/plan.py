@@ -6,6 +6,7 @@ from pathlib import Path
 from inferbus.bus.v1.revision_pb2 import Artifact, RevisionRecord, Validation
 
 from inferbus_prepare.header import Header
+from inferbus_prepare.preparing import KeptFile
 from inferbus_prepare.validation import Thresholds
 from inferbus_prepare.workload import Workload
 
@@ -31,16 +32,6 @@ class Plan:
     chat_template: Path | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     workload: Workload = field(default_factory=Workload)
-
-
-@dataclass(frozen=True, slots=True)
-class KeptFile:
-    """One of a revision's files, where it is now. ``sha256``: in hexadecimal."""
-
-    name: str
-    path: Path
-    sha256: str
-    size_bytes: int
 
 
 def revision_name(precision: str, sha256: str) -> str:

@@ -74,6 +74,24 @@ def compare(reference: Side, candidate: Side, thresholds: Thresholds) -> list[Va
             at_most=thresholds.max_perplexity_ratio,
         ),
         figure(
+            "size_ratio",
+            candidate.size_bytes / reference.size_bytes,
+            detail=f"{candidate.size_bytes:,} against {reference.size_bytes:,} bytes",
+            at_most=thresholds.max_size_ratio,
+        ),
+        *_of_the_engine(one, other, thresholds),
+    ]
+
+
+def _of_the_engine(one: Measured, other: Measured, thresholds: Thresholds) -> list[ValidationFigure]:
+    """Speed and memory; of a simulation there are none, and a bound of them is not kept."""
+    if other.simulated:
+        if thresholds.min_speed_ratio is None:
+            return []
+        detail = "not measured: the quantized model was simulated"
+        return [figure("tokens_per_second_ratio", math.nan, detail=detail, at_least=thresholds.min_speed_ratio)]
+    return [
+        figure(
             "tokens_per_second_ratio",
             other.writing_rate / one.writing_rate if one.writing_rate > 0 else math.inf,
             detail=(
@@ -81,12 +99,6 @@ def compare(reference: Side, candidate: Side, thresholds: Thresholds) -> list[Va
                 f"reading {other.reading_rate:.1f} against {one.reading_rate:.1f}, one request at a time"
             ),
             at_least=thresholds.min_speed_ratio,
-        ),
-        figure(
-            "size_ratio",
-            candidate.size_bytes / reference.size_bytes,
-            detail=f"{candidate.size_bytes:,} against {reference.size_bytes:,} bytes",
-            at_most=thresholds.max_size_ratio,
         ),
         figure(
             "memory_ratio",

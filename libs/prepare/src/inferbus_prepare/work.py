@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ class Work:
             os.close(self._lock)
             raise PrepareError(f"another process works in {self.folder}") from None
         for left in self.folder.glob(".making-*"):  # of a process that was killed
-            left.unlink()
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
         self._done = self._read()
         return self
 
@@ -52,7 +56,8 @@ class Work:
         return dict(value)
 
     def step(self, name: str, key: Sequence[Any], run: Callable[[], Any], makes: Sequence[Path] = ()) -> Any:
-        """What ``run`` returns, a JSON value; or what it returned before with an equal ``key``. ``makes``: files."""
+        """What ``run`` returns, a JSON value; or what it returned before with an equal ``key``. ``makes``: files or
+        folders."""
         digest = hashlib.sha256(json.dumps(list(key), default=str).encode()).hexdigest()
         known = self._done.get(name)
         if known is not None and known["key"] == digest and known["sizes"] == [_size(path) for path in makes]:
@@ -74,4 +79,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _size(path: Path) -> int:
+    """Of a folder: of all files in it. -1: it is not there."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size if path.exists() else -1

@@ -13,11 +13,16 @@ import click
 from google.protobuf.json_format import MessageToDict
 from inferbus.bus.v1.revision_pb2 import RevisionRecord, RevisionStage, Validation, ValidationFigure
 from inferbus.scheduler.v1.revision_pb2 import CreateRevisionResponse, ListRevisionsResponse
+from inferbus_prepare import checkpoint, publishing, steps
+from inferbus_prepare.checkpoint import CheckpointPlan, prepare_checkpoint
 from inferbus_prepare.errors import PrepareError
+from inferbus_prepare.modelopt import FORMATS, Calibration, calibration_texts
 from inferbus_prepare.plan import AS_IS, Plan
+from inferbus_prepare.preparing import Prepared
+from inferbus_prepare.publishing import publish
 from inferbus_prepare.quantize import PRECISIONS
 from inferbus_prepare.shipped import shipped_file
-from inferbus_prepare.steps import STEPS, Prepared, prepare, publish
+from inferbus_prepare.steps import prepare
 from inferbus_prepare.validation import Thresholds
 from inferbus_prepare.work import Work
 from inferbus_prepare.workload import PROMPTS, Workload
@@ -34,6 +39,9 @@ from inferbus_cli.text import count, duration, moment
 _PATH = "/revisions"
 _FAILED = 1
 _DEFAULTS = Thresholds()
+_FILES_PRECISION, _FOLDERS_PRECISION = "q8_0", "fp8"
+_NOT_A_FOLDER = "the source is a file"
+_OPTIMIZER = "modelopt/bin/python"  # beside this Python's own bin/, where `make modelopt` puts it
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -62,11 +70,15 @@ def model() -> None:
 
 
 @model.command("prepare")
-@click.argument("source", type=_FILE, required=False)
+@click.argument("source", type=click.Path(exists=True, path_type=Path), required=False)
 @click.option("--as", "model_name", required=True, metavar="MODEL", help="The model that it is a revision of.")
-@click.option("--precision", type=click.Choice([*PRECISIONS, AS_IS]), default="q8_0", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice([*PRECISIONS, AS_IS, *FORMATS]),
+    help=f"{', '.join(FORMATS)}: of a folder (default: {_FOLDERS_PRECISION}); others: of a file ({_FILES_PRECISION}).",
+)
 @click.option("--revision", default="", help="Its name (default: precision and digest).")
-@click.option("--reference", type=_Reference(), default="f16", show_default=True, help="What it is compared with.")
+@click.option("--reference", type=_Reference(), help="What it is compared with (default: of a file f16).")
 @click.option("--derived-from", default="", help="The reference's revision (default: precision and digest).")
 @click.option("--chat-template", type=_FILE, help="A Jinja file, instead of the model's own.")
 @click.option("--min-agreement", type=float, default=_DEFAULTS.min_agreement, show_default=True, help="Greedy texts.")
@@ -79,6 +91,11 @@ def model() -> None:
 @click.option("--tokens", type=click.IntRange(1), default=Workload().tokens, show_default=True, help="A prompt.")
 @click.option("--positions", type=click.IntRange(1), default=Workload().positions, show_default=True, help="Of a text.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="Of the engine (default: all cores).")
+@click.option(
+    "--calibration", type=_FILE, help='For a folder: lines of {"text": "..."} (default: the model\'s own words).'
+)
+@click.option("--calibration-samples", type=click.IntRange(1), help=f"For a folder (default: {Calibration().samples}).")
+@click.option("--optimizer", type=_FILE, help="For a folder: the Python that has Model Optimizer (make modelopt).")
 @click.option("--work-dir", type=click.Path(file_okay=False, path_type=Path), help="Where it goes on if it was ended.")
 @click.option("--keep", is_flag=True, help="Register it also if it fails; it cannot be deployed.")
 @click.option("--no-register", is_flag=True, help="Only make and validate it; no stack is asked.")
@@ -87,29 +104,29 @@ def model() -> None:
 def prepare_revision(
     target: Callable[[], Target],
     source: Path | None,
-    model_name: str,
-    precision: str,
-    revision: str,
-    reference: str | Path,
-    derived_from: str,
-    chat_template: Path | None,
     work_dir: Path | None,
     keep: bool,
     no_register: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Make a revision from SOURCE, a GGUF file (default: the shipped model), and validate it against the original.
+    """Make a revision from SOURCE and validate it against the original.
 
-    Started again with the same --work-dir it goes on where it was ended. Exit code 1 if it fails.
+    SOURCE is a GGUF file (default: the shipped model), or the folder of a Hugging Face checkpoint, which NVIDIA Model
+    Optimizer quantizes for TensorRT-LLM. Started again with the same --work-dir it goes on where it was ended.
+    Exit code 1 if it fails.
     """
-    plan = _plan(source, model_name, precision, revision, reference, derived_from, chat_template, given)
+    plan = _checkpoint_plan(source, given) if source is not None and source.is_dir() else _plan(source, given)
     # Before minutes of work, not after.
     asked = None if no_register else target()
     folder = work_dir or _default_folder(plan)
+    own_steps = checkpoint.STEPS if isinstance(plan, CheckpointPlan) else steps.STEPS
     try:
-        with Work(folder) as work, _shown() as progress:
-            prepared = prepare(plan, work, progress)
+        with Work(folder) as work, _shown((*own_steps, *publishing.STEPS)) as progress:
+            if isinstance(plan, CheckpointPlan):
+                prepared = prepare_checkpoint(plan, work, progress)
+            else:
+                prepared = prepare(plan, work, progress)
             may_serve = prepared.validation.passed or keep
             if asked is not None and may_serve and prepared.record is not None:
                 with Edge(asked) as edge:
@@ -184,14 +201,51 @@ def show(target: Target, model_name: str, revision: str, as_json: bool) -> None:
         click.echo("It was not validated.")
 
 
-def _plan(
-    source: Path | None, name: str, precision: str, revision: str, reference: str | Path, derived_from: str,
-    chat_template: Path | None, given: dict[str, Any],
-) -> Plan:  # fmt: skip
+def _plan(source: Path | None, given: dict[str, Any]) -> Plan:
+    """Of a GGUF file."""
+    for name in ("calibration", "calibration_samples", "optimizer"):
+        if given[name] is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for the folder of a checkpoint, and {_NOT_A_FOLDER}")
+    precision = given["precision"] or _FILES_PRECISION
+    if precision in FORMATS:
+        raise click.UsageError(f"{precision} is made from the folder of a Hugging Face checkpoint, and {_NOT_A_FOLDER}")
     try:
         found = source or shipped_file()
     except PrepareError as error:
         raise click.UsageError(str(error)) from None
+    return Plan(
+        model=given["model_name"],
+        source=found,
+        precision=precision,
+        reference=given["reference"] or "f16",
+        chat_template=given["chat_template"],
+        **_judged_by(given),
+    )
+
+
+def _checkpoint_plan(source: Path, given: dict[str, Any]) -> CheckpointPlan:
+    for name in ("reference", "chat_template"):
+        if given[name] is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for a GGUF file: a checkpoint is its own reference")
+    precision = given["precision"] or _FOLDERS_PRECISION
+    if precision not in FORMATS:
+        raise click.UsageError(f"{precision} is made from a GGUF file; from a folder one of {', '.join(FORMATS)}")
+    try:
+        texts = calibration_texts(given["calibration"]) if given["calibration"] else ()
+    except PrepareError as error:
+        raise click.UsageError(str(error)) from None
+    return CheckpointPlan(
+        model=given["model_name"],
+        source=source,
+        precision=precision,
+        python=given["optimizer"] or Path(sys.prefix, _OPTIMIZER),
+        calibration=Calibration(texts, given["calibration_samples"] or Calibration().samples),
+        **_judged_by(given),
+    )
+
+
+def _judged_by(given: dict[str, Any]) -> dict[str, Any]:
+    """What plans of both kinds have."""
     thresholds = Thresholds(
         min_agreement=given["min_agreement"],
         min_same_first=given["min_same_first"],
@@ -201,10 +255,11 @@ def _plan(
         max_size_ratio=given["max_size"],
     )
     workload = Workload(given["prompts"], given["tokens"], given["positions"], threads=given["threads"])
-    return Plan(name, found, precision, reference, revision, derived_from, chat_template, thresholds, workload)
+    named = {"revision": given["revision"], "derived_from": given["derived_from"]}
+    return {**named, "thresholds": thresholds, "workload": workload}
 
 
-def _default_folder(plan: Plan) -> Path:
+def _default_folder(plan: Plan | CheckpointPlan) -> Path:
     """Of the model and the precision, so that a second run goes on with the first one's."""
     name = quote(f"{plan.model}-{plan.precision}", safe="")
     return Path.home() / ".cache" / "inferbus" / "prepare" / name
@@ -222,7 +277,7 @@ def _register(edge: Edge, record: RevisionRecord) -> None:
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[str, float], None]]:
+def _shown(all_steps: tuple[str, ...]) -> Iterator[Callable[[str, float], None]]:
     """A line a step on standard error, so that standard output is the result alone."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
@@ -230,7 +285,7 @@ def _shown() -> Iterator[Callable[[str, float], None]]:
 
         def told(step: str, part: float) -> None:
             if step not in tasks:
-                number = f"{STEPS.index(step) + 1}/{len(STEPS)}"
+                number = f"{all_steps.index(step) + 1}/{len(all_steps)}"
                 tasks[step] = bars.add_task(f"{number} {step}", total=1.0)
             bars.update(tasks[step], completed=part)
 
