@@ -70,6 +70,13 @@ def test_without_the_library_it_says_what_installs_it(checkpoint: Path, tmp_path
         prepare_checkpoint(plan, work)
 
 
+def test_what_is_quantized_already_is_no_original(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    plan = CheckpointPlan("m", checkpoint, "fp8", tmp_path / "no-python")
+    with Work(tmp_path / "work") as work, pytest.raises(PrepareError, match="small is quantized already"):
+        prepare_checkpoint(plan, work)
+
+
 def test_a_precision_of_files_is_none_of_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     plan = CheckpointPlan("m", checkpoint, "q8_0", tmp_path / "no-python")
     with Work(tmp_path / "work") as work, pytest.raises(PrepareError, match="fp8, nvfp4, int4_awq, int8_sq"):

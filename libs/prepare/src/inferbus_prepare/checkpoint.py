@@ -80,6 +80,8 @@ class _Preparing(Preparing):
         source = self.step("check source", _identities(plan.source), lambda: _checked(plan.source))
         if source["fault"]:
             return damaged(source["fault"])
+        if "quantization_config" in (config_of(plan.source) or {}):
+            raise PrepareError(f"{plan.source.name} is quantized already: a revision is made of the original")
         if fault := self._optimizer.fault():
             raise PrepareError(fault)
         reference, candidate = (self.work.folder / name for name in _MEASURED)
